@@ -1,0 +1,13 @@
+"""SMCA's modules, registered in MMDetection's ``MODELS``."""
+
+from .co_attention import CoAttention
+from .decoder import SMCADecoder, SMCADecoderLayer
+from .detector import SMCADETR
+from .encoder import SMCAEncoder, SMCAEncoderLayer
+from .head import SMCAHead
+from .spatial_prior import SpatialPrior
+
+__all__ = [
+    'CoAttention', 'SMCADETR', 'SMCADecoder', 'SMCADecoderLayer', 'SMCAEncoder',
+    'SMCAEncoderLayer', 'SMCAHead', 'SpatialPrior'
+]

@@ -1,0 +1,30 @@
+"""Classification and box regression relative to the queries' centres."""
+
+import torch
+from mmdet.models.dense_heads import ConditionalDETRHead
+from mmdet.registry import MODELS
+from torch import Tensor
+
+
+@MODELS.register_module()
+class SMCAHead(ConditionalDETRHead):
+    """Head of SMCA: boxes are predicted as offsets from the queries' centres, in logits.
+
+    Configuration, losses and predictions are those of MMDetection's ``ConditionalDETRHead``, whose
+    references are centres in [0, 1]; ours are their logits, which need no inverse sigmoid.
+    """
+
+    def forward(self, hidden_states: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict class logits and boxes of every decoder layer.
+
+        Args:
+            hidden_states: Outputs of the decoder layers, (layers, B, Q, C).
+            references: Logits of the queries' centres (x, y), (B, Q, 2).
+
+        Returns:
+            Class logits, (layers, B, Q, classes), and boxes (cx, cy, w, h) in [0, 1] of the image
+            content, (layers, B, Q, 4).
+        """
+        boxes = self.fc_reg(self.activate(self.reg_ffn(hidden_states)))
+        boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
+        return self.fc_cls(hidden_states), boxes.sigmoid()

@@ -1,0 +1,57 @@
+"""Self-attention of the encoder and the decoder."""
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from .projections import AttentionProjections
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with residual, without materialised attention weights.
+
+    Takes the place of ``mmcv.cnn.bricks.transformer.MultiheadAttention`` in MMDetection's DETR
+    layers, with its configuration keys and state dict (``attn.in_proj_weight``, ...).
+
+    Args:
+        embed_dims: Channels C. Defaults to 256.
+        num_heads: Heads M; has to divide the channels. Defaults to 8.
+        dropout: Probability of dropping an attention weight, and a channel of the output.
+            Defaults to 0.
+        batch_first: Kept for the configs of MMDetection's DETR; has to be True.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``embed_dims`` or ``batch_first`` is False.
+    """
+
+    def __init__(self,
+                 embed_dims: int = 256,
+                 num_heads: int = 8,
+                 dropout: float = 0.0,
+                 batch_first: bool = True) -> None:
+        super().__init__()
+        if not batch_first:
+            raise ValueError('self_attn_cfg.batch_first=False: only True is supported')
+        self.embed_dims = embed_dims
+        self.attn = AttentionProjections(embed_dims, num_heads)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self,
+                query: Tensor,
+                query_pos: Tensor,
+                key_padding_mask: Tensor | None = None) -> Tensor:
+        """Attend from every token to every token that is not padding.
+
+        Args:
+            query: Tokens, (B, N, C).
+            query_pos: Their position encoding, (B, N, C); part of queries and keys, not of values.
+            key_padding_mask: True where a token is padding, (B, N). Defaults to None.
+
+        Returns:
+            ``query`` plus the attention's output, (B, N, C).
+        """
+        q, k = self.attn.query_key(query + query_pos)
+        mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+        dropout_p = self.dropout.p if self.training else 0.0
+        out = F.scaled_dot_product_attention(
+            q, k, self.attn.value(query), attn_mask=mask, dropout_p=dropout_p)
+        return query + self.dropout(self.attn.output(out))

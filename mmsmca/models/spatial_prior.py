@@ -1,0 +1,141 @@
+"""The dynamic spatial prior: where, and how far around it, a query looks (paper, section 3.2)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+# Scales that a prior has per query (and head and level), before they are squared.
+SCALES = {
+    'fixed': 0,  # s = 1
+    'isotropic': 1,  # one for both axes, the paper's "single"
+    'independent': 2,  # (s_x, s_y)
+    'covariance': 3,  # (s_x, s_y, s_xy), the third weighs dx^2 dy^2
+}
+
+
+class LevelPrior(NamedTuple):
+    """Gaussian priors of all queries on one feature level.
+
+    Attributes:
+        centers: Centres (x, y) in cells of the level, (B, M, Q, 2).
+        scales: Scales before squaring, (B, M, Q, 2), or (B, M, Q, 3) for ``covariance``.
+        beta: Bandwidth in squared cells.
+    """
+
+    centers: Tensor
+    scales: Tensor
+    beta: float
+
+
+@MODELS.register_module()
+class SpatialPrior(BaseModule):
+    r"""Per-head offsets and scales of the Gaussian priors, predicted from the queries.
+
+    The centre of a query, shared by heads, levels and decoder layers, comes from outside; this adds
+    what a decoder layer predicts itself: for every head (and level) an offset from the centre, in
+    cells, and scales. Initial scales are 1 for every query.
+
+    Args:
+        embed_dims: Channels C. Defaults to 256.
+        num_heads: Heads M. Defaults to 8.
+        strides: Stride of every feature level, in pixels. Defaults to (32,).
+        scale: ``fixed``, ``isotropic``, ``independent`` or ``covariance``: see :data:`SCALES`.
+            Defaults to ``independent``.
+        head_shared: One prior for all heads: no offsets, one (set of) scale(s). The paper's
+            ablation against multi-head modulation. Defaults to False.
+        beta: Bandwidth of the Gaussian in squared cells, positive; one for all levels or one a
+            level. Defaults to 8, the paper's.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If ``scale``, ``beta`` or ``strides`` is not one of the above.
+    """
+
+    def __init__(self,
+                 embed_dims: int = 256,
+                 num_heads: int = 8,
+                 strides: Sequence[int] = (32, ),
+                 scale: str = 'independent',
+                 head_shared: bool = False,
+                 beta: float | Sequence[float] = 8.0,
+                 init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if scale not in SCALES:
+            raise ValueError(
+                f'spatial_prior_cfg.scale={scale!r} is unknown, choose one of {list(SCALES)}')
+        if not strides or any(stride <= 0 for stride in strides):
+            raise ValueError(f'decoder.strides={strides} has to list a positive stride a level')
+        betas = tuple(beta) if isinstance(beta, Sequence) else (beta, ) * len(strides)
+        if len(betas) != len(strides) or any(b <= 0 for b in betas):
+            raise ValueError(f'spatial_prior_cfg.beta={beta} has to be positive: one number, or '
+                             f'one for each of the {len(strides)} levels of decoder.strides')
+        self.num_heads = num_heads
+        self.strides = tuple(strides)
+        self.betas = betas
+        self.num_scales = SCALES[scale]
+
+        self.norm = nn.LayerNorm(embed_dims)
+        priors = len(strides) * (1 if head_shared else num_heads)
+        self.offsets = None if head_shared else nn.Linear(embed_dims, priors * 2)
+        self.scales = nn.Linear(embed_dims, priors * self.num_scales) if self.num_scales else None
+        self.init_scales()
+
+    def init_scales(self) -> None:
+        """Set the scales to 1, whatever the query."""
+        if self.scales is not None:
+            nn.init.zeros_(self.scales.weight)
+            nn.init.ones_(self.scales.bias)
+
+    def features(self, query: Tensor, query_pos: Tensor) -> Tensor:
+        """Prior features u, from which centre, offsets and scales are predicted.
+
+        Args:
+            query: Input of the decoder layer, (B, Q, C).
+            query_pos: Query embedding, (B, Q, C).
+
+        Returns:
+            Tensor of shape (B, Q, C).
+        """
+        return self.norm(query + query_pos)
+
+    def forward(self, features: Tensor, centers: Tensor, image_sizes: Tensor) -> list[LevelPrior]:
+        """Place the Gaussians of every query on every level.
+
+        Args:
+            features: Prior features u, (B, Q, C).
+            centers: Centres (x, y) in [0, 1] of the image content, (B, Q, 2).
+            image_sizes: Width and height of each image's content, without padding, in pixels,
+                (B, 2).
+
+        Returns:
+            One :class:`LevelPrior` a level.
+        """
+        center_pixels = centers * image_sizes[:, None, :]
+        offsets, scales = self._split(self.offsets, features), self._split(self.scales, features)
+        priors = []
+        for level, (stride, beta) in enumerate(zip(self.strides, self.betas, strict=True)):
+            level_centers = (center_pixels / stride).unsqueeze(1)
+            if offsets is not None:
+                level_centers = level_centers + offsets[level]
+            level_scales = scales[level] if scales is not None else torch.ones_like(level_centers)
+            if self.num_scales == 1:
+                level_scales = level_scales.expand(-1, -1, -1, 2)
+            priors.append(
+                LevelPrior(self._every_head(level_centers), self._every_head(level_scales), beta))
+        return priors
+
+    def _split(self, linear: nn.Linear | None, features: Tensor) -> Tensor | None:
+        """Predict from (B, Q, C) and split, level-major: (L, B, M or 1, Q, values)."""
+        if linear is None:
+            return None
+        heads = 1 if self.offsets is None else self.num_heads
+        split = linear(features).unflatten(-1, (len(self.strides), heads, -1))
+        return split.permute(2, 0, 3, 1, 4)
+
+    def _every_head(self, x: Tensor) -> Tensor:
+        """Give a prior that the heads share to each of them."""
+        return x.expand(-1, self.num_heads, -1, -1)
