@@ -4,17 +4,12 @@ import golden
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmdet.utils import register_all_modules
-from mmengine.config import Config
 from mmengine.structures import InstanceData
-from utils import config_path
+from utils import build_detector
 
 from mmsmca.checkpoints import convert_reference, describe_reference
-
-register_all_modules()
 
 CASES = [f'single_scale_{scale}' for scale in ('fixed', 'isotropic', 'independent', 'covariance')]
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -24,21 +19,18 @@ def build(case, dtype):
     """Our model of a golden case: weights through the converter, everything else from a config."""
     tensors = {name: torch.from_numpy(x) for name, x in case.state_dict().items()}
     found = describe_reference(tensors)
-    cfg = Config.fromfile(config_path('smca/smca_r50_8xb2-50e_coco.py'))
     ffn_cfg = dict(feedforward_channels=found['feedforward_channels'])
-    cfg.merge_from_dict(
+    prior_cfg = dict(scale=found['scale'])
+    model = build_detector(
+        'smca/smca_r50_8xb2-50e_coco.py',
         dict(
-            model=dict(
-                num_queries=found['num_queries'],
-                backbone=dict(init_cfg=None),
-                encoder=dict(num_layers=found['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
-                decoder=dict(
-                    num_layers=found['decoder_layers'],
-                    layer_cfg=dict(
-                        ffn_cfg=ffn_cfg, spatial_prior_cfg=dict(scale=found['scale']))),
-                bbox_head=dict(num_classes=found['num_classes']),
-                test_cfg=dict(max_per_img=found['num_queries']))))
-    model = MODELS.build(cfg.model).to(dtype)
+            num_queries=found['num_queries'],
+            encoder=dict(num_layers=found['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
+            decoder=dict(
+                num_layers=found['decoder_layers'],
+                layer_cfg=dict(ffn_cfg=ffn_cfg, spatial_prior_cfg=prior_cfg)),
+            bbox_head=dict(num_classes=found['num_classes']),
+            test_cfg=dict(max_per_img=found['num_queries']))).to(dtype)
     model.load_state_dict(convert_reference(tensors), strict=True)
     return model.eval()
 

@@ -1,0 +1,218 @@
+"""The detector built from every config: sizes, losses, detections, invariances, wrong values."""
+
+import math
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from utils import build_detector, load_config
+
+# Trainable parameters with 80 classes.
+CONFIGS = {
+    'smca/smca_r50_8xb2-50e_coco.py': 41_534_998,
+    'smca/smca_r50_8xb2-108e_coco.py': 41_534_998,
+    'smca/smca_r50-dc5_8xb1-50e_coco.py': 41_534_998,
+    # 17 more bottlenecks in the third stage.
+    'smca/smca_r101_8xb2-50e_coco.py': 41_534_998 + 17 * (2 * 1024 * 256 + 9 * 256 * 256),
+    # Six layers with two linear maps of 16 outputs: offsets and scales.
+    'smca/ablation/smca_r50_head-shared_8xb2-50e_coco.py': 41_534_998 - 6 * (16 + 14) * 257,
+    'smca/ablation/smca_r50_fixed-scale_8xb2-50e_coco.py': 41_534_998 - 6 * 16 * 257,
+    'smca/ablation/smca_r50_isotropic-scale_8xb2-50e_coco.py': 41_534_998 - 6 * 8 * 257,
+    'smca/ablation/smca_r50_covariance-scale_8xb2-50e_coco.py': 41_534_998 + 6 * 8 * 257,
+}
+SMALL = dict(
+    num_queries=12,
+    encoder=dict(num_layers=1),
+    decoder=dict(num_layers=2),
+    test_cfg=dict(max_per_img=12))
+
+
+def sample(size, padded, num_boxes=2, dtype=torch.float32):
+    """A data sample of an image of ``size`` (height, width) in a batch padded to ``padded``."""
+    height, width = size
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    corners = torch.rand(num_boxes, 2, 2, generator=generator, dtype=dtype).sort(dim=1).values
+    boxes = corners.flatten(1) * torch.tensor([width, height, width, height], dtype=dtype)
+    data_sample = DetDataSample(
+        metainfo=dict(
+            img_shape=size, batch_input_shape=padded, ori_shape=size, scale_factor=(1.0, 1.0)))
+    labels = torch.randint(80, (num_boxes, ), generator=generator)
+    data_sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+    return data_sample
+
+
+def batch(*sizes, num_boxes=2, dtype=torch.float32):
+    """Random images of ``sizes``, zero-padded to the largest, and their data samples."""
+    padded = tuple(max(size) for size in zip(*sizes, strict=True))
+    images = torch.zeros(len(sizes), 3, *padded, dtype=dtype)
+    for i, (height, width) in enumerate(sizes):
+        generator = torch.Generator().manual_seed(i)
+        images[i, :, :height, :width] = torch.randn(
+            3, height, width, generator=generator, dtype=dtype)
+    return images, [sample(size, padded, num_boxes, dtype) for size in sizes]
+
+
+def assert_finite(losses):
+    for name, loss in losses.items():
+        assert torch.isfinite(loss).all(), name
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_parameters(name):
+    model = build_detector(name)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == CONFIGS[name]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_loss_and_predict(name):
+    model = build_detector(name, SMALL)
+    model.init_weights()
+    images, samples = batch((96, 130), (70, 160))
+    losses = model.loss(images, samples)
+    assert len(losses) == 2 * 3
+    assert_finite(losses)
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, without
+    with torch.no_grad():
+        detections = model.eval().predict(images, samples)
+    for found in detections:
+        height, width = found.img_shape
+        boxes = found.pred_instances.bboxes
+        assert len(boxes) == 12
+        assert (boxes >= 0).all()
+        assert (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
+        assert (found.pred_instances.labels < 80).all()
+
+
+@pytest.fixture(scope='module')
+def model():
+    detector = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL)
+    detector.init_weights()
+    return detector.eval()
+
+
+@pytest.mark.parametrize('sizes', [[(64, 64)], [(64, 96), (64, 96)], [(33, 200), (130, 40)]],
+                         ids=['single', 'no padding', 'unlike'])
+@pytest.mark.parametrize('num_boxes', [0, 3])
+def test_empty_images_and_padding(model, sizes, num_boxes):
+    images, samples = batch(*sizes, num_boxes=num_boxes)
+    losses = model.loss(images, samples)
+    assert_finite(losses)
+    if num_boxes == 0:
+        assert losses['loss_bbox'] == 0 and losses['loss_iou'] == 0 and losses['loss_cls'] > 0
+
+
+def test_more_boxes_than_queries(model):
+    images, samples = batch((64, 64), num_boxes=20)
+    assert_finite(model.loss(images, samples))
+
+
+def test_padding_does_not_matter():
+    """An image in a padded batch gives what it gives alone, from the neck's maps on."""
+    model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL).double().eval()
+    sizes = [(96, 128), (64, 160)]  # multiples of the stride: maps can be cropped
+    torch.manual_seed(0)
+    maps = torch.randn(2, 256, 3, 5, dtype=torch.float64)
+    _, samples = batch(*sizes)
+    with torch.no_grad():
+        together = model.forward_transformer((maps, ), samples)
+        scores, boxes = model.bbox_head(**together)
+        for i, (height, width) in enumerate(sizes):
+            crop = maps[i:i + 1, :, :height // 32, :width // 32]
+            alone = model.forward_transformer((crop, ), [sample((height, width), (height, width))])
+            scores_alone, boxes_alone = model.bbox_head(**alone)
+            torch.testing.assert_close(scores[:, i:i + 1], scores_alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(boxes[:, i:i + 1], boxes_alone, rtol=0, atol=1e-6)
+
+
+def test_centers_follow_the_stride():
+    """C5 and DC5 look at the same place of the image: half as many pixels, twice as many cells."""
+    priors = {}
+    for stride in (16, 32):
+        torch.manual_seed(0)
+        prior = MODELS.build(
+            dict(type='SpatialPrior', embed_dims=16, num_heads=2, strides=[stride],
+                 head_shared=True))
+        features = prior.features(torch.zeros(1, 4, 16), torch.randn(1, 4, 16))
+        priors[stride], = prior(features, torch.full((1, 4, 2), 0.25), torch.tensor([[640., 320.]]))
+    torch.testing.assert_close(priors[32].centers[0, 0, 0], torch.tensor([5.0, 2.5]))
+    torch.testing.assert_close(priors[16].centers, 2 * priors[32].centers)
+
+
+def test_initial_scales_are_one(model):
+    for layer in model.decoder.layers:
+        prior = layer.spatial_prior
+        features = torch.randn(1, 5, 256)
+        level, = prior(features, torch.rand(1, 5, 2), torch.tensor([[100., 100.]]))
+        assert torch.equal(level.scales, torch.ones(1, 8, 5, 2))
+
+
+def test_classes_start_at_their_prior(model):
+    torch.testing.assert_close(model.bbox_head.fc_cls.bias.sigmoid(), torch.full((80, ), 0.01))
+
+
+def test_position_encoding_is_the_references():
+    """MMDetection's sine encoding agrees with DETR's, written down here, to the bit."""
+    cfg = load_config('smca/smca_r50_8xb2-50e_coco.py')
+    encoding = MODELS.build(dict(type='SinePositionalEncoding', **cfg.model.positional_encoding))
+    mask = torch.ones(2, 7, 9, dtype=torch.bool)
+    mask[0, :, :] = False
+    mask[1, :5, :6] = False
+    y, x = [(~mask).cumsum(dim, dtype=torch.float32) for dim in (1, 2)]
+    y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
+    x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+    exponent = torch.div(torch.arange(128, dtype=torch.float32), 2, rounding_mode='floor')
+    frequency = 10000**(2 * exponent / 128)
+    channels = []
+    for axis in (y, x):
+        phase = axis[..., None] / frequency
+        channels.append(torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), 4).flatten(3))
+    assert torch.equal(encoding(mask), torch.cat(channels, 3).permute(0, 3, 1, 2))
+
+
+PRIOR = 'decoder.layer_cfg.spatial_prior_cfg'
+WRONG = {
+    'heads do not divide': ({'decoder.layer_cfg.cross_attn_cfg.num_heads': 7},
+                            ['num_heads=7', 'embed_dims=256']),
+    'encoder heads': ({'encoder.layer_cfg.self_attn_cfg.num_heads': 0}, ['num_heads=0']),
+    'scale': ({f'{PRIOR}.scale': 'gaussian'},
+              ['spatial_prior_cfg.scale', 'gaussian', 'fixed', 'isotropic', 'independent',
+               'covariance']),
+    'beta zero': ({f'{PRIOR}.beta': 0.0}, ['spatial_prior_cfg.beta=0.0', 'positive']),
+    'beta negative': ({f'{PRIOR}.beta': -8}, ['spatial_prior_cfg.beta=-8', 'positive']),
+    'betas': ({f'{PRIOR}.beta': [8, 8]}, ['spatial_prior_cfg.beta', '1 levels']),
+    'stride': ({'decoder.strides': [16]}, ['decoder.strides=[16]', '[32]']),
+    'levels': ({'decoder.strides': [16, 32]}, ['decoder.strides=[16, 32]', '[32]']),
+    'no level': ({'decoder.strides': []}, ['decoder.strides=()', 'positive stride']),
+    'dilated backbone': ({'backbone.strides': (1, 2, 2, 1), 'backbone.dilations': (1, 1, 1, 2)},
+                         ['decoder.strides=[32]', '[16]']),
+    'batch first': ({'decoder.layer_cfg.cross_attn_cfg.batch_first': False},
+                    ['cross_attn_cfg.batch_first', 'True']),
+    'self batch first': ({'encoder.layer_cfg.self_attn_cfg.batch_first': False},
+                         ['self_attn_cfg.batch_first', 'True']),
+    'intermediate': ({'decoder.return_intermediate': False},
+                     ['decoder.return_intermediate', 'True']),
+    'position encoding': ({'positional_encoding.num_feats': 64},
+                          ['positional_encoding.num_feats=64', 'embed_dims=256']),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_config_value_is_named(case):
+    changes, words = WRONG[case]
+    cfg = load_config('smca/smca_r50_8xb2-50e_coco.py')
+    cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    with pytest.raises(ValueError) as info:
+        MODELS.build(cfg.model)
+    for word in words:
+        assert word in str(info.value)
+
+
+def test_stride_of_another_backbone_is_checked_when_it_runs():
+    model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL)
+    images, samples = batch((96, 130))
+    with pytest.raises(ValueError, match=r'decoder.strides=\[32\] does not fit'):
+        model.forward_transformer((torch.randn(1, 256, 6, 9), ), samples)
