@@ -1,0 +1,60 @@
+# make quickstart   install if needed, generate the shapes data, train and evaluate SMCA on it
+# make test         install if needed, run the tests
+# make install      virtual environment with everything in it
+# make lint         ruff
+#
+# STACK=onedl (default) or openmmlab chooses the OpenMMLab distributions, each in its own virtual
+# environment. PYTHON chooses the interpreter, TORCH what pip installs as PyTorch, for example
+# TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
+STACK ?= onedl
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+TORCH ?= -r requirements/torch.txt
+export MAX_JOBS ?= 2
+
+VENVS_onedl := .venv
+VENVS_openmmlab := .venv-openmmlab
+VENV := $(VENVS_$(STACK))
+ifeq ($(VENV),)
+$(error STACK=$(STACK) is unknown: use STACK=onedl or STACK=openmmlab)
+endif
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+
+# The stamp is written last and is named after everything that decides what is installed, so an
+# interrupted or outdated installation has no stamp and is taken up again.
+INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt requirements/$(STACK).txt
+KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
+STAMP := $(VENV)/.installed-$(KEY)
+
+.PHONY: quickstart test install lint
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or set PYTHON=..."; exit 1; }
+	@$(PYTHON) requirements/check.py
+	rm -f $(VENV)/.installed-*
+	$(BIN)/python -m pip --version || $(PYTHON) -m venv --clear $(VENV)
+	@# pip killed while it unpacks leaves a .dist-info without INSTALLER, which it later takes for
+	@# an installed package.
+	find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' \
+	    ! -exec test -e '{}/INSTALLER' ';' -exec rm -r '{}' +
+	$(PIP) install -c requirements/build.txt $(TORCH)
+	$(PIP) install -r requirements/build.txt
+	@echo "*** Installing the $(STACK) packages. mmcv is compiled the first time: about 12 minutes"
+	@echo "*** on two cores, with little output. pip keeps the result, so it happens once."
+	$(PIP) install --no-build-isolation -r requirements/$(STACK).txt
+	$(PIP) install --no-build-isolation -c requirements/build.txt -c requirements/$(STACK).txt -e '.[dev]'
+	$(BIN)/python -c 'import mmsmca; print("mmsmca", mmsmca.__version__, "is installed")'
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+quickstart: install
+	$(BIN)/python tools/quickstart.py

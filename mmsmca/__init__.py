@@ -1,0 +1,12 @@
+"""SMCA-DETR, spatially modulated co-attention, for MMDetection."""
+
+from .compat import check_openmmlab
+from .version import __version__
+
+check_openmmlab()
+
+from . import models, safe_globals  # noqa: E402, F401
+
+safe_globals.register()
+
+__all__ = ['__version__']

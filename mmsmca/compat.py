@@ -1,0 +1,34 @@
+"""Checks which OpenMMLab packages are there before anything else imports them."""
+
+import importlib
+
+from packaging.specifiers import SpecifierSet
+
+SUPPORTED_VERSIONS = {
+    'mmengine': SpecifierSet('>=0.10.4,<1', prereleases=True),
+    'mmcv': SpecifierSet('>=2.0.0rc4,<3', prereleases=True),
+    'mmdet': SpecifierSet('>=3.3,<4', prereleases=True),
+}
+REMEDY = "pip install 'mmsmca[onedl]' (or 'mmsmca[openmmlab]') installs a set that works together"
+
+
+def check_openmmlab() -> None:
+    """Check that mmengine, mmcv and mmdet can be imported in a version that mmsmca supports.
+
+    The versions are the modules' own, since two distributions (``onedl-mmdetection`` and
+    ``mmdet``, for example) provide each module.
+
+    Raises:
+        ImportError: With one line that names the module and what to install.
+    """
+    for name, supported in SUPPORTED_VERSIONS.items():
+        try:
+            version = importlib.import_module(name).__version__
+        # mmdet 3.3 asserts the versions of mmcv and mmengine.
+        except (ImportError, AssertionError) as error:
+            reason = ' '.join(str(error).split())
+            raise ImportError(
+                f'mmsmca needs {name}{supported}, which cannot be imported ({reason}): {REMEDY}'
+            ) from None
+        if version not in supported:
+            raise ImportError(f'mmsmca needs {name}{supported}, found {version}: {REMEDY}')
