@@ -1,0 +1,399 @@
+"""A generated detection set in COCO's format, for everyone without COCO.
+
+Every image is drawn from a random generator of its own, seeded with (seed, split, index), so the
+first N images of a split are the same whatever their total number. Drawing uses integer
+arithmetic (outlines by OpenCV's fixed-point polygon fill), so pixels do not depend on the machine.
+
+Boxes, areas and segmentations describe the *visible* pixels of an object, as COCO's do: what
+another object hides does not count. A box spans whole pixels, ``[x, y, width, height]`` with
+``x + width`` one past the last column. Segmentations are uncompressed run lengths.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+VARIANTS = ('easy', 'outline')
+SPLITS = ('train', 'val')
+
+# Extent: the longer side of an object's box before occlusion, as a fraction of the image side.
+EXTENT_RANGE = (0.08, 0.8)
+TINY_EXTENT_RANGE = (0.03, 0.05)
+TINY_SHARE = 0.03
+EMPTY_SHARE = 0.03
+CROWD_SHARE = 0.03
+CROWD_EXTENT_RANGE = (0.25, 0.5)
+CROWD_MEMBERS = (6, 10)
+# At least this part of every object stays visible; a place that grants it is sought this often.
+MIN_VISIBLE = 0.5
+PLACE_ATTEMPTS = 20
+MAX_ROTATION = 30.0  # degrees, either way
+MIN_ASPECT = 0.7
+
+MIN_SIZE = 32
+# Raised whenever the same parameters give other files, so that an old set is not taken for new.
+FORMAT_VERSION = 1
+MANIFEST = 'shapes_manifest.json'
+
+# The easy variant's colour (RGB) and texture of each class.
+CLASS_LOOKS = {
+    'disc': ((220, 50, 45), 'plain'),
+    'square': ((50, 90, 225), 'checks'),
+    'triangle': ((50, 175, 70), 'columns'),
+    'star': ((240, 205, 40), 'dots'),
+    'cross': ((190, 60, 200), 'diagonals'),
+    'ring': ((60, 210, 215), 'rows'),
+}
+TEXTURES = tuple(texture for _, texture in CLASS_LOOKS.values())
+COLOUR_JITTER = 25  # per channel, either way
+MIN_CONTRAST = 150  # of the outline variant's objects, summed over the channels
+BLOTCHES = ((3, 40), (8, 30), (24, 20))  # of the background: cells per side, amplitude
+
+SUBPIXEL_BITS = 4
+
+
+@dataclass
+class ShapeObject:
+    """One annotation of a generated image.
+
+    Attributes:
+        label: Index into ``SHAPES_CLASSES``.
+        mask: Visible pixels, bool, (size, size). Never empty.
+        full_area: Number of its pixels before others hid some.
+        is_crowd: Whether this is a group of objects under one annotation.
+    """
+
+    label: int
+    mask: np.ndarray
+    full_area: int
+    is_crowd: bool
+
+    @property
+    def bbox(self) -> list[int]:
+        """Tight box of the visible pixels, ``[x, y, width, height]`` in pixels."""
+        columns = np.flatnonzero(self.mask.any(axis=0))
+        rows = np.flatnonzero(self.mask.any(axis=1))
+        x, y = int(columns[0]), int(rows[0])
+        return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+
+
+def make_shapes(
+    out_dir: str | Path,
+    num_train: int = 4000,
+    num_val: int = 300,
+    size: int = 128,
+    max_objects: int = 3,
+    variant: str = 'easy',
+    seed: int = 0,
+) -> bool:
+    """Write the set to ``out_dir``, or do nothing if the very same set is already there.
+
+    The folder gets ``train/*.png``, ``val/*.png``, ``annotations/instances_{train,val}.json`` and
+    a manifest with the parameters. All is written to ``<out_dir>.partial`` first and renamed at
+    the end, so that a set under its final name is complete; what an interrupted call left behind
+    is discarded.
+
+    Args:
+        out_dir: Folder of the set; parents are created.
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        size: Side of the square images in pixels, at least 32.
+        max_objects: Most objects in an image, at least 1. A crowd comes on top.
+        variant: ``'easy'``: colour and texture tell the class as the outline does.
+            ``'outline'``: only the outline does.
+        seed: Seed of everything random, 0 to 2**32 - 1.
+
+    Returns:
+        True if the set was written, False if it was there already.
+
+    Raises:
+        ValueError: If a parameter is out of its range.
+        FileExistsError: If ``out_dir`` holds a set made with other parameters, or anything else.
+    """
+    parameters = {
+        'num_train': num_train,
+        'num_val': num_val,
+        'size': size,
+        'max_objects': max_objects,
+        'variant': variant,
+        'seed': seed,
+    }
+    _check_parameters(**parameters)
+    manifest = {'format_version': FORMAT_VERSION, **parameters}
+    out_dir = Path(out_dir)
+    if _is_made(out_dir, manifest):
+        return False
+
+    partial = out_dir.with_name(out_dir.name + '.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / 'annotations').mkdir(parents=True)
+    for split, count in zip(SPLITS, (num_train, num_val), strict=True):
+        _write_split(partial, split, count, size, max_objects, variant, seed)
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+    shutil.rmtree(out_dir, ignore_errors=True)
+    partial.rename(out_dir)
+    return True
+
+
+def draw_image(
+    size: int, max_objects: int, variant: str, seed: int, split: str, index: int
+) -> tuple[np.ndarray, list[ShapeObject]]:
+    """Draw one image of the set.
+
+    Args:
+        size: Side of the image in pixels.
+        max_objects: Most objects in the image, not counting a crowd.
+        variant: One of ``VARIANTS``.
+        seed: Seed of the set.
+        split: One of ``SPLITS``.
+        index: Number of the image within its split.
+
+    Returns:
+        The image, uint8, (size, size, 3), RGB; and its objects, from back to front.
+    """
+    # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
+    rng = np.random.RandomState([seed, SPLITS.index(split), index])
+    image = _draw_background(rng, size)
+    objects: list[ShapeObject] = []
+    if rng.uniform() < EMPTY_SHARE:
+        return image, objects
+    if rng.uniform() < CROWD_SHARE:
+        _add_object(rng, image, objects, variant, is_crowd=True)
+    for _ in range(rng.randint(1, max_objects + 1)):
+        _add_object(rng, image, objects, variant, is_crowd=False)
+    return image, objects
+
+
+def _check_parameters(
+    num_train: int, num_val: int, size: int, max_objects: int, variant: str, seed: int
+) -> None:
+    at_least = (
+        ('num_train', num_train, 1),
+        ('num_val', num_val, 1),
+        ('size', size, MIN_SIZE),
+        ('max_objects', max_objects, 1),
+    )
+    for name, value, least in at_least:
+        if value < least:
+            raise ValueError(f'{name} is {value}; it must be at least {least}')
+    if variant not in VARIANTS:
+        raise ValueError(f'variant is {variant!r}; it must be one of {", ".join(VARIANTS)}')
+    if not 0 <= seed < 2**32:
+        raise ValueError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
+
+
+def _is_made(out_dir: Path, manifest: dict) -> bool:
+    """Whether ``out_dir`` holds all of the set; refuses a folder with anything but the set."""
+    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
+        return False
+    remedy = 'delete it or choose another folder'
+    manifest_file = out_dir / MANIFEST
+    if not manifest_file.is_file():
+        raise FileExistsError(f'{out_dir} exists and is no generated set: {remedy}')
+    found = json.loads(manifest_file.read_text())
+    if found != manifest:
+        differences = ', '.join(
+            f'{key} {found.get(key)} (asked for: {value})'
+            for key, value in manifest.items()
+            if found.get(key) != value
+        )
+        raise FileExistsError(f'{out_dir} holds a set with {differences}: {remedy}')
+    return all(
+        (out_dir / 'annotations' / f'instances_{split}.json').is_file()
+        and len(list((out_dir / split).glob('*.png'))) == manifest[f'num_{split}']
+        for split in SPLITS
+    )
+
+
+def _write_split(
+    out_dir: Path, split: str, count: int, size: int, max_objects: int, variant: str, seed: int
+) -> None:
+    folder = out_dir / split
+    folder.mkdir()
+    images, annotations = [], []
+    for index in track(range(count), description=f'{split} images'):
+        pixels, objects = draw_image(size, max_objects, variant, seed, split, index)
+        name = f'{index:06d}.png'
+        if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
+            raise OSError(f'cannot write {folder / name}')
+        images.append({'id': index, 'file_name': name, 'height': size, 'width': size})
+        for shape in objects:
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,  # COCO's evaluation takes 0 for "no match"
+                    'image_id': index,
+                    'category_id': shape.label + 1,
+                    'bbox': shape.bbox,
+                    'area': int(shape.mask.sum()),
+                    'segmentation': {'size': [size, size], 'counts': _run_lengths(shape.mask)},
+                    'iscrowd': int(shape.is_crowd),
+                }
+            )
+    categories = [{'id': i, 'name': name} for i, name in enumerate(SHAPES_CLASSES, start=1)]
+    content = {'images': images, 'annotations': annotations, 'categories': categories}
+    (out_dir / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run lengths: columns first, beginning with the zeros."""
+    flat = mask.ravel(order='F')
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def _add_object(
+    rng: np.random.RandomState,
+    image: np.ndarray,
+    objects: list[ShapeObject],
+    variant: str,
+    is_crowd: bool,
+) -> None:
+    """Draw an object or a crowd in front of the others, if a place for it is found."""
+    label = rng.randint(len(SHAPES_CLASSES))
+    if is_crowd:
+        extent_range = CROWD_EXTENT_RANGE
+    elif rng.uniform() < TINY_SHARE:
+        extent_range = TINY_EXTENT_RANGE
+    else:
+        extent_range = EXTENT_RANGE
+    extent = len(image) * _log_uniform(rng, *extent_range)
+    draw_mask = _draw_crowd_mask if is_crowd else _draw_mask
+    for _ in range(PLACE_ATTEMPTS):
+        mask = draw_mask(rng, SHAPES_CLASSES[label], len(image), extent)
+        if all((shape.mask & ~mask).sum() >= MIN_VISIBLE * shape.full_area for shape in objects):
+            break
+    else:
+        return
+    for shape in objects:
+        shape.mask &= ~mask
+    objects.append(ShapeObject(label, mask, int(mask.sum()), is_crowd))
+    image[mask] = _draw_look(rng, image, label, variant, extent)[mask]
+
+
+def _log_uniform(rng: np.random.RandomState, low: float, high: float) -> float:
+    """As many small as large: an octave is as probable as any other."""
+    return low * (high / low) ** rng.uniform()
+
+
+def _draw_mask(rng: np.random.RandomState, name: str, size: int, extent: float) -> np.ndarray:
+    """Pixels of one object at a random place inside the image, bool, (size, size)."""
+    angle = math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+    squeeze = rng.uniform(MIN_ASPECT, 1.0)
+    stretch = np.diag((1.0, squeeze) if rng.randint(2) else (squeeze, 1.0))
+    cos, sin = math.cos(angle), math.sin(angle)
+    contours = [points @ stretch @ [[cos, sin], [-sin, cos]] for points in OUTLINES[name]]
+    low, high = contours[0].min(axis=0), contours[0].max(axis=0)
+    scale = (extent - 1) / (high - low).max()  # the fill takes the pixels of both ends
+    origin = rng.uniform(0, size - 1 - (high - low) * scale)
+    fixed_point = [
+        np.rint(((points - low) * scale + origin) * 2**SUBPIXEL_BITS).astype(np.int32)
+        for points in contours
+    ]
+    mask = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(mask, fixed_point, 1, shift=SUBPIXEL_BITS)
+    return mask.astype(bool)
+
+
+def _draw_crowd_mask(rng: np.random.RandomState, name: str, size: int, extent: float) -> np.ndarray:
+    """Pixels of a group of small objects of one class, together about ``extent`` wide."""
+    region = math.ceil(extent)
+    group = np.zeros((region, region), bool)
+    for _ in range(rng.randint(CROWD_MEMBERS[0], CROWD_MEMBERS[1] + 1)):
+        group |= _draw_mask(rng, name, region, extent * rng.uniform(0.2, 0.35))
+    x, y = rng.randint(0, size - region + 1, size=2)
+    mask = np.zeros((size, size), bool)
+    mask[y : y + region, x : x + region] = group
+    return mask
+
+
+def _draw_look(
+    rng: np.random.RandomState, image: np.ndarray, label: int, variant: str, extent: float
+) -> np.ndarray:
+    """Colour and texture of an object all over the image, uint8, (size, size, 3)."""
+    if variant == 'easy':
+        colour, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
+    else:
+        texture = TEXTURES[rng.randint(len(TEXTURES))]
+        # Any colour that stands out from the image's mean.
+        mean = image.mean(axis=(0, 1))
+        colour = rng.randint(0, 256, 3)
+        while abs(colour - mean).sum() < MIN_CONTRAST:
+            colour = rng.randint(0, 256, 3)
+    colour = np.clip(colour + rng.randint(-COLOUR_JITTER, COLOUR_JITTER + 1, 3), 0, 255)
+    period = max(2, round(extent / rng.randint(4, 8)))
+    pattern = _draw_texture(rng, texture, len(image), period)
+    shades = np.stack((colour, colour * rng.randint(40, 66) // 100)).astype(np.uint8)
+    return shades[pattern]
+
+
+def _draw_texture(rng: np.random.RandomState, name: str, size: int, period: int) -> np.ndarray:
+    """A pattern of zeros and ones, int, (size, size)."""
+    shift_x, shift_y = rng.randint(0, period, 2)
+    x = np.arange(size)[None, :] + shift_x
+    y = np.arange(size)[:, None] + shift_y
+    if name == 'plain':
+        pattern = np.zeros((size, size), int)
+    elif name == 'columns':
+        pattern = x * 2 // period % 2 + 0 * y
+    elif name == 'rows':
+        pattern = y * 2 // period % 2 + 0 * x
+    elif name == 'diagonals':
+        pattern = (x + y) * 2 // period % 2
+    elif name == 'checks':
+        pattern = (x * 2 // period + y * 2 // period) % 2
+    else:  # dots: a third of the period in radius
+        dx, dy = x % period - period // 2, y % period - period // 2
+        pattern = (9 * (dx * dx + dy * dy) < period * period).astype(int)
+    return pattern
+
+
+def _draw_background(rng: np.random.RandomState, size: int) -> np.ndarray:
+    """Blotches of several sizes in muted colours, uint8, (size, size, 3)."""
+    image = np.zeros((size, size, 3), int) + rng.randint(60, 180)
+    for cells, amplitude in BLOTCHES:
+        grey = rng.randint(-amplitude, amplitude + 1, (cells + 1, cells + 1, 1))
+        tint = rng.randint(-amplitude // 3, amplitude // 3 + 1, (cells + 1, cells + 1, 3))
+        image += _interpolate(grey + tint, size)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _interpolate(grid: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear, in integers: (cells + 1, cells + 1, channels) to (size, size, channels)."""
+    cells = len(grid) - 1
+    cell, fraction = np.divmod(np.arange(size) * cells, size)
+    grid = grid[cell] * (size - fraction)[:, None, None] + grid[cell + 1] * fraction[:, None, None]
+    grid = grid[:, cell] * (size - fraction)[:, None] + grid[:, cell + 1] * fraction[:, None]
+    return grid // size**2
+
+
+def _regular(corners: int, start: float = -90.0, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
+    """Corners at even angles from ``start`` (degrees), at the radii in turn, (corners, 2)."""
+    angles = np.radians(start + np.arange(corners) * 360 / corners)
+    lengths = np.resize(radii, corners)
+    return np.stack((lengths * np.cos(angles), lengths * np.sin(angles)), axis=1)
+
+
+_DISC = _regular(48)
+_ARM = 0.36
+# Contours of every class, (points, 2), x right and y down; the first one is the outer.
+OUTLINES = {
+    'disc': [_DISC],
+    'square': [_regular(4, start=45)],
+    'triangle': [_regular(3)],
+    'star': [_regular(10, radii=(1.0, 0.42))],
+    'cross': [
+        np.array(
+            [(_ARM, _ARM), (1, _ARM), (1, -_ARM), (_ARM, -_ARM), (_ARM, -1), (-_ARM, -1)]
+            + [(-_ARM, -_ARM), (-1, -_ARM), (-1, _ARM), (-_ARM, _ARM), (-_ARM, 1), (_ARM, 1)]
+        )
+    ],
+    'ring': [_DISC, 0.55 * _DISC],
+}

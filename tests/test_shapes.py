@@ -1,0 +1,308 @@
+"""The generated detection set: what is drawn, what is written, what reads it."""
+
+import hashlib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.registry import DATASETS, METRICS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from pycocotools import mask as coco_mask
+
+from mmsmca import shapes
+from mmsmca.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
+
+ROOT = Path(__file__).parents[1]
+SMALL = {'num_train': 40, 'num_val': 12, 'size': 64, 'max_objects': 4, 'seed': 3}
+
+
+def draw_many(count, variant='easy', size=128, max_objects=3):
+    return [draw_image(size, max_objects, variant, 0, 'train', i) for i in range(count)]
+
+
+def read_annotations(folder, split='train'):
+    return json.loads((folder / 'annotations' / f'instances_{split}.json').read_text())
+
+
+def contents(folder):
+    files = (path for path in folder.rglob('*') if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def load_config(folder):
+    """The quick start's config, reading the set in ``folder``."""
+    cfg = Config.fromfile(ROOT / 'configs/shapes/smca_r18_shapes.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = str(folder)
+    cfg.val_evaluator.ann_file = str(folder / 'annotations/instances_val.json')
+    init_default_scope('mmdet')
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    return draw_many(1000)
+
+
+@pytest.fixture(scope='module')
+def small_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sets') / 'small'
+    assert make_shapes(folder, **SMALL)
+    return folder
+
+
+def test_same_parameters_give_the_same_bytes(small_set, tmp_path):
+    make_shapes(tmp_path / 'again', **SMALL)
+    assert contents(tmp_path / 'again') == contents(small_set)
+
+
+def test_first_images_do_not_depend_on_the_number_of_images(small_set, tmp_path):
+    make_shapes(tmp_path / 'short', **{**SMALL, 'num_train': 9})
+    long, short = contents(small_set), contents(tmp_path / 'short')
+    pictures = [f'train/{index:06d}.png' for index in range(9)]
+    assert sorted(name for name in short if name.startswith('train/')) == pictures
+    assert all(short[name] == long[name] for name in pictures)
+    annotations = read_annotations(tmp_path / 'short')['annotations']
+    assert annotations == read_annotations(small_set)['annotations'][: len(annotations)]
+
+
+@pytest.mark.parametrize(
+    'changed', [{'seed': 1}, {'split': 'val'}, {'index': 1}, {'variant': 'outline'}]
+)
+def test_seed_split_index_and_variant_change_the_picture(changed):
+    arguments = {'variant': 'easy', 'seed': 0, 'split': 'train', 'index': 0}
+    picture, _ = draw_image(64, 3, **arguments)
+    other, _ = draw_image(64, 3, **{**arguments, **changed})
+    assert not np.array_equal(picture, other)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'digest'), [('easy', '240cff6f50445bf8'), ('outline', '47cf2d9ac29ce86f')]
+)
+def test_pixels_are_those_of_this_format_version(variant, digest):
+    """If this fails on purpose, raise FORMAT_VERSION: sets on disk are no longer the same."""
+    pixels = b''.join(image.tobytes() for image, _ in draw_many(8, variant, max_objects=8))
+    assert (shapes.FORMAT_VERSION, hashlib.sha256(pixels).hexdigest()[:16]) == (1, digest)
+
+
+def test_boxes_are_tight_and_inside_the_image(drawn):
+    for _, objects in drawn:
+        for shape in objects:
+            x, y, width, height = shape.bbox
+            inside = shape.mask[y : y + height, x : x + width]
+            assert min(x, y) >= 0 and inside.shape == (height, width)
+            assert inside.sum() == shape.mask.sum() > 0
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+
+
+def test_occlusion_leaves_at_least_half_of_every_object(drawn):
+    hidden = []
+    for _, objects in drawn:
+        assert np.sum([shape.mask for shape in objects], axis=0).max(initial=0) <= 1
+        hidden += [1 - shape.mask.sum() / shape.full_area for shape in objects]
+    assert max(hidden) <= shapes.MIN_VISIBLE
+    assert 0.1 < np.mean(np.array(hidden) > 0.02) < 0.5
+
+
+def test_objects_are_visible_against_the_background():
+    """Where nothing but an object is drawn, the picture differs from its surroundings."""
+    for image, objects in draw_many(100, 'outline', max_objects=1):
+        for shape in objects:
+            background = image[~shape.mask].mean(axis=0)
+            contrast = abs(image[shape.mask].astype(int) - background).sum(axis=1)
+            assert contrast.max() > 100
+
+
+def test_shares_are_as_documented(drawn):
+    objects = [shape for _, image_objects in drawn for shape in image_objects]
+    counts = [sum(not shape.is_crowd for shape in objects) for _, objects in drawn]
+    singles = [shape for shape in objects if not shape.is_crowd]
+    tiny = [shape for shape in singles if max(shape.bbox[2:]) <= 7]
+    assert 0.015 < np.mean(np.array(counts) == 0) < 0.05
+    assert 0.015 < sum(shape.is_crowd for shape in objects) / len(drawn) < 0.05
+    assert 0.015 < len(tiny) / len(singles) < 0.05
+    assert all(0.25 < np.mean(np.array(counts) == count) < 0.4 for count in (1, 2, 3))
+    assert max(counts) == 3
+    labels = np.bincount([shape.label for shape in singles], minlength=len(SHAPES_CLASSES))
+    assert labels.min() / len(singles) > 0.13
+    assert labels.max() / len(singles) < 0.2
+
+
+def test_scales_span_a_tenfold_range_evenly(drawn):
+    extents = np.array(
+        [
+            max(shape.bbox[2:])
+            for _, objects in drawn
+            for shape in objects
+            if not shape.is_crowd and shape.mask.sum() == shape.full_area
+        ]
+    )
+    extents = extents[extents > 7]
+    assert extents.min() <= 11 and extents.max() >= 100
+    thirds = np.histogram(extents, bins=128 * np.geomspace(0.075, 0.81, 4))[0] / len(extents)
+    assert thirds.sum() == pytest.approx(1)
+    assert thirds.min() > 0.2
+
+
+def test_colour_tells_the_class_in_the_easy_variant_only():
+    palette = np.array([CLASS_LOOKS[name][0] for name in SHAPES_CLASSES])
+
+    def accuracy(variant):
+        hits = []
+        for image, objects in draw_many(150, variant):
+            for shape in objects:
+                pixels = image[shape.mask].astype(int)
+                colour = pixels[pixels.sum(axis=1).argmax()]
+                hits.append(abs(palette - colour).sum(axis=1).argmin() == shape.label)
+        return np.mean(hits)
+
+    assert accuracy('easy') == 1
+    assert accuracy('outline') < 0.35
+
+
+def test_annotations_on_disk_agree_with_the_pictures(small_set):
+    content = read_annotations(small_set)
+    assert [category['name'] for category in content['categories']] == list(SHAPES_CLASSES)
+    assert [category['id'] for category in content['categories']] == [1, 2, 3, 4, 5, 6]
+    drawn_objects = []
+    for info in content['images']:
+        picture = cv2.imread(str(small_set / 'train' / info['file_name']))[..., ::-1]
+        image, objects = draw_image(64, 4, 'easy', 3, 'train', info['id'])
+        assert np.array_equal(picture, image)
+        assert image.shape[:2] == (info['height'], info['width'])
+        drawn_objects += [(info['id'], shape) for shape in objects]
+    assert len({annotation['id'] for annotation in content['annotations']} - {0}) == len(
+        content['annotations']
+    )
+    for annotation, (image_id, shape) in zip(content['annotations'], drawn_objects, strict=True):
+        runs = coco_mask.frPyObjects(annotation['segmentation'], 64, 64)
+        assert np.array_equal(coco_mask.decode(runs), shape.mask)
+        assert annotation['bbox'] == coco_mask.toBbox(runs).tolist()
+        assert annotation['area'] == coco_mask.area(runs)
+        assert annotation['iscrowd'] == shape.is_crowd
+        assert (annotation['image_id'], annotation['category_id']) == (image_id, shape.label + 1)
+
+
+def test_config_reads_the_set(small_set):
+    """MMDetection's dataset and pipeline, as the config sets them up, give what was drawn."""
+    cfg = load_config(small_set)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert dataset.metainfo['classes'] == SHAPES_CLASSES
+    assert len(dataset) == 40  # empty images too
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample['inputs'].shape == (3, 128, 128)
+        data = sample['data_samples']
+        _, objects = draw_image(64, 4, 'easy', 3, 'train', data.img_id)
+        singles = [shape for shape in objects if not shape.is_crowd]
+        boxes = 2.0 * np.array([shape.bbox for shape in singles]).reshape(-1, 4)
+        if data.flip:
+            boxes[:, 0] = 128 - boxes[:, 0] - boxes[:, 2]
+        boxes[:, 2:] += boxes[:, :2]
+        assert data.gt_instances.labels.tolist() == [shape.label for shape in singles]
+        assert np.allclose(data.gt_instances.bboxes.tensor, boxes)
+        assert len(data.ignored_instances) == len(objects) - len(singles)
+
+
+def test_coco_metric_gives_the_truth_full_marks(small_set):
+    cfg = load_config(small_set)
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    metric = METRICS.build(cfg.val_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    for data in (dataset[index]['data_samples'] for index in range(len(dataset))):
+        truth = data.gt_instances
+        data.pred_instances = truth.new(
+            bboxes=truth.bboxes.tensor, labels=truth.labels, scores=truth.labels * 0.0 + 1
+        )
+        metric.process({}, [data.to_dict()])
+    assert metric.evaluate(len(dataset))['coco/bbox_mAP'] == 1
+
+
+def test_second_call_does_nothing(small_set):
+    before = {path: path.stat().st_mtime_ns for path in small_set.rglob('*')}
+    assert not make_shapes(small_set, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in small_set.rglob('*')} == before
+
+
+def test_interrupted_set_is_redone(small_set, tmp_path, monkeypatch):
+    folder = tmp_path / 'set'
+    write = cv2.imwrite
+
+    def interrupted(name, image):
+        if name.endswith('000030.png'):
+            raise KeyboardInterrupt
+        return write(name, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, 'imwrite', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_shapes(folder, **SMALL)
+    assert not folder.exists()
+    (tmp_path / 'set.partial/train/999999.png').touch()
+    assert make_shapes(folder, **SMALL)
+    assert contents(tmp_path) == {f'set/{k}': v for k, v in contents(small_set).items()}
+
+
+@pytest.mark.parametrize('lost', ['train/000007.png', 'annotations/instances_val.json'])
+def test_set_with_a_lost_file_is_redone(small_set, tmp_path, lost):
+    folder = tmp_path / 'set'
+    make_shapes(folder, **SMALL)
+    (folder / lost).unlink()
+    assert make_shapes(folder, **SMALL)
+    assert contents(folder) == contents(small_set)
+
+
+def test_other_parameters_in_the_same_folder_are_refused(small_set):
+    before = contents(small_set)
+    with pytest.raises(FileExistsError, match=r'small .*seed 3 \(asked for: 4\).*choose another'):
+        make_shapes(small_set, **{**SMALL, 'seed': 4})
+    assert contents(small_set) == before
+
+
+def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
+    make_shapes(tmp_path, num_train=1, num_val=1, size=32)
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other/notes.txt').write_text('mine')
+    for path in (tmp_path / 'other', tmp_path / 'other/notes.txt'):
+        with pytest.raises(FileExistsError, match='no generated set: delete it or choose another'):
+            make_shapes(path, num_train=1, num_val=1, size=32)
+    assert (tmp_path / 'other/notes.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'allowed'),
+    [
+        ('num_train', 0, 'at least 1'),
+        ('num_val', -1, 'at least 1'),
+        ('size', 31, 'at least 32'),
+        ('max_objects', 0, 'at least 1'),
+        ('variant', 'hard', 'easy, outline'),
+        ('seed', 2**32, '0 to 4294967295'),
+    ],
+)
+def test_bad_parameters_are_named_before_anything_is_written(tmp_path, name, value, allowed):
+    with pytest.raises(ValueError, match=f'^{name} is .*{allowed}'):
+        make_shapes(tmp_path / 'set', **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['make_shapes.py', str(tmp_path / 'set'), *arguments])
+        runpy.run_path(str(ROOT / 'tools/make_shapes.py'), run_name='__main__')
+        return capsys.readouterr().out.splitlines()[-1]
+
+    few = ('--train', '2', '--val', '1', '--size', '32', '--max-objects', '8')
+    assert run(*few, '--variant', 'outline', '--seed', '7') == f'{tmp_path / "set"}: written'
+    manifest = json.loads((tmp_path / 'set' / shapes.MANIFEST).read_text())
+    assert (manifest['variant'], manifest['seed'], manifest['max_objects']) == ('outline', 7, 8)
+    assert 'already there' in run(*few, '--variant', 'outline', '--seed', '7')
+    with pytest.raises(SystemExit) as exit_info:
+        run(*few)
+    assert exit_info.value.code == 1
+    assert 'error: ' in capsys.readouterr().err
