@@ -1,0 +1,502 @@
+"""What cannot work is refused before the first iteration, with key or file and remedy."""
+
+import copy
+import json
+import pickle
+from argparse import Namespace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from utils import load_config
+
+from mmsmca import preflight
+from mmsmca.preflight import ConfigError, DataError, ImageError, LoadImage, check_config
+
+CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+HEAD_WEIGHT = 'bbox_head.fc_cls.weight'
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def coco(classes=CLASSES, num_images: int = 3) -> dict:
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', height=96, width=128) for i in range(num_images)],
+        annotations=[
+            dict(id=i, image_id=i, category_id=1, bbox=[8, 8, 64, 48], area=3072, iscrowd=0)
+            for i in range(num_images)
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)],
+    )
+
+
+def write_data(root: Path) -> Path:
+    """Three grey images in each split, below the file names of configs/shapes."""
+    for split in ('train', 'val'):
+        write_json(root / f'annotations/instances_{split}.json', coco())
+        (root / split).mkdir()
+        for i in range(3):
+            cv2.imwrite(str(root / split / f'{i}.jpg'), np.full((96, 128, 3), 40 * i, np.uint8))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_data(tmp_path / 'data')
+
+
+@pytest.fixture(scope='module')
+def shapes_config() -> Config:
+    return load_config('shapes/smca_r18_shapes.py')
+
+
+@pytest.fixture
+def cfg(shapes_config: Config, root: Path) -> Config:
+    """The shapes config on the data in ``root``."""
+    cfg = copy.deepcopy(shapes_config)
+    for phase in ('train', 'val', 'test'):
+        cfg[f'{phase}_dataloader'].dataset.data_root = str(root)
+    cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val.json')
+    cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
+    return cfg
+
+
+def save_checkpoint(path: Path, classes=CLASSES, rows: int = 6, **content) -> str:
+    state = {'backbone.conv1.weight': torch.zeros(4, 3, 7, 7), HEAD_WEIGHT: torch.zeros(rows, 8)}
+    meta = dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(meta=meta, state_dict=state, message_hub={}) | content, path)
+    return str(path)
+
+
+def refusal(kind: type[Exception], cfg: Config, *phases: str) -> str:
+    """The message with which ``check_config`` refuses a config; it must be a single line."""
+    with pytest.raises(kind) as caught:
+        check_config(cfg, phases)
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def assert_names(message: str, *parts: object) -> None:
+    for part in parts:
+        assert str(part) in message
+
+
+def test_good_data_and_checkpoint_pass(cfg: Config, tmp_path: Path):
+    cfg.load_from = save_checkpoint(tmp_path / 'good.pth')
+    before = sorted(tmp_path.rglob('*'))
+    check_config(cfg, ('train', 'val'))
+    check_config(cfg, ('test',))
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize(('phase', 'split'), [('train', 'train'), ('val', 'val'), ('test', 'val')])
+def test_missing_annotation_file(cfg: Config, root: Path, phase: str, split: str):
+    path = root / f'annotations/instances_{split}.json'
+    path.unlink()
+    message = refusal(DataError, cfg, phase)
+    assert_names(
+        message, f'{phase}_dataloader.dataset.ann_file', path, 'does not exist', '--cfg-options'
+    )
+
+
+def test_relative_path_is_shown_in_full(cfg: Config, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg.train_dataloader.dataset.data_root = 'elsewhere/'
+    message = refusal(DataError, cfg, 'train')
+    assert_names(message, tmp_path / 'elsewhere/annotations/instances_train.json')
+
+
+def test_missing_annotation_file_of_evaluator(cfg: Config):
+    cfg.val_evaluator = [cfg.val_evaluator, dict(type='CocoMetric', ann_file='/no/val.json')]
+    message = refusal(DataError, cfg, 'train', 'val')
+    assert_names(message, 'val_evaluator.1.ann_file', '/no/val.json', '--cfg-options')
+
+
+def test_missing_image_folder(cfg: Config, root: Path):
+    (root / 'val').rename(root / 'val2017')
+    message = refusal(DataError, cfg, 'train', 'val')
+    assert_names(message, 'val_dataloader.dataset.data_prefix.img', root / 'val', '--cfg-options')
+
+
+def test_data_prefix_without_img(cfg: Config):
+    cfg.train_dataloader.dataset.data_prefix = ConfigDict(img_path='train/')
+    message = refusal(ConfigError, cfg, 'train')
+    assert_names(message, 'train_dataloader.dataset.data_prefix', "'img'")
+
+
+def test_only_the_data_of_the_run_is_needed(cfg: Config, root: Path):
+    (root / 'annotations/instances_train.json').unlink()
+    check_config(cfg, ('test',))
+
+
+def wrapper(name: str, **arguments: object):
+    return lambda dataset: dict(type=name, dataset=dataset, **arguments)
+
+
+def concatenation(dataset: dict) -> dict:
+    return dict(type='ConcatDataset', datasets=[dataset])
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'key'),
+    [
+        (wrapper('RepeatDataset', times=2), 'dataset.dataset'),
+        (wrapper('ClassBalancedDataset', oversample_thr=0.1), 'dataset.dataset'),
+        (wrapper('MultiImageMixDataset', pipeline=[]), 'dataset.dataset'),
+        (concatenation, 'dataset.datasets.0'),
+        (
+            lambda d: wrapper('RepeatDataset', times=2)(concatenation(d)),
+            'dataset.dataset.datasets.0',
+        ),
+    ],
+)
+def test_wrapped_datasets_are_checked(cfg: Config, wrap, key: str):
+    good = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = ConfigDict(wrap(good))
+    check_config(cfg, ('train', 'val'))
+    cfg.train_dataloader.dataset = ConfigDict(wrap(dict(good, ann_file='gone.json')))
+    assert_names(refusal(DataError, cfg, 'train'), f'train_dataloader.{key}.ann_file', 'gone.json')
+
+
+@pytest.mark.parametrize('text', ['', '{"images": [', 'not json', '\0' * 64])
+def test_annotations_that_are_not_json(cfg: Config, root: Path, text: str):
+    path = root / 'annotations/instances_train.json'
+    path.write_text(text)
+    message = refusal(DataError, cfg, 'train')
+    assert_names(message, path, 'cannot be read as JSON', 'Restore the file')
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        (lambda c: [c], "no list 'images'"),
+        (lambda c: c.pop('images'), "no list 'images'"),
+        (lambda c: c.pop('categories'), "no list 'categories'"),
+        (lambda c: c.update(annotations={}), "no list 'annotations'"),
+        (lambda c: c['images'][1].pop('height'), "images[1] has no 'height'"),
+        (lambda c: c['annotations'][2].pop('area'), "annotations[2] has no 'area'"),
+        (lambda c: c['categories'][0].pop('name'), "categories[0] has no 'name'"),
+        (lambda c: c.update(images=[]), 'lists no images'),
+        (lambda c: c.pop('annotations'), 'no annotations to train on'),
+        (lambda c: c['annotations'][0].update(category_id=17), 'category ids 17'),
+    ],
+)
+def test_annotations_that_are_not_coco(cfg: Config, root: Path, change, named: str):
+    path = root / 'annotations/instances_train.json'
+    content = coco()
+    replaced = change(content)
+    write_json(
+        path, replaced if isinstance(replaced, list) and named.endswith("'images'") else content
+    )
+    message = refusal(DataError, cfg, 'train')
+    assert_names(message, path, named)
+    assert any(remedy in message for remedy in ('Name an', 'Add it', 'Add them'))
+
+
+def test_test_images_need_no_annotations(cfg: Config, root: Path):
+    content = coco()
+    del content['annotations']
+    write_json(root / 'annotations/instances_val.json', content)
+    message = refusal(DataError, cfg, 'test')
+    assert_names(message, 'test_evaluator.ann_file', 'format_only=True')
+    cfg.test_evaluator.format_only = True
+    check_config(cfg, ('test',))
+
+
+def test_evaluation_needs_iscrowd(cfg: Config, root: Path):
+    content = coco()
+    del content['annotations'][0]['iscrowd']
+    write_json(root / 'annotations/instances_val.json', content)
+    assert_names(refusal(DataError, cfg, 'val'), 'val_evaluator.ann_file', "'iscrowd'", 'Complete')
+
+
+def test_categories_missing_in_file(cfg: Config, root: Path):
+    del cfg.train_dataloader.dataset['metainfo']  # CocoDataset's own 80 classes
+    cfg.model.bbox_head.num_classes = 80
+    message = refusal(DataError, cfg, 'train')
+    assert_names(
+        message,
+        root / 'annotations/instances_train.json',
+        'person, bicycle',
+        'train_dataloader.dataset.metainfo=dict(classes=...)',
+        'model.bbox_head.num_classes',
+    )
+
+
+def test_categories_missing_in_file_of_evaluator(cfg: Config, tmp_path: Path):
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other.json')
+    write_json(tmp_path / 'other.json', coco(classes=CLASSES[:5]))
+    message = refusal(DataError, cfg, 'train', 'val')
+    assert_names(message, 'val_evaluator.ann_file', 'ring', 'val_dataloader.dataset.metainfo')
+
+
+def test_categories_in_another_order(cfg: Config, root: Path):
+    write_json(root / 'annotations/instances_val.json', coco(classes=CLASSES[::-1]))
+    message = refusal(DataError, cfg, 'train', 'val')
+    assert_names(
+        message, 'val_dataloader.dataset.ann_file', "'ring' there and 'disc' here", 'List them'
+    )
+
+
+def test_further_categories_in_file_pass(cfg: Config, root: Path):
+    path = root / 'annotations/instances_train.json'
+    write_json(path, coco(classes=('bar', *CLASSES)))
+    check_config(cfg, ('train',))
+
+
+def test_number_of_classes(cfg: Config):
+    cfg.model.bbox_head.num_classes = 80
+    message = refusal(ConfigError, cfg, 'train')
+    assert_names(
+        message,
+        'model.bbox_head.num_classes is 80',
+        '6 classes',
+        'Set model.bbox_head.num_classes=6',
+    )
+
+
+def test_classes_that_are_a_string(cfg: Config):
+    cfg.train_dataloader.dataset.metainfo = ConfigDict(classes='disc')
+    message = refusal(ConfigError, cfg, 'train')
+    assert_names(message, "train_dataloader.dataset.metainfo.classes is 'disc'", "('first',)")
+
+
+def test_missing_images(cfg: Config, root: Path):
+    (root / 'train/1.jpg').unlink()
+    message = refusal(DataError, cfg, 'train')
+    assert_names(message, '1 of the 3 images', root / 'train/1.jpg', 'Restore them')
+
+
+def test_images_in_subfolders(cfg: Config, root: Path):
+    content = coco()
+    for i, image in enumerate(content['images']):
+        image['file_name'] = f'part{i % 2}/{i}.jpg'
+        (root / f'train/part{i % 2}').mkdir(exist_ok=True)
+        (root / f'train/{i}.jpg').rename(root / 'train' / image['file_name'])
+    write_json(root / 'annotations/instances_train.json', content)
+    check_config(cfg, ('train',))
+    (root / 'train/part1/1.jpg').rename(root / 'train/part0/1.jpg')
+    assert_names(refusal(DataError, cfg, 'train'), root / 'train/part1/1.jpg')
+
+
+def test_subset_needs_only_its_own_images(cfg: Config, root: Path):
+    (root / 'train/2.jpg').unlink()
+    cfg.train_dataloader.dataset['indices'] = 2
+    check_config(cfg, ('train',))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(type='VOCDataset'),
+        dict(type='LVISV1Dataset'),
+        dict(data_prefix=dict(img='https://host/train/')),
+        dict(ann_file='https://host/train.json'),
+        dict(backend_args=dict(backend='petrel')),
+    ],
+)
+def test_other_datasets_are_left_alone(cfg: Config, changes: dict):
+    cfg.train_dataloader.dataset.update(data_root='/no/such/root')
+    cfg.train_dataloader.dataset.update(changes)
+    check_config(cfg, ('train',))
+
+
+def test_file_is_parsed_once(cfg: Config, monkeypatch):
+    parsed = []
+    load = json.load
+    monkeypatch.setattr(preflight.json, 'load', lambda file: parsed.append(file.name) or load(file))
+    check_config(cfg, ('train', 'val'))
+    assert sorted(Path(name).name for name in parsed) == [
+        'instances_train.json',
+        'instances_val.json',
+    ]
+
+
+def test_missing_checkpoint(cfg: Config, tmp_path: Path):
+    cfg.load_from = str(tmp_path / 'gone.pth')
+    assert_names(
+        refusal(ConfigError, cfg, 'test'), cfg.load_from, 'does not exist', 'Give the path'
+    )
+
+
+@pytest.mark.parametrize('keep', [0, 100, -100])
+def test_truncated_checkpoint(cfg: Config, tmp_path: Path, keep: int):
+    cfg.load_from = save_checkpoint(tmp_path / 'cut.pth')
+    path = Path(cfg.load_from)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert_names(refusal(ConfigError, cfg, 'test'), path, 'truncated', 'Copy it again')
+
+
+def test_file_that_is_no_checkpoint(cfg: Config, root: Path):
+    cfg.load_from = str(root / 'val/0.jpg')
+    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, 'no checkpoint of PyTorch')
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path('executed'),)
+
+
+def test_checkpoint_is_not_executed(cfg: Config, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg.load_from = save_checkpoint(tmp_path / 'evil.pth', payload=Payload())
+    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, 'Path', 'Save its weights alone')
+    assert not Path('executed').exists()
+    with open(cfg.load_from, 'wb') as file:
+        pickle.dump(Payload(), file)
+    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from)
+    assert not Path('executed').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'named'),
+    [
+        ([torch.zeros(2)], 'holds a list'),
+        (dict(model={'class_embed.weight': torch.zeros(91, 8)}), 'tools/convert_checkpoint.py'),
+        (dict(state_dict={'roi_head.fc.weight': torch.zeros(2)}), 'no weights of SMCADETR'),
+    ],
+)
+def test_foreign_checkpoint(cfg: Config, tmp_path: Path, content: object, named: str):
+    cfg.load_from = str(tmp_path / 'foreign.pth')
+    torch.save(content, cfg.load_from)
+    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, named, 'Name a checkpoint')
+
+
+@pytest.mark.parametrize('legacy', [True, False])
+def test_checkpoint_of_another_number_of_classes(cfg: Config, tmp_path: Path, legacy: bool):
+    cfg.load_from = str(tmp_path / 'coco.pth')
+    state = {f'module.{HEAD_WEIGHT}': torch.zeros(80, 8)}
+    torch.save(state, cfg.load_from, _use_new_zipfile_serialization=not legacy)
+    message = refusal(ConfigError, cfg, 'test')
+    assert_names(
+        message, cfg.load_from, '80 classes', 'model.bbox_head.num_classes is 6', 'Use a checkpoint'
+    )
+
+
+def test_softmax_head_scores_no_object_too(cfg: Config, tmp_path: Path):
+    cfg.model.bbox_head.loss_cls = ConfigDict(type='CrossEntropyLoss', use_sigmoid=False)
+    cfg.load_from = save_checkpoint(tmp_path / 'softmax.pth', rows=7)
+    check_config(cfg, ('test',))
+    cfg.load_from = save_checkpoint(tmp_path / 'sigmoid.pth', rows=6)
+    assert_names(refusal(ConfigError, cfg, 'test'), 'scores 5 classes')
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(dataset_meta=dict(classes=CLASSES[::-1])),
+        dict(dataset_meta=dict(CLASSES=CLASSES[::-1])),
+        dict(CLASSES=list(CLASSES[::-1])),
+    ],
+)
+def test_checkpoint_of_other_classes(cfg: Config, tmp_path: Path, meta: dict):
+    cfg.load_from = save_checkpoint(tmp_path / 'other.pth', meta=meta)
+    message = refusal(ConfigError, cfg, 'test')
+    assert_names(message, cfg.load_from, 'test_dataloader.dataset', "'ring' there and 'disc' here")
+    assert 'fine-tune' not in message
+
+
+def test_fine_tuning_on_other_classes(cfg: Config, tmp_path: Path):
+    path = save_checkpoint(tmp_path / 'coco.pth', classes=('person',), rows=1)
+    cfg.load_from = path
+    message = refusal(ConfigError, cfg, 'train', 'val')
+    assert_names(message, path, 'fine-tune', "without 'meta' and without 'bbox_head.fc_cls.*'")
+    # The remedy works.
+    checkpoint = torch.load(path)
+    del checkpoint['meta'], checkpoint['state_dict'][HEAD_WEIGHT]
+    torch.save(checkpoint, path)
+    check_config(cfg, ('train', 'val'))
+
+
+def test_resuming_from_weights_alone(cfg: Config, tmp_path: Path):
+    cfg.load_from = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict={HEAD_WEIGHT: torch.zeros(6, 8)}), cfg.load_from)
+    check_config(cfg, ('train',))
+    cfg.resume = True
+    assert_names(refusal(ConfigError, cfg, 'train'), cfg.load_from, 'leave out --resume')
+
+
+def test_classes_of_unlike_datasets_are_not_compared(cfg: Config, tmp_path: Path):
+    meta = dict(dataset_meta=[dict(classes=('a',)), dict(classes=('b',))])
+    cfg.load_from = save_checkpoint(tmp_path / 'concat.pth', meta=meta)
+    check_config(cfg, ('test',))
+
+
+def test_wrapped_models_name_their_weights_otherwise(cfg: Config, tmp_path: Path):
+    cfg.model = ConfigDict(type='SoftTeacher', detector=cfg.model)
+    cfg.load_from = save_checkpoint(tmp_path / 'student.pth', state_dict={'student.a': 0})
+    check_config(cfg, ('test',))
+
+
+@pytest.mark.parametrize('url', ['https://host/x.pth', 's3://b/x.pth', 'torchvision://resnet50'])
+def test_checkpoints_behind_urls_are_left_alone(cfg: Config, url: str):
+    cfg.load_from = url
+    check_config(cfg, ('test',))
+
+
+def train_args(config: str, **changes: object) -> Namespace:
+    return Namespace(**dict(config=config, cfg_options=None, resume=None, work_dir=None) | changes)
+
+
+def test_effective_config(cfg: Config, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('a.py').write_text("load_from = 'start.pth'\nvalue = dict(x=1)\n")
+    effective = preflight.effective_config(train_args('a.py', cfg_options={'value.x': 2}))
+    assert (effective.value.x, effective.load_from, effective.get('resume')) == (
+        2,
+        'start.pth',
+        None,
+    )
+
+    effective = preflight.effective_config(train_args('a.py', resume='b.pth'))
+    assert (effective.load_from, effective.resume) == ('b.pth', True)
+
+    for folder, arguments in (('work_dirs/a', {}), ('w', dict(work_dir='w'))):
+        assert (
+            preflight.effective_config(train_args('a.py', resume='auto', **arguments)).load_from
+            is None
+        )
+        Path(folder).mkdir(parents=True)
+        Path(folder, 'last_checkpoint').write_text(f'{folder}/epoch_3.pth')
+        effective = preflight.effective_config(train_args('a.py', resume='auto', **arguments))
+        assert (effective.load_from, effective.resume) == (f'{folder}/epoch_3.pth', True)
+
+    effective = preflight.effective_config(
+        Namespace(config='a.py', checkpoint='c.pth', cfg_options={'resume': True})
+    )
+    assert (effective.load_from, effective.resume) == ('c.pth', False)
+
+
+def test_missing_config():
+    with pytest.raises(ConfigError, match='config gone.py does not exist. Give the path'):
+        preflight.effective_config(train_args('gone.py'))
+
+
+@pytest.mark.parametrize('content', [b'', b'junk', None])
+def test_unreadable_image_is_named(root: Path, content: bytes | None):
+    path = root / 'train/1.jpg'
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        LoadImage()(dict(img_path=str(path)))
+    assert_names(str(caught.value), f'image {path} cannot be loaded', 'Restore the file')
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+def test_truncated_image_is_named(tmp_path: Path, suffix: str):
+    path = tmp_path / f'cut{suffix}'
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(path), image)
+    assert LoadImage()(dict(img_path=str(path)))['img'].shape == (64, 64, 3)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ImageError, match=f'image {path} cannot be loaded'):
+        LoadImage()(dict(img_path=str(path)))

@@ -1,0 +1,12 @@
+"""Evaluate a detector: MMDetection's own ``tools/test.py`` behind the checks of mmsmca.
+
+It takes the same arguments (``-h``) and is started in the same ways: by ``mim test mmsmca``, by
+``torchrun`` (with ``--launcher pytorch``) or by ``python``.
+"""
+
+import sys
+
+from mmsmca.preflight import run_tool
+
+if __name__ == '__main__':
+    sys.exit(run_tool('test'))
