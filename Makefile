@@ -35,7 +35,8 @@ $(STAMP):
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or set PYTHON=..."; exit 1; }
 	@$(PYTHON) requirements/check.py
 	rm -f $(VENV)/.installed-*
-	$(BIN)/python -m pip --version || $(PYTHON) -m venv --clear $(VENV)
+	test "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" \
+	    && $(PIP) --version || $(PYTHON) -m venv --clear $(VENV)
 	@# pip killed while it unpacks leaves a .dist-info without INSTALLER, which it later takes for
 	@# an installed package.
 	find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' \
