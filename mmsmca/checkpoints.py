@@ -5,7 +5,6 @@ The reference implementation stores ``{"model": state_dict}``. Every tensor has 
 """
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +46,8 @@ OPTIONAL = 'transformer.decoder.layers.N.point3.'
 
 # Ids of COCO's 80 categories, in the order of MMDetection's classes: 1 to 90 with gaps.
 COCO_CATEGORY_IDS = tuple(
-    i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+    i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+)
 
 
 class CheckpointError(ValueError):
@@ -72,15 +72,19 @@ def load_reference(path: str | Path) -> dict[str, Tensor]:
         # The authors' training script stores its command line beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f'{path} cannot be read as a checkpoint of tensors: it is truncated, '
-                              'of another format, or holds code, which is never executed '
-                              f'({str(error).splitlines()[0]})') from error
+    except Exception as error:  # the unpickler raises anything on bytes that are no checkpoint
+        raise CheckpointError(
+            f'{path} cannot be read as a checkpoint of tensors: it is truncated, '
+            'of another format, or holds code, which is never executed '
+            f'({type(error).__name__})'
+        ) from error
     state_dict = checkpoint.get('model') if isinstance(checkpoint, Mapping) else None
     if not isinstance(state_dict, Mapping) or not all(
-            isinstance(value, Tensor) for value in state_dict.values()):
-        raise CheckpointError(f'{path} holds no tensors under "model": it is not a checkpoint of '
-                              "the authors' code")
+        isinstance(value, Tensor) for value in state_dict.values()
+    ):
+        raise CheckpointError(
+            f'{path} holds no tensors under "model": it is not a checkpoint of the authors\' code'
+        )
     return dict(state_dict)
 
 
@@ -99,16 +103,26 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
         CheckpointError: If it is not an SMCA of the authors that we know, or not all of one.
     """
     if 'input_proj.weight' not in state_dict or not any('.norm4.' in name for name in state_dict):
-        raise CheckpointError('this is not a single-scale SMCA of the authors: it lacks input_proj '
-                              'or the norm4 of their decoder layers')
+        raise CheckpointError(
+            'this is not a single-scale SMCA of the authors: it lacks input_proj '
+            'or the norm4 of their decoder layers'
+        )
     layers = {
-        part: 1 + max((int(m[1]) for name in state_dict
-                       if (m := re.match(rf'transformer\.{part}\.layers\.(\d+)\.', name))),
-                      default=-1)
+        part: 1
+        + max(
+            (
+                int(m[1])
+                for name in state_dict
+                if (m := re.match(rf'transformer\.{part}\.layers\.(\d+)\.', name))
+            ),
+            default=-1,
+        )
         for part in ('encoder', 'decoder')
     }
     missing = [
-        prefix for reference, _ in NAMES if reference != OPTIONAL
+        prefix
+        for reference, _ in NAMES
+        if reference != OPTIONAL
         for prefix in _numbered(reference, layers)
         if not any(name.startswith(prefix) for name in state_dict)
     ]
@@ -126,11 +140,13 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
         embed_dims=embed_dims,
         feedforward_channels=state_dict['transformer.decoder.layers.0.linear1.weight'].size(0),
         num_heads=num_heads,
-        scale=('fixed', 'isotropic', 'independent', 'covariance')[scales // num_heads])
+        scale=('fixed', 'isotropic', 'independent', 'covariance')[scales // num_heads],
+    )
 
 
-def convert_reference(state_dict: Mapping[str, Tensor],
-                      num_classes: int | None = None) -> dict[str, Tensor]:
+def convert_reference(
+    state_dict: Mapping[str, Tensor], num_classes: int | None = None
+) -> dict[str, Tensor]:
     """Rename a reference state dict to ours.
 
     Args:
@@ -160,7 +176,8 @@ def convert_reference(state_dict: Mapping[str, Tensor],
         if (num_classes, rows) != (len(COCO_CATEGORY_IDS), 92):
             raise CheckpointError(
                 f'num_classes={num_classes} with a classifier of {rows} rows: only the 92 rows of '
-                "COCO category ids can be mapped, to MMDetection's 80 classes")
+                "COCO category ids can be mapped, to MMDetection's 80 classes"
+            )
         ids = torch.tensor(COCO_CATEGORY_IDS)
         for leaf in ('weight', 'bias'):
             converted[f'bbox_head.fc_cls.{leaf}'] = converted[f'bbox_head.fc_cls.{leaf}'][ids]
@@ -201,5 +218,5 @@ def _rename(name: str) -> str | None:
         pattern = re.escape(reference).replace('N', r'(\d+)')
         if match := re.match(pattern, name):
             number = match[1] if match.groups() else ''
-            return ours.replace('N', number) + name[match.end():]
+            return ours.replace('N', number) + name[match.end() :]
     return None

@@ -21,6 +21,7 @@ each loss term before its weight (``meta["loss_weights"]``); a suffix ``_k`` is
 decoder layer k, none is the last. ``meta["ground_truth"]``: labels and normalised
 (cx, cy, w, h) boxes per image.
 """
+
 import json
 import zlib
 from pathlib import Path
@@ -28,61 +29,61 @@ from types import SimpleNamespace
 
 import numpy as np
 
-HERE = Path(__file__).parent / "data" / "golden"
+HERE = Path(__file__).parent / 'data' / 'golden'
 
 
-def draw(name, shape, salt=""):
+def draw(name, shape, salt=''):
     """Draw the tensor called ``name``: float64 array of ``shape``."""
     rng = np.random.RandomState(zlib.crc32((salt + name).encode()))
     x = rng.standard_normal(tuple(shape))
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "running_var":
+    leaf = name.rsplit('.', 1)[-1]
+    if leaf == 'running_var':
         return 1.0 + 0.1 * np.abs(x)
-    if leaf == "running_mean":
+    if leaf == 'running_mean':
         return 0.1 * x
-    if leaf == "num_batches_tracked":
+    if leaf == 'num_batches_tracked':
         return np.zeros(tuple(shape), dtype=np.int64)
-    if "point3" in name:            # the scales: around 1, clearly not 1
-        return 1.0 + 0.3 * x if leaf == "bias" else 0.03 * x
-    if "point2" in name:            # the head offsets, in feature cells
-        return 0.8 * x if leaf == "bias" else 0.03 * x
-    if "query_embed" in name:
+    if 'point3' in name:  # the scales: around 1, clearly not 1
+        return 1.0 + 0.3 * x if leaf == 'bias' else 0.03 * x
+    if 'point2' in name:  # the head offsets, in feature cells
+        return 0.8 * x if leaf == 'bias' else 0.03 * x
+    if 'query_embed' in name:
         return x
-    if leaf == "level_embed":
+    if leaf == 'level_embed':
         return 0.5 * x
-    if len(shape) == 1:             # biases and norm weights
-        return (1.0 if leaf == "weight" else 0.0) + 0.1 * x
+    if len(shape) == 1:  # biases and norm weights
+        return (1.0 if leaf == 'weight' else 0.0) + 0.1 * x
     fan_in = int(np.prod(shape[1:]))
-    if "input_proj" in name:        # drop the mean of the rectified features: positions differ
+    if 'input_proj' in name:  # drop the mean of the rectified features: positions differ
         x = 6.0 * (x - x.mean(axis=tuple(range(1, x.ndim)), keepdims=True))
-    elif "in_proj" in name:         # sharp attention: queries differ
+    elif 'in_proj' in name:  # sharp attention: queries differ
         x = 2.0 * x
-    elif "out_proj" in name:
+    elif 'out_proj' in name:
         x = 0.5 * x
     return x / np.sqrt(fan_in)
 
 
-def images(sizes, salt=""):
+def images(sizes, salt=''):
     """Images of ``sizes`` [(h, w), ...], zero-padded to the largest: (B, 3, H, W)."""
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     batch = np.zeros((len(sizes), 3, height, width))
     for i, (h, w) in enumerate(sizes):
-        blocks = draw(f"blocks{i}", (3, -(-h // 32), -(-w // 32)), salt)
+        blocks = draw(f'blocks{i}', (3, -(-h // 32), -(-w // 32)), salt)
         coarse = np.kron(blocks, np.ones((1, 32, 32)))[:, :h, :w]
-        batch[i, :, :h, :w] = 2.0 * coarse + 0.3 * draw(f"image{i}", (3, h, w), salt)
+        batch[i, :, :h, :w] = 2.0 * coarse + 0.3 * draw(f'image{i}', (3, h, w), salt)
     return batch
 
 
 def load(name, folder=HERE):
     """Load the case called ``name``."""
-    with np.load(Path(folder) / f"{name}.npz") as archive:
-        meta = json.loads(str(archive["meta"]))
-        expected = {k: archive[k] for k in archive.files if k != "meta"}
-    salt = meta["salt"]
+    with np.load(Path(folder) / f'{name}.npz') as archive:
+        meta = json.loads(str(archive['meta']))
+        expected = {k: archive[k] for k in archive.files if k != 'meta'}
+    salt = meta['salt']
     return SimpleNamespace(
         name=name,
         meta=meta,
         expected=expected,
-        state_dict=lambda: {k: draw(k, s, salt) for k, s in meta["shapes"].items()},
-        images=lambda: images(meta["sizes"], salt),
+        state_dict=lambda: {k: draw(k, s, salt) for k, s in meta['shapes'].items()},
+        images=lambda: images(meta['sizes'], salt),
     )

@@ -28,9 +28,12 @@ def build(case, dtype):
             encoder=dict(num_layers=found['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
             decoder=dict(
                 num_layers=found['decoder_layers'],
-                layer_cfg=dict(ffn_cfg=ffn_cfg, spatial_prior_cfg=prior_cfg)),
+                layer_cfg=dict(ffn_cfg=ffn_cfg, spatial_prior_cfg=prior_cfg),
+            ),
             bbox_head=dict(num_classes=found['num_classes']),
-            test_cfg=dict(max_per_img=found['num_queries']))).to(dtype)
+            test_cfg=dict(max_per_img=found['num_queries']),
+        ),
+    ).to(dtype)
     model.load_state_dict(convert_reference(tensors), strict=True)
     return model.eval()
 
@@ -44,7 +47,9 @@ def data_samples(case, dtype):
         boxes = boxes * torch.tensor([width, height, width, height], dtype=dtype)
         sample = DetDataSample(
             metainfo=dict(
-                img_shape=(height, width), batch_input_shape=padded, scale_factor=(1.0, 1.0)))
+                img_shape=(height, width), batch_input_shape=padded, scale_factor=(1.0, 1.0)
+            )
+        )
         sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor(truth['labels']))
         samples.append(sample)
     return samples
@@ -72,7 +77,8 @@ def outputs(request, case):
         centers=inputs['references'],
         losses=losses,
         detections=detections,
-        tolerance=TOLERANCE[dtype])
+        tolerance=TOLERANCE[dtype],
+    )
 
 
 def error(actual, expected):

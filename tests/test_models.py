@@ -26,7 +26,8 @@ SMALL = dict(
     num_queries=12,
     encoder=dict(num_layers=1),
     decoder=dict(num_layers=2),
-    test_cfg=dict(max_per_img=12))
+    test_cfg=dict(max_per_img=12),
+)
 
 
 def sample(size, padded, num_boxes=2, dtype=torch.float32):
@@ -37,8 +38,10 @@ def sample(size, padded, num_boxes=2, dtype=torch.float32):
     boxes = corners.flatten(1) * torch.tensor([width, height, width, height], dtype=dtype)
     data_sample = DetDataSample(
         metainfo=dict(
-            img_shape=size, batch_input_shape=padded, ori_shape=size, scale_factor=(1.0, 1.0)))
-    labels = torch.randint(80, (num_boxes, ), generator=generator)
+            img_shape=size, batch_input_shape=padded, ori_shape=size, scale_factor=(1.0, 1.0)
+        )
+    )
+    labels = torch.randint(80, (num_boxes,), generator=generator)
     data_sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     return data_sample
 
@@ -50,7 +53,8 @@ def batch(*sizes, num_boxes=2, dtype=torch.float32):
     for i, (height, width) in enumerate(sizes):
         generator = torch.Generator().manual_seed(i)
         images[i, :, :height, :width] = torch.randn(
-            3, height, width, generator=generator, dtype=dtype)
+            3, height, width, generator=generator, dtype=dtype
+        )
     return images, [sample(size, padded, num_boxes, dtype) for size in sizes]
 
 
@@ -94,8 +98,11 @@ def model():
     return detector.eval()
 
 
-@pytest.mark.parametrize('sizes', [[(64, 64)], [(64, 96), (64, 96)], [(33, 200), (130, 40)]],
-                         ids=['single', 'no padding', 'unlike'])
+@pytest.mark.parametrize(
+    'sizes',
+    [[(64, 64)], [(64, 96), (64, 96)], [(33, 200), (130, 40)]],
+    ids=['single', 'no padding', 'unlike'],
+)
 @pytest.mark.parametrize('num_boxes', [0, 3])
 def test_empty_images_and_padding(model, sizes, num_boxes):
     images, samples = batch(*sizes, num_boxes=num_boxes)
@@ -118,14 +125,14 @@ def test_padding_does_not_matter():
     maps = torch.randn(2, 256, 3, 5, dtype=torch.float64)
     _, samples = batch(*sizes)
     with torch.no_grad():
-        together = model.forward_transformer((maps, ), samples)
+        together = model.forward_transformer((maps,), samples)
         scores, boxes = model.bbox_head(**together)
         for i, (height, width) in enumerate(sizes):
-            crop = maps[i:i + 1, :, :height // 32, :width // 32]
-            alone = model.forward_transformer((crop, ), [sample((height, width), (height, width))])
+            crop = maps[i : i + 1, :, : height // 32, : width // 32]
+            alone = model.forward_transformer((crop,), [sample((height, width), (height, width))])
             scores_alone, boxes_alone = model.bbox_head(**alone)
-            torch.testing.assert_close(scores[:, i:i + 1], scores_alone, rtol=0, atol=1e-5)
-            torch.testing.assert_close(boxes[:, i:i + 1], boxes_alone, rtol=0, atol=1e-6)
+            torch.testing.assert_close(scores[:, i : i + 1], scores_alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(boxes[:, i : i + 1], boxes_alone, rtol=0, atol=1e-6)
 
 
 def test_centers_follow_the_stride():
@@ -134,10 +141,14 @@ def test_centers_follow_the_stride():
     for stride in (16, 32):
         torch.manual_seed(0)
         prior = MODELS.build(
-            dict(type='SpatialPrior', embed_dims=16, num_heads=2, strides=[stride],
-                 head_shared=True))
+            dict(
+                type='SpatialPrior', embed_dims=16, num_heads=2, strides=[stride], head_shared=True
+            )
+        )
         features = prior.features(torch.zeros(1, 4, 16), torch.randn(1, 4, 16))
-        priors[stride], = prior(features, torch.full((1, 4, 2), 0.25), torch.tensor([[640., 320.]]))
+        (priors[stride],) = prior(
+            features, torch.full((1, 4, 2), 0.25), torch.tensor([[640.0, 320.0]])
+        )
     torch.testing.assert_close(priors[32].centers[0, 0, 0], torch.tensor([5.0, 2.5]))
     torch.testing.assert_close(priors[16].centers, 2 * priors[32].centers)
 
@@ -146,12 +157,12 @@ def test_initial_scales_are_one(model):
     for layer in model.decoder.layers:
         prior = layer.spatial_prior
         features = torch.randn(1, 5, 256)
-        level, = prior(features, torch.rand(1, 5, 2), torch.tensor([[100., 100.]]))
+        (level,) = prior(features, torch.rand(1, 5, 2), torch.tensor([[100.0, 100.0]]))
         assert torch.equal(level.scales, torch.ones(1, 8, 5, 2))
 
 
 def test_classes_start_at_their_prior(model):
-    torch.testing.assert_close(model.bbox_head.fc_cls.bias.sigmoid(), torch.full((80, ), 0.01))
+    torch.testing.assert_close(model.bbox_head.fc_cls.bias.sigmoid(), torch.full((80,), 0.01))
 
 
 def test_position_encoding_is_the_references():
@@ -165,7 +176,7 @@ def test_position_encoding_is_the_references():
     y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
     x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     exponent = torch.div(torch.arange(128, dtype=torch.float32), 2, rounding_mode='floor')
-    frequency = 10000**(2 * exponent / 128)
+    frequency = 10000 ** (2 * exponent / 128)
     channels = []
     for axis in (y, x):
         phase = axis[..., None] / frequency
@@ -175,28 +186,41 @@ def test_position_encoding_is_the_references():
 
 PRIOR = 'decoder.layer_cfg.spatial_prior_cfg'
 WRONG = {
-    'heads do not divide': ({'decoder.layer_cfg.cross_attn_cfg.num_heads': 7},
-                            ['num_heads=7', 'embed_dims=256']),
+    'heads do not divide': (
+        {'decoder.layer_cfg.cross_attn_cfg.num_heads': 7},
+        ['num_heads=7', 'embed_dims=256'],
+    ),
     'encoder heads': ({'encoder.layer_cfg.self_attn_cfg.num_heads': 0}, ['num_heads=0']),
-    'scale': ({f'{PRIOR}.scale': 'gaussian'},
-              ['spatial_prior_cfg.scale', 'gaussian', 'fixed', 'isotropic', 'independent',
-               'covariance']),
+    'scale': (
+        {f'{PRIOR}.scale': 'gaussian'},
+        ['spatial_prior_cfg.scale', 'gaussian', 'fixed', 'isotropic', 'independent', 'covariance'],
+    ),
     'beta zero': ({f'{PRIOR}.beta': 0.0}, ['spatial_prior_cfg.beta=0.0', 'positive']),
     'beta negative': ({f'{PRIOR}.beta': -8}, ['spatial_prior_cfg.beta=-8', 'positive']),
     'betas': ({f'{PRIOR}.beta': [8, 8]}, ['spatial_prior_cfg.beta', '1 levels']),
     'stride': ({'decoder.strides': [16]}, ['decoder.strides=[16]', '[32]']),
     'levels': ({'decoder.strides': [16, 32]}, ['decoder.strides=[16, 32]', '[32]']),
     'no level': ({'decoder.strides': []}, ['decoder.strides=()', 'positive stride']),
-    'dilated backbone': ({'backbone.strides': (1, 2, 2, 1), 'backbone.dilations': (1, 1, 1, 2)},
-                         ['decoder.strides=[32]', '[16]']),
-    'batch first': ({'decoder.layer_cfg.cross_attn_cfg.batch_first': False},
-                    ['cross_attn_cfg.batch_first', 'True']),
-    'self batch first': ({'encoder.layer_cfg.self_attn_cfg.batch_first': False},
-                         ['self_attn_cfg.batch_first', 'True']),
-    'intermediate': ({'decoder.return_intermediate': False},
-                     ['decoder.return_intermediate', 'True']),
-    'position encoding': ({'positional_encoding.num_feats': 64},
-                          ['positional_encoding.num_feats=64', 'embed_dims=256']),
+    'dilated backbone': (
+        {'backbone.strides': (1, 2, 2, 1), 'backbone.dilations': (1, 1, 1, 2)},
+        ['decoder.strides=[32]', '[16]'],
+    ),
+    'batch first': (
+        {'decoder.layer_cfg.cross_attn_cfg.batch_first': False},
+        ['cross_attn_cfg.batch_first', 'True'],
+    ),
+    'self batch first': (
+        {'encoder.layer_cfg.self_attn_cfg.batch_first': False},
+        ['self_attn_cfg.batch_first', 'True'],
+    ),
+    'intermediate': (
+        {'decoder.return_intermediate': False},
+        ['decoder.return_intermediate', 'True'],
+    ),
+    'position encoding': (
+        {'positional_encoding.num_feats': 64},
+        ['positional_encoding.num_feats=64', 'embed_dims=256'],
+    ),
 }
 
 
@@ -215,4 +239,4 @@ def test_stride_of_another_backbone_is_checked_when_it_runs():
     model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL)
     images, samples = batch((96, 130))
     with pytest.raises(ValueError, match=r'decoder.strides=\[32\] does not fit'):
-        model.forward_transformer((torch.randn(1, 256, 6, 9), ), samples)
+        model.forward_transformer((torch.randn(1, 256, 6, 9),), samples)

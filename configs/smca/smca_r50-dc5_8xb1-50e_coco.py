@@ -2,7 +2,8 @@ _base_ = './smca_r50_8xb2-50e_coco.py'
 
 # Dilated C5: the last stage dilates instead of striding, and the centres follow its stride.
 model = dict(
-    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)), decoder=dict(strides=[16]))
+    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)), decoder=dict(strides=[16])
+)
 
 train_dataloader = dict(batch_size=1)
 auto_scale_lr = dict(base_batch_size=8)

@@ -6,8 +6,8 @@ model = dict(
     type='SMCADETR',
     num_queries=300,
     decoder=dict(
-        strides=[32],
-        layer_cfg=dict(spatial_prior_cfg=dict(scale='independent', beta=8.0))),
+        strides=[32], layer_cfg=dict(spatial_prior_cfg=dict(scale='independent', beta=8.0))
+    ),
     bbox_head=dict(
         type='SMCAHead',
         # Every loss is divided by the number of boxes over all processes.
@@ -18,15 +18,20 @@ model = dict(
             use_sigmoid=True,
             gamma=2.0,
             alpha=0.25,
-            loss_weight=2.0)),
+            loss_weight=2.0,
+        ),
+    ),
     train_cfg=dict(
         assigner=dict(
             match_costs=[
                 dict(type='FocalLossCost', weight=2.0),
                 dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0)
-            ])),
-    test_cfg=dict(max_per_img=300))
+                dict(type='IoUCost', iou_mode='giou', weight=2.0),
+            ]
+        )
+    ),
+    test_cfg=dict(max_per_img=300),
+)
 
 max_epochs = 50
 train_cfg = dict(max_epochs=max_epochs)

@@ -8,6 +8,12 @@ from .head import SMCAHead
 from .spatial_prior import SpatialPrior
 
 __all__ = [
-    'CoAttention', 'SMCADETR', 'SMCADecoder', 'SMCADecoderLayer', 'SMCAEncoder',
-    'SMCAEncoderLayer', 'SMCAHead', 'SpatialPrior'
+    'CoAttention',
+    'SMCADETR',
+    'SMCADecoder',
+    'SMCADecoderLayer',
+    'SMCAEncoder',
+    'SMCAEncoderLayer',
+    'SMCAHead',
+    'SpatialPrior',
 ]

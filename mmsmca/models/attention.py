@@ -24,12 +24,14 @@ def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(height, dtype=like.dtype, device=like.device),
         torch.arange(width, dtype=like.dtype, device=like.device),
-        indexing='ij')
+        indexing='ij',
+    )
     return torch.stack((x.flatten(), y.flatten()), dim=-1)
 
 
-def gaussian_log_prior(centers: Tensor, scales: Tensor, grid_size: tuple[int, int],
-                       beta: float) -> Tensor:
+def gaussian_log_prior(
+    centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float
+) -> Tensor:
     r"""Logarithm of the Gaussian-like spatial prior of every query at every cell (paper, eq. 2).
 
     .. math:: \log G(x, y) = -[s_x^2 (x - c_x)^2 + s_y^2 (y - c_y)^2] / \beta
@@ -70,15 +72,17 @@ def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:
     return weights.masked_fill(padding, 0.0)
 
 
-def gaussian_attention(query: Tensor,
-                       key: Tensor,
-                       value: Tensor,
-                       centers: Tensor,
-                       scales: Tensor,
-                       grid_size: tuple[int, int],
-                       beta: float,
-                       key_padding_mask: Tensor | None = None,
-                       dropout_p: float = 0.0) -> Tensor:
+def gaussian_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    centers: Tensor,
+    scales: Tensor,
+    grid_size: tuple[int, int],
+    beta: float,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
     r"""Attention modulated by each query's Gaussian prior (paper, eq. 3 and 5).
 
     .. math:: C = softmax(K^T Q / \sqrt{d} + \log G) V

@@ -32,26 +32,30 @@ class CoAttention(BaseModule):
         ValueError: If ``num_heads`` does not divide ``embed_dims`` or ``batch_first`` is False.
     """
 
-    def __init__(self,
-                 embed_dims: int = 256,
-                 num_heads: int = 8,
-                 dropout: float = 0.0,
-                 batch_first: bool = True,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        dropout: float = 0.0,
+        batch_first: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if not batch_first:
             raise ValueError('cross_attn_cfg.batch_first=False: only True is supported')
         self.attn = AttentionProjections(embed_dims, num_heads)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self,
-                query: Tensor,
-                query_pos: Tensor,
-                memory: Tensor,
-                memory_pos: Tensor,
-                priors: Sequence[LevelPrior],
-                level_shapes: Sequence[tuple[int, int]],
-                memory_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        memory: Tensor,
+        memory_pos: Tensor,
+        priors: Sequence[LevelPrior],
+        level_shapes: Sequence[tuple[int, int]],
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:
         """Attend from the queries to the cells of every level.
 
         Args:
@@ -75,6 +79,7 @@ class CoAttention(BaseModule):
         attended = [
             gaussian_attention(q, k, v, *prior[:2], shape, prior.beta, mask, dropout_p)
             for k, v, prior, shape, mask in zip(
-                keys, values, priors, level_shapes, masks, strict=True)
+                keys, values, priors, level_shapes, masks, strict=True
+            )
         ]
         return query + self.dropout(self.attn.output(torch.stack(attended).mean(0)))

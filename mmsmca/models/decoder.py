@@ -31,14 +31,16 @@ class SMCADecoderLayer(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
 
-    def __init__(self,
-                 self_attn_cfg: dict,
-                 cross_attn_cfg: dict,
-                 ffn_cfg: dict,
-                 spatial_prior_cfg: dict,
-                 strides: Sequence[int],
-                 norm_cfg: dict | None = None,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        self_attn_cfg: dict,
+        cross_attn_cfg: dict,
+        ffn_cfg: dict,
+        spatial_prior_cfg: dict,
+        strides: Sequence[int],
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.self_attn = SelfAttention(**self_attn_cfg)
         self.embed_dims = self.self_attn.embed_dims
@@ -46,17 +48,27 @@ class SMCADecoderLayer(BaseModule):
         self.ffn = FFN(**ffn_cfg)
         norm_cfg = norm_cfg or dict(type='LN')
         self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(3))
-        self.spatial_prior = MODELS.build({
-            'type': 'SpatialPrior',
-            'embed_dims': self.embed_dims,
-            'num_heads': self.cross_attn.attn.num_heads,
-            'strides': strides,
-            **spatial_prior_cfg
-        })
+        self.spatial_prior = MODELS.build(
+            {
+                'type': 'SpatialPrior',
+                'embed_dims': self.embed_dims,
+                'num_heads': self.cross_attn.attn.num_heads,
+                'strides': strides,
+                **spatial_prior_cfg,
+            }
+        )
 
-    def forward(self, query: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor,
-                memory_mask: Tensor | None, level_shapes: Sequence[tuple[int, int]],
-                centers: Tensor, image_sizes: Tensor) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        memory: Tensor,
+        memory_pos: Tensor,
+        memory_mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+        centers: Tensor,
+        image_sizes: Tensor,
+    ) -> Tensor:
         """Decode one step; arguments as in :meth:`SMCADecoder.forward`.
 
         Args:
@@ -75,8 +87,9 @@ class SMCADecoderLayer(BaseModule):
         features = self.spatial_prior.features(query, query_pos)
         priors = self.spatial_prior(features, centers, image_sizes)
         query = self.norms[0](self.self_attn(query, query_pos))
-        query = self.cross_attn(query, query_pos, memory, memory_pos, priors, level_shapes,
-                                memory_mask)
+        query = self.cross_attn(
+            query, query_pos, memory, memory_pos, priors, level_shapes, memory_mask
+        )
         return self.norms[2](self.ffn(self.norms[1](query)))
 
 
@@ -100,13 +113,15 @@ class SMCADecoder(BaseModule):
         ValueError: If ``return_intermediate`` is False.
     """
 
-    def __init__(self,
-                 num_layers: int,
-                 strides: Sequence[int],
-                 layer_cfg: dict,
-                 post_norm_cfg: dict | None = None,
-                 return_intermediate: bool = True,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        strides: Sequence[int],
+        layer_cfg: dict,
+        post_norm_cfg: dict | None = None,
+        return_intermediate: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if not return_intermediate:
             raise ValueError('decoder.return_intermediate=False: only True is supported')
@@ -117,9 +132,16 @@ class SMCADecoder(BaseModule):
         self.center_head = MLP(self.embed_dims, self.embed_dims, 2, num_layers=3)
         self.post_norm = build_norm_layer(post_norm_cfg or dict(type='LN'), self.embed_dims)[1]
 
-    def forward(self, query: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor,
-                memory_mask: Tensor | None, level_shapes: Sequence[tuple[int, int]],
-                image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        memory: Tensor,
+        memory_pos: Tensor,
+        memory_mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+        image_sizes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Decode the queries.
 
         Args:
@@ -139,7 +161,15 @@ class SMCADecoder(BaseModule):
         centers = references.sigmoid()
         hidden_states = []
         for layer in self.layers:
-            query = layer(query, query_pos, memory, memory_pos, memory_mask, level_shapes, centers,
-                          image_sizes)
+            query = layer(
+                query,
+                query_pos,
+                memory,
+                memory_pos,
+                memory_mask,
+                level_shapes,
+                centers,
+                image_sizes,
+            )
             hidden_states.append(self.post_norm(query))
         return torch.stack(hidden_states), references

@@ -37,15 +37,19 @@ class SMCADETR(DETR):
         self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)
         num_feats = self.positional_encoding.num_feats
         if num_feats * 2 != self.embed_dims:
-            raise ValueError(f'positional_encoding.num_feats={num_feats} has to be half of the '
-                             f"encoder's embed_dims={self.embed_dims}")
+            raise ValueError(
+                f'positional_encoding.num_feats={num_feats} has to be half of the '
+                f"encoder's embed_dims={self.embed_dims}"
+            )
         if isinstance(self.backbone, ResNet) and isinstance(self.neck, ChannelMapper):
             self._check_strides(_neck_strides(self.backbone, self.neck))
 
     def _check_strides(self, strides: Sequence[int]) -> None:
         if tuple(strides) != self.decoder.strides:
-            raise ValueError(f'decoder.strides={list(self.decoder.strides)} does not fit the neck, '
-                             f'whose maps have strides {list(strides)}: set it to these')
+            raise ValueError(
+                f'decoder.strides={list(self.decoder.strides)} does not fit the neck, '
+                f'whose maps have strides {list(strides)}: set it to these'
+            )
 
     def init_weights(self) -> None:
         """Initialise as DETR does (Xavier); scales of the spatial priors start at 1."""
@@ -53,8 +57,9 @@ class SMCADETR(DETR):
         for layer in self.decoder.layers:
             layer.spatial_prior.init_scales()
 
-    def pre_transformer(self, img_feats: tuple[Tensor, ...],
-                        batch_data_samples: SampleList) -> tuple[dict, dict]:
+    def pre_transformer(
+        self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList
+    ) -> tuple[dict, dict]:
         """Flatten the neck's maps and tell padding from content.
 
         Args:
@@ -72,7 +77,8 @@ class SMCADETR(DETR):
         if level_shapes != expected:
             raise ValueError(
                 f'decoder.strides={list(self.decoder.strides)} does not fit the neck: an image of '
-                f'{height} x {width} pixels gave maps of {level_shapes}, not {expected}')
+                f'{height} x {width} pixels gave maps of {level_shapes}, not {expected}'
+            )
 
         mask = img_feats[0].new_ones((len(shapes), 1, height, width))
         for i, (h, w) in enumerate(shapes):
@@ -93,7 +99,8 @@ class SMCADETR(DETR):
             memory_mask=feat_mask,
             memory_pos=feat_pos,
             level_shapes=level_shapes,
-            image_sizes=image_sizes)
+            image_sizes=image_sizes,
+        )
         return encoder_inputs, decoder_inputs
 
     def forward_decoder(self, **decoder_inputs) -> dict:
@@ -109,7 +116,7 @@ class SMCADETR(DETR):
 
 def _neck_strides(backbone: ResNet, neck: ChannelMapper) -> list[int]:
     """Strides of the neck's maps; a ResNet's stem has stride 4, an extra convolution 2."""
-    strides = [4 * math.prod(backbone.strides[:i + 1]) for i in backbone.out_indices]
+    strides = [4 * math.prod(backbone.strides[: i + 1]) for i in backbone.out_indices]
     for _ in neck.extra_convs or ():
         strides.append(strides[-1] * 2)
     return strides

@@ -22,11 +22,13 @@ class SMCAEncoderLayer(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
 
-    def __init__(self,
-                 self_attn_cfg: dict,
-                 ffn_cfg: dict,
-                 norm_cfg: dict | None = None,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        self_attn_cfg: dict,
+        ffn_cfg: dict,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.self_attn = SelfAttention(**self_attn_cfg)
         self.embed_dims = self.self_attn.embed_dims

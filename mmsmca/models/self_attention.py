@@ -23,11 +23,13 @@ class SelfAttention(nn.Module):
         ValueError: If ``num_heads`` does not divide ``embed_dims`` or ``batch_first`` is False.
     """
 
-    def __init__(self,
-                 embed_dims: int = 256,
-                 num_heads: int = 8,
-                 dropout: float = 0.0,
-                 batch_first: bool = True) -> None:
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        dropout: float = 0.0,
+        batch_first: bool = True,
+    ) -> None:
         super().__init__()
         if not batch_first:
             raise ValueError('self_attn_cfg.batch_first=False: only True is supported')
@@ -35,10 +37,9 @@ class SelfAttention(nn.Module):
         self.attn = AttentionProjections(embed_dims, num_heads)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self,
-                query: Tensor,
-                query_pos: Tensor,
-                key_padding_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, query_pos: Tensor, key_padding_mask: Tensor | None = None
+    ) -> Tensor:
         """Attend from every token to every token that is not padding.
 
         Args:
@@ -53,5 +54,6 @@ class SelfAttention(nn.Module):
         mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
         dropout_p = self.dropout.p if self.training else 0.0
         out = F.scaled_dot_product_attention(
-            q, k, self.attn.value(query), attn_mask=mask, dropout_p=dropout_p)
+            q, k, self.attn.value(query), attn_mask=mask, dropout_p=dropout_p
+        )
         return query + self.dropout(self.attn.output(out))

@@ -55,24 +55,29 @@ class SpatialPrior(BaseModule):
         ValueError: If ``scale``, ``beta`` or ``strides`` is not one of the above.
     """
 
-    def __init__(self,
-                 embed_dims: int = 256,
-                 num_heads: int = 8,
-                 strides: Sequence[int] = (32, ),
-                 scale: str = 'independent',
-                 head_shared: bool = False,
-                 beta: float | Sequence[float] = 8.0,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        strides: Sequence[int] = (32,),
+        scale: str = 'independent',
+        head_shared: bool = False,
+        beta: float | Sequence[float] = 8.0,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if scale not in SCALES:
             raise ValueError(
-                f'spatial_prior_cfg.scale={scale!r} is unknown, choose one of {list(SCALES)}')
+                f'spatial_prior_cfg.scale={scale!r} is unknown, choose one of {list(SCALES)}'
+            )
         if not strides or any(stride <= 0 for stride in strides):
             raise ValueError(f'decoder.strides={strides} has to list a positive stride a level')
-        betas = tuple(beta) if isinstance(beta, Sequence) else (beta, ) * len(strides)
+        betas = tuple(beta) if isinstance(beta, Sequence) else (beta,) * len(strides)
         if len(betas) != len(strides) or any(b <= 0 for b in betas):
-            raise ValueError(f'spatial_prior_cfg.beta={beta} has to be positive: one number, or '
-                             f'one for each of the {len(strides)} levels of decoder.strides')
+            raise ValueError(
+                f'spatial_prior_cfg.beta={beta} has to be positive: one number, or '
+                f'one for each of the {len(strides)} levels of decoder.strides'
+            )
         self.num_heads = num_heads
         self.strides = tuple(strides)
         self.betas = betas
@@ -125,7 +130,8 @@ class SpatialPrior(BaseModule):
             if self.num_scales == 1:
                 level_scales = level_scales.expand(-1, -1, -1, 2)
             priors.append(
-                LevelPrior(self._every_head(level_centers), self._every_head(level_scales), beta))
+                LevelPrior(self._every_head(level_centers), self._every_head(level_scales), beta)
+            )
         return priors
 
     def _split(self, linear: nn.Linear | None, features: Tensor) -> Tensor | None:
