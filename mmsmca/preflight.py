@@ -38,9 +38,9 @@ from mmsmca import safe_globals
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
 
-IMAGE_KEYS = ('id', 'file_name', 'height', 'width')
-CATEGORY_KEYS = ('id', 'name')
-ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
+IMAGE_KEYS = {'id', 'file_name', 'height', 'width'}
+CATEGORY_KEYS = {'id', 'name'}
+ANNOTATION_KEYS = {'id', 'image_id', 'category_id', 'bbox', 'area'}
 
 
 class ConfigError(ValueError):
@@ -350,7 +350,7 @@ def _read_coco(path: str, key: str) -> CocoFile:
             'Restore the file; it may have been copied in part.'
         ) from error
 
-    def entries(name: str, keys: Sequence[str]) -> list[dict]:
+    def entries(name: str, keys: set[str]) -> list[dict]:
         found = content.get(name) if isinstance(content, dict) else None
         if not isinstance(found, list):
             raise DataError(
@@ -358,8 +358,8 @@ def _read_coco(path: str, key: str) -> CocoFile:
                 "Name an instances file in COCO's format, or convert yours to it."
             )
         for i, entry in enumerate(found):
-            lacking = [k for k in keys if not isinstance(entry, dict) or k not in entry]
-            if lacking:
+            if not (isinstance(entry, dict) and keys <= entry.keys()):
+                lacking = sorted(keys.difference(entry if isinstance(entry, dict) else ()))
                 raise DataError(
                     f'{key}.ann_file: {path} is not a COCO annotation file: {name}[{i}] has no '
                     f"'{lacking[0]}'. Add it to every entry of '{name}'."

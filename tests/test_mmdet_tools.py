@@ -1,0 +1,72 @@
+"""MMDetection's own tools run on our configs as they are."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mmdet.apis import DetInferencer
+from test_preflight import CLASSES, write_data
+from test_tools import CONFIG
+
+from mmsmca.preflight import mmdet_script, run_tool
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory) -> Path:
+    """The folder of a short training run, with its data, log and checkpoint."""
+    folder = tmp_path_factory.mktemp('run')
+    write_data(folder / 'data/shapes')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv('LOCAL_RANK', '0')
+        Path('config.py').write_text(CONFIG)
+        options = ['default_hooks.logger.interval=1', 'visualizer.name=trained']
+        patch.setattr(sys, 'argv', ['train.py', 'config.py', '--cfg-options', *options])
+        assert run_tool('train') == 0
+    return folder
+
+
+@pytest.fixture
+def start(run: Path, monkeypatch):
+    """Runs one of MMDetection's tools in the folder of the run."""
+    monkeypatch.chdir(run)
+
+    def start_tool(name: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *arguments])
+        mmdet_script(f'analysis_tools/{name}').main()
+
+    return start_tool
+
+
+def test_get_flops(start, capfd):
+    start('get_flops', 'config.py', '--num-images', '1')
+    printed = capfd.readouterr().out
+    assert 'Input shape: (96, 128)' in printed
+    assert re.search(r'Flops: \d', printed)
+    assert 'Params: 1.' in printed
+
+
+def test_browse_dataset(start, run: Path):
+    start('browse_dataset', 'config.py', '--not-show', '--output-dir', 'browsed')
+    assert sorted(path.name for path in (run / 'browsed').iterdir()) == ['0.jpg', '1.jpg', '2.jpg']
+
+
+def test_analyze_logs(start, run: Path, capfd):
+    (log,) = run.glob('work/*/vis_data/scalars.json')
+    # The tool's own default style, seaborn's "dark", is not among matplotlib's.
+    keys = ('--keys', 'loss', 'bbox_mAP', '--style', 'ggplot', '--backend', 'agg')
+    start('analyze_logs', 'plot_curve', str(log), *keys, '--out', 'curves.png')
+    assert (run / 'curves.png').stat().st_size > 1000
+    start('analyze_logs', 'cal_train_time', str(log))
+    assert 'average iter time' in capfd.readouterr().out
+
+
+def test_det_inferencer(run: Path, monkeypatch):
+    monkeypatch.chdir(run)
+    inferencer = DetInferencer('config.py', 'work/epoch_1.pth', device='cpu', palette='none')
+    images = ['data/shapes/val/0.jpg', 'data/shapes/val/1.jpg']
+    predictions = inferencer(images, out_dir='inferred', pred_score_thr=0.0)['predictions']
+    assert [len(prediction['scores']) for prediction in predictions] == [4, 4]
+    assert tuple(inferencer.visualizer.dataset_meta['classes']) == CLASSES
+    assert sorted(path.name for path in (run / 'inferred/vis').iterdir()) == ['0.jpg', '1.jpg']
