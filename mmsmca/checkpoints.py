@@ -96,8 +96,8 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
 
     Returns:
         ``architecture`` (``single_scale``), ``encoder_layers``, ``decoder_layers``,
-        ``num_queries``, ``num_classes``, ``embed_dims``, ``feedforward_channels``, ``num_heads`` and
-        ``scale`` as in our configs.
+        ``num_queries``, ``num_classes``, ``embed_dims``, ``feedforward_channels``, ``num_heads``
+        and ``scale`` as in our configs.
 
     Raises:
         CheckpointError: If it is not an SMCA of the authors that we know, or not all of one.

@@ -19,8 +19,8 @@ class SMCADETR(DETR):
     """Fast Convergence of DETR with Spatially Modulated Co-Attention, arXiv:2101.07448.
 
     MMDetection's :class:`DETR` with the encoder and the decoder built from the registry (``type``
-    defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level; their
-    strides are ``decoder.strides``.
+    defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level;
+    their strides are ``decoder.strides``.
 
     Raises:
         ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
