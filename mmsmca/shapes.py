@@ -337,14 +337,13 @@ def _draw_look(
 def _draw_texture(rng: np.random.RandomState, name: str, size: int, period: int) -> np.ndarray:
     """A pattern of zeros and ones, int, (size, size)."""
     shift_x, shift_y = rng.randint(0, period, 2)
-    x = np.arange(size)[None, :] + shift_x
-    y = np.arange(size)[:, None] + shift_y
+    y, x = np.mgrid[shift_y : shift_y + size, shift_x : shift_x + size]
     if name == 'plain':
-        pattern = np.zeros((size, size), int)
+        pattern = np.zeros_like(x)
     elif name == 'columns':
-        pattern = x * 2 // period % 2 + 0 * y
+        pattern = x * 2 // period % 2
     elif name == 'rows':
-        pattern = y * 2 // period % 2 + 0 * x
+        pattern = y * 2 // period % 2
     elif name == 'diagonals':
         pattern = (x + y) * 2 // period % 2
     elif name == 'checks':
