@@ -98,6 +98,7 @@ class CocoFile:
     """What the checks need of an annotation file; the rest, up to gigabytes, is let go."""
 
     categories: tuple[str, ...]
+    image_ids: frozenset[int]
     file_names: tuple[str, ...]
     has_annotations: bool
     has_iscrowd: bool
@@ -154,16 +155,23 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
             _check_images(key, dataset, file)
     for key, evaluator, phase in evaluators:
         file = _read_once(files, evaluator.ann_file, key)
-        for dataset_key, dataset in datasets:
-            if dataset_key.startswith(phase):
-                classes = dataset.metainfo['classes']
-                _check_categories(key, classes, file, evaluator.ann_file)
         if not evaluator.get('format_only') and not (file.has_annotations and file.has_iscrowd):
             raise DataError(
-                f'{key}.ann_file: {evaluator.ann_file} cannot be evaluated against: it needs a '
-                "list 'annotations' with 'iscrowd' (0 or 1) in every entry. Complete the file, or "
-                f'set {key}.format_only=True to write the detections only.'
+                f'{key}.ann_file: {evaluator.ann_file} cannot be evaluated against: it needs '
+                "annotations, with 'iscrowd' (0 or 1) in every entry. Complete the file, or set "
+                f'{key}.format_only=True to write the detections only.'
             )
+        for dataset_key, dataset in datasets:
+            if not dataset_key.startswith(phase):
+                continue
+            _check_categories(key, dataset.metainfo['classes'], file, evaluator.ann_file)
+            unknown = _read_once(files, dataset.ann_file, key).image_ids - file.image_ids
+            if unknown:
+                raise DataError(
+                    f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
+                    f'images of {dataset_key} (ids {_few(sorted(unknown))}). Set {key}.ann_file to '
+                    f"the data set's, {dataset.ann_file}."
+                )
 
 
 def effective_config(args: Namespace) -> Config:
@@ -383,6 +391,7 @@ def _read_coco(path: str, key: str) -> CocoFile:
         )
     return CocoFile(
         categories=tuple(category['name'] for category in categories),
+        image_ids=frozenset(image['id'] for image in images),
         file_names=tuple(image['file_name'] for image in images),
         has_annotations=bool(annotations),
         has_iscrowd=all('iscrowd' in entry for entry in annotations),

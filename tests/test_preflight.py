@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from utils import load_config
 
 from mmsmca import preflight
@@ -237,6 +239,14 @@ def test_categories_missing_in_file_of_evaluator(cfg: Config, tmp_path: Path):
     assert_names(message, 'val_evaluator.ann_file', 'ring', 'val_dataloader.dataset.metainfo')
 
 
+def test_evaluator_of_other_images(cfg: Config, root: Path, tmp_path: Path):
+    cfg.test_evaluator.ann_file = str(tmp_path / 'other.json')
+    write_json(tmp_path / 'other.json', coco(num_images=2))
+    message = refusal(DataError, cfg, 'test')
+    ann_file = root / 'annotations/instances_val.json'
+    assert_names(message, 'test_evaluator.ann_file', '1 of the images', '(ids 2)', ann_file)
+
+
 def test_categories_in_another_order(cfg: Config, root: Path):
     write_json(root / 'annotations/instances_val.json', coco(classes=CLASSES[::-1]))
     message = refusal(DataError, cfg, 'train', 'val')
@@ -337,6 +347,14 @@ def test_truncated_checkpoint(cfg: Config, tmp_path: Path, keep: int):
 def test_file_that_is_no_checkpoint(cfg: Config, root: Path):
     cfg.load_from = str(root / 'val/0.jpg')
     assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, 'no checkpoint of PyTorch')
+
+
+def test_checkpoint_with_its_log_passes_whatever_was_loaded_before(cfg: Config, tmp_path: Path):
+    history = HistoryBuffer()
+    history.update(0.5)
+    cfg.load_from = save_checkpoint(tmp_path / 'log.pth', message_hub=dict(loss=history))
+    CheckpointLoader.load_checkpoint(cfg.load_from)
+    check_config(cfg, ('test',))
 
 
 class Payload:
@@ -489,6 +507,15 @@ def test_unreadable_image_is_named(root: Path, content: bytes | None):
     with pytest.raises(ImageError) as caught:
         LoadImage()(dict(img_path=str(path)))
     assert_names(str(caught.value), f'image {path} cannot be loaded', 'Restore the file')
+
+
+def test_image_is_named_where_mmcv_does_not(tmp_path: Path, monkeypatch):
+    def transform(self, results: dict) -> dict:  # MMCV 2.1 after a failed decoding
+        return results | dict(img_shape=None.shape)
+
+    monkeypatch.setattr(preflight.LoadImageFromFile, 'transform', transform)
+    with pytest.raises(ImageError, match='image some.jpg cannot be loaded .AttributeError'):
+        LoadImage()(dict(img_path='some.jpg'))
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png'])

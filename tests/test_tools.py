@@ -61,19 +61,11 @@ def error_line(stderr: str, tool: str) -> str:
     return line
 
 
-def test_training_resuming_and_evaluation(monkeypatch, capfd):
+def test_training_and_evaluation(monkeypatch, capfd):
     assert run(monkeypatch, 'train', 'config.py') == 0
     assert Path('work/epoch_1.pth').is_file()
     assert run(monkeypatch, 'test', 'config.py', 'work/epoch_1.pth', '--work-dir', 'tested') == 0
     assert 'coco/bbox_mAP' in capfd.readouterr().out
-    assert (
-        run(
-            monkeypatch, 'train', 'config.py', '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
-        )
-        == 0
-    )
-    assert 'resumed epoch: 1' in capfd.readouterr().out
-    assert Path('work/epoch_2.pth').is_file()
 
 
 @pytest.mark.parametrize(
