@@ -319,9 +319,12 @@ def _check_classes(key: str, classes: Sequence[str] | None, model: ConfigDict) -
 
 def _check_ann_file(key: str, ann_file: str) -> None:
     if not os.path.isfile(ann_file):
+        settable = f'{key}.ann_file'
+        if '_dataloader' in key:
+            settable = f'{key}.data_root or {settable}'
         raise DataError(
             f'{key}.ann_file: annotation file {os.path.abspath(ann_file)} does not exist. Put it '
-            f'there, or set {key}.ann_file (--cfg-options) to where it is; the data set and its '
+            f'there, or set {settable} (--cfg-options) to where it is; the data set and its '
             'evaluator each name their own.'
         )
 
