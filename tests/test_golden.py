@@ -15,7 +15,7 @@ CASES = [f'single_scale_{scale}' for scale in ('fixed', 'isotropic', 'independen
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
-def build(case, dtype):
+def build(case, dtype, implementation):
     """Our model of a golden case: weights through the converter, everything else from a config."""
     tensors = {name: torch.from_numpy(x) for name, x in case.state_dict().items()}
     found = describe_reference(tensors)
@@ -28,7 +28,11 @@ def build(case, dtype):
             encoder=dict(num_layers=found['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
             decoder=dict(
                 num_layers=found['decoder_layers'],
-                layer_cfg=dict(ffn_cfg=ffn_cfg, spatial_prior_cfg=prior_cfg),
+                layer_cfg=dict(
+                    ffn_cfg=ffn_cfg,
+                    cross_attn_cfg=dict(implementation=implementation),
+                    spatial_prior_cfg=prior_cfg,
+                ),
             ),
             bbox_head=dict(num_classes=found['num_classes']),
             test_cfg=dict(max_per_img=found['num_queries']),
@@ -60,11 +64,16 @@ def case(request):
     return golden.load(request.param)
 
 
+@pytest.fixture(scope='module', params=['auto', 'explicit'])
+def implementation(request):
+    return request.param
+
+
 @pytest.fixture(scope='module', params=[torch.float64, torch.float32], ids=['float64', 'float32'])
-def outputs(request, case):
+def outputs(request, case, implementation):
     """Everything that the tests compare, from one pass."""
     dtype = request.param
-    model, samples = build(case, dtype), data_samples(case, dtype)
+    model, samples = build(case, dtype, implementation), data_samples(case, dtype)
     images = torch.from_numpy(case.images()).to(dtype)
     with torch.no_grad():
         inputs = model.forward_transformer(model.extract_feat(images), samples)

@@ -205,6 +205,10 @@ WRONG = {
         {'backbone.strides': (1, 2, 2, 1), 'backbone.dilations': (1, 1, 1, 2)},
         ['decoder.strides=[32]', '[16]'],
     ),
+    'implementation': (
+        {'decoder.layer_cfg.cross_attn_cfg.implementation': 'flash'},
+        ['cross_attn_cfg.implementation', 'flash', 'auto', 'explicit', 'folded'],
+    ),
     'batch first': (
         {'decoder.layer_cfg.cross_attn_cfg.batch_first': False},
         ['cross_attn_cfg.batch_first', 'True'],

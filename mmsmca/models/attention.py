@@ -1,75 +1,20 @@
-"""Attention over the cells of one feature level, with and without a Gaussian prior.
+r"""Gaussian-modulated attention over the cells of one feature level: one function, two ways.
 
-Functions only. Heads are already split: queries, keys and values are (B, M, N, d), with B images,
-M heads and d channels a head.
+==========  ==============================  =====================================================
+``auto``    where                           why
+==========  ==============================  =====================================================
+explicit    ``covariance`` scales           folded, it is a polynomial of degree four: its summands
+                                            reach a million, and float32 does not hold them
+folded      everywhere else                 faster, and nothing of size Q x H W in memory
+==========  ==============================  =====================================================
 """
 
-import math
-
-import torch
 from torch import Tensor
 
+from .explicit_attention import explicit_attention
+from .folded_attention import folded_attention
 
-def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
-    """Coordinates (x, y) of the cells of a grid, row by row, counted 0, 1, ... without a half.
-
-    Args:
-        grid_size: Height and width of the feature map, in cells.
-        like: Tensor whose dtype and device the coordinates get.
-
-    Returns:
-        Tensor of shape (H * W, 2).
-    """
-    height, width = grid_size
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=like.dtype, device=like.device),
-        torch.arange(width, dtype=like.dtype, device=like.device),
-        indexing='ij',
-    )
-    return torch.stack((x.flatten(), y.flatten()), dim=-1)
-
-
-def gaussian_log_prior(
-    centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float
-) -> Tensor:
-    r"""Logarithm of the Gaussian-like spatial prior of every query at every cell (paper, eq. 2).
-
-    .. math:: \log G(x, y) = -[s_x^2 (x - c_x)^2 + s_y^2 (y - c_y)^2] / \beta
-
-    A third scale, if given, adds :math:`s_{xy}^2 (x - c_x)^2 (y - c_y)^2` inside the bracket. The
-    paper divides by the squared scales, the authors' code multiplies; this follows the code.
-
-    Args:
-        centers: Centres (x, y) in cells, (B, M, Q, 2).
-        scales: Scales before squaring, (B, M, Q, 2) or (B, M, Q, 3).
-        grid_size: Height and width of the feature map, in cells.
-        beta: Bandwidth, in squared cells, positive.
-
-    Returns:
-        Tensor of shape (B, M, Q, H * W), nowhere positive.
-    """
-    distance = (centers.unsqueeze(-2) - cell_coordinates(grid_size, centers)).square()
-    if scales.size(-1) == 3:
-        distance = torch.cat((distance, distance.prod(-1, keepdim=True)), dim=-1)
-    return -(distance @ scales.square().unsqueeze(-1)).squeeze(-1) / beta
-
-
-def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Softmax over the keys that are not padding; where all are, zeros rather than NaN.
-
-    Args:
-        logits: Attention logits, (B, M, Q, N).
-        key_padding_mask: True where a key is padding, (B, N), or None.
-
-    Returns:
-        Attention weights, (B, M, Q, N).
-    """
-    if key_padding_mask is None:
-        return logits.softmax(-1)
-    padding = key_padding_mask[:, None, None, :]
-    # A finite fill keeps the softmax of a fully padded row, and its gradient, finite.
-    weights = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(padding, 0.0)
+IMPLEMENTATIONS = {'explicit': explicit_attention, 'folded': folded_attention}
 
 
 def gaussian_attention(
@@ -82,13 +27,14 @@ def gaussian_attention(
     beta: float,
     key_padding_mask: Tensor | None = None,
     dropout_p: float = 0.0,
+    implementation: str = 'auto',
 ) -> Tensor:
     r"""Attention modulated by each query's Gaussian prior (paper, eq. 3 and 5).
 
     .. math:: C = softmax(K^T Q / \sqrt{d} + \log G) V
 
     Args:
-        query: (B, M, Q, d).
+        query: B images, M heads, Q queries, d channels a head: (B, M, Q, d).
         key: Keys of the H * W cells, row by row, (B, M, H * W, d).
         value: (B, M, H * W, d).
         centers: Centres (x, y) of the priors in cells, (B, M, Q, 2).
@@ -97,11 +43,15 @@ def gaussian_attention(
         beta: Bandwidth of the priors, in squared cells.
         key_padding_mask: True where a cell is padding, (B, H * W). Defaults to None: no padding.
         dropout_p: Probability that an attention weight is dropped. Defaults to 0.
+        implementation: ``explicit``, ``folded`` or, choosing as the table above, ``auto``.
+            Defaults to ``auto``.
 
     Returns:
         Tensor of shape (B, M, Q, d); zeros for an image whose cells are all padding.
     """
-    logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
-    logits = logits + gaussian_log_prior(centers, scales, grid_size, beta)
-    weights = masked_softmax(logits, key_padding_mask)
-    return torch.nn.functional.dropout(weights, dropout_p) @ value
+    if implementation == 'auto':
+        implementation = 'explicit' if scales.size(-1) == 3 else 'folded'
+    attention = IMPLEMENTATIONS[implementation]
+    return attention(
+        query, key, value, centers, scales, grid_size, beta, key_padding_mask, dropout_p
+    )

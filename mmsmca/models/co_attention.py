@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .attention import gaussian_attention
+from .attention import IMPLEMENTATIONS, gaussian_attention
 from .projections import AttentionProjections
 from .spatial_prior import LevelPrior
 
@@ -26,10 +26,12 @@ class CoAttention(BaseModule):
         dropout: Probability of dropping an attention weight, and a channel of the output.
             Defaults to 0.
         batch_first: Kept for the configs of MMDetection's DETR; has to be True.
+        implementation: How the attention is computed, see :mod:`.attention`. Defaults to ``auto``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``embed_dims`` or ``batch_first`` is False.
+        ValueError: If ``num_heads`` does not divide ``embed_dims``, ``batch_first`` is False or
+            ``implementation`` is unknown.
     """
 
     def __init__(
@@ -38,11 +40,18 @@ class CoAttention(BaseModule):
         num_heads: int = 8,
         dropout: float = 0.0,
         batch_first: bool = True,
+        implementation: str = 'auto',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if not batch_first:
             raise ValueError('cross_attn_cfg.batch_first=False: only True is supported')
+        if implementation not in ('auto', *IMPLEMENTATIONS):
+            raise ValueError(
+                f'cross_attn_cfg.implementation={implementation!r} is unknown, choose one of '
+                f'{["auto", *IMPLEMENTATIONS]}'
+            )
+        self.implementation = implementation
         self.attn = AttentionProjections(embed_dims, num_heads)
         self.dropout = nn.Dropout(dropout)
 
@@ -77,7 +86,18 @@ class CoAttention(BaseModule):
         masks = [None] * len(sizes) if memory_mask is None else memory_mask.split(sizes, dim=1)
         dropout_p = self.dropout.p if self.training else 0.0
         attended = [
-            gaussian_attention(q, k, v, *prior[:2], shape, prior.beta, mask, dropout_p)
+            gaussian_attention(
+                q,
+                k,
+                v,
+                prior.centers,
+                prior.scales,
+                shape,
+                prior.beta,
+                mask,
+                dropout_p,
+                self.implementation,
+            )
             for k, v, prior, shape, mask in zip(
                 keys, values, priors, level_shapes, masks, strict=True
             )

@@ -157,7 +157,10 @@ class SMCADecoder(BaseModule):
         Returns:
             The layers' normalised outputs, (layers, B, Q, C), and the centres' logits, (B, Q, 2).
         """
-        references = self.center_head(self.layers[0].spatial_prior.features(query, query_pos))
+        features = self.layers[0].spatial_prior.features(query, query_pos)
+        # Half precision would place a centre a tenth of a cell off, in a map of 40 cells.
+        with torch.autocast(features.device.type, enabled=False):
+            references = self.center_head(features)
         centers = references.sigmoid()
         hidden_states = []
         for layer in self.layers:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from mmdet.models.backbones import ResNet
 from mmdet.models.detectors import DETR
 from mmdet.models.layers import SinePositionalEncoding

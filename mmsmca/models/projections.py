@@ -1,6 +1,6 @@
 """The linear maps around multi-head attention."""
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

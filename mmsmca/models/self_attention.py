@@ -1,6 +1,6 @@
 """Self-attention of the encoder and the decoder."""
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .projections import AttentionProjections

@@ -139,7 +139,10 @@ class SpatialPrior(BaseModule):
         if linear is None:
             return None
         heads = 1 if self.offsets is None else self.num_heads
-        split = linear(features).unflatten(-1, (len(self.strides), heads, -1))
+        # Offsets of some cells do not survive half precision.
+        with torch.autocast(features.device.type, enabled=False):
+            split = linear(features)
+        split = split.unflatten(-1, (len(self.strides), heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
     def _every_head(self, x: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""Gaussian-modulated attention as the paper writes it: the prior is a bias of the logits."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
+    """Coordinates (x, y) of the cells of a grid, row by row, counted 0, 1, ... without a half.
+
+    Args:
+        grid_size: Height and width of the feature map, in cells.
+        like: Tensor whose dtype and device the coordinates get.
+
+    Returns:
+        Tensor of shape (H * W, 2).
+    """
+    height, width = grid_size
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=like.dtype, device=like.device),
+        torch.arange(width, dtype=like.dtype, device=like.device),
+        indexing='ij',
+    )
+    return torch.stack((x.flatten(), y.flatten()), dim=-1)
+
+
+def gaussian_log_prior(
+    centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float
+) -> Tensor:
+    r"""Logarithm of the Gaussian-like spatial prior of every query at every cell (paper, eq. 2).
+
+    .. math:: \log G(x, y) = -[s_x^2 (x - c_x)^2 + s_y^2 (y - c_y)^2] / \beta
+
+    A third scale, if given, adds :math:`s_{xy}^2 (x - c_x)^2 (y - c_y)^2` inside the bracket. The
+    paper divides by the squared scales, the authors' code multiplies; this follows the code.
+
+    Args:
+        centers: Centres (x, y) in cells, (B, M, Q, 2).
+        scales: Scales before squaring, (B, M, Q, 2) or (B, M, Q, 3).
+        grid_size: Height and width of the feature map, in cells.
+        beta: Bandwidth, in squared cells, positive.
+
+    Returns:
+        Tensor of shape (B, M, Q, H * W), nowhere positive.
+    """
+    distance = (centers.unsqueeze(-2) - cell_coordinates(grid_size, centers)).square()
+    if scales.size(-1) == 3:
+        distance = torch.cat((distance, distance.prod(-1, keepdim=True)), dim=-1)
+    return -(distance @ scales.square().unsqueeze(-1)).squeeze(-1) / beta
+
+
+def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """Softmax over the keys that are not padding; where all are, zeros rather than NaN.
+
+    Args:
+        logits: Attention logits, (B, M, Q, N).
+        key_padding_mask: True where a key is padding, (B, N), or None.
+
+    Returns:
+        Attention weights, (B, M, Q, N).
+    """
+    if key_padding_mask is None:
+        return logits.softmax(-1)
+    padding = key_padding_mask[:, None, None, :]
+    # A finite fill keeps the softmax of a fully padded row, and its gradient, finite.
+    weights = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(-1)
+    return weights.masked_fill(padding, 0.0)
+
+
+def explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    centers: Tensor,
+    scales: Tensor,
+    grid_size: tuple[int, int],
+    beta: float,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Gaussian-modulated attention with prior and attention weights in memory.
+
+    Arguments and result are those of :func:`.attention.gaussian_attention`; of any scale type.
+    """
+    logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
+    logits = logits + gaussian_log_prior(centers, scales, grid_size, beta)
+    weights = masked_softmax(logits, key_padding_mask)
+    return F.dropout(weights, dropout_p).to(value.dtype) @ value

@@ -1,0 +1,109 @@
+r"""Gaussian-modulated attention at the price of plain attention: the prior inside the dot product.
+
+With :math:`a = s^2 / \beta` the logarithm of the prior is, along one axis,
+
+.. math:: -a (x - c)^2 = (2 a c) x + (-a) x^2 - a c^2
+
+The last term is the same for every key of a query, so the softmax drops it. The others are a dot
+product of what belongs to the query, (2 a c, -a), and what belongs to the key, (x, x^2): two more
+channels an axis, and any fused kernel for plain attention computes SMCA, with nothing of size
+Q x H W in memory.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .explicit_attention import cell_coordinates
+
+
+def folded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    centers: Tensor,
+    scales: Tensor,
+    grid_size: tuple[int, int],
+    beta: float,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Gaussian-modulated attention through ``scaled_dot_product_attention``.
+
+    Arguments and result are those of :func:`.attention.gaussian_attention`; two scales only.
+    """
+    channels = query.size(-1)
+    # The kernel divides every product by the root of the channels; beta makes up for it.
+    query_prior, key_prior = prior_channels(
+        centers, scales, grid_size, beta / math.sqrt(channels), query.dtype
+    )
+    images, heads, cells = key.shape[:3]
+    folded_query = torch.cat((query, query_prior), dim=-1)
+    folded_key = torch.cat((key, key_prior.expand(images, heads, cells, -1)), dim=-1)
+    # Fused kernels want values as wide as keys.
+    folded_value = F.pad(value, (0, key_prior.size(-1)))
+    mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+    out = F.scaled_dot_product_attention(
+        folded_query,
+        folded_key,
+        folded_value,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        scale=1 / math.sqrt(channels),
+    )[..., :channels]
+    if key_padding_mask is None:
+        return out
+    all_padding = key_padding_mask.all(dim=1)[:, None, None, None]
+    return out.masked_fill(all_padding, 0.0)
+
+
+def prior_channels(
+    centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Write the prior as a dot product of a query's and a key's channels.
+
+    Half precision does not hold the summands, which reach hundreds and cancel. There every factor
+    becomes a sum of numbers that are exact in half precision (x is: an integer), and the fused
+    kernel's float32 accumulation adds their products up.
+
+    Args:
+        centers: Centres (x, y) of the priors in cells, (B, M, Q, 2).
+        scales: Scales of the priors before squaring, (B, M, Q, 2).
+        grid_size: Height and width of the feature map, in cells.
+        beta: Bandwidth of the priors, in squared cells.
+        dtype: Precision of the attention.
+
+    Returns:
+        Channels of the queries, (B, M, Q, P), and of the keys, (H * W, P). Their products sum up
+        to the logarithm of the prior, except for a term that depends on the query alone.
+    """
+    height, width = grid_size
+    # Small coordinates keep the summands small: count from the middle of the map.
+    origin = centers.new_tensor([(width - 1) // 2, (height - 1) // 2])
+    x = cell_coordinates(grid_size, centers) - origin
+    a = scales.square() / beta
+    linear, square = 2 * a * (centers - origin), -a
+    if dtype not in (torch.bfloat16, torch.float16):
+        return torch.cat((linear, square), dim=-1), torch.cat((x, x.square()), dim=-1)
+    linear1, linear2, linear3 = _split(linear, 3, dtype)
+    square1, square2, square3 = _split(square, 3, dtype)
+    high, low = _split(x.square(), 2, dtype)
+    x = x.to(dtype)
+    products = [
+        (linear1, x), (linear2, x), (linear3, x),
+        (square1, high), (square2, high), (square3, high), (square1, low), (square2, low),
+    ]  # fmt: skip
+    of_queries, of_keys = zip(*products, strict=True)
+    return torch.cat(of_queries, dim=-1), torch.cat(of_keys, dim=-1)
+
+
+def _split(x: Tensor, parts: int, dtype: torch.dtype) -> list[Tensor]:
+    """Write ``x`` as a sum of numbers of ``dtype``, the largest first; the gradient is its."""
+    split = []
+    for _ in range(parts):
+        part = x.to(dtype)
+        split.append(part)
+        x = (x - part).detach()
+    return split

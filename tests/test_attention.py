@@ -1,0 +1,183 @@
+"""Gaussian-modulated attention: formula, gradients, precision, padding; both implementations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmsmca.models.attention import gaussian_attention
+from mmsmca.models.explicit_attention import gaussian_log_prior
+
+IMPLEMENTATIONS = ['explicit', 'folded']
+# Images, heads, queries, channels a head, height and width of the map.
+SMALL = (2, 2, 3, 4, 3, 5)
+LARGE = (1, 8, 300, 32, 50, 84)
+
+
+def inputs(size, dtype=torch.float64, max_scale=1.5, num_scales=2, seed=0):
+    """Random queries, keys, values; centres all over the map, scales up to ``max_scale``."""
+    images, heads, queries, channels, height, width = size
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    shape = (images, heads, queries)
+    centers = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    centers = centers * torch.tensor([width, height])
+    scales = max_scale * torch.rand(*shape, num_scales, generator=generator, dtype=torch.float64)
+    prior_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    return (
+        normal(*shape, channels),
+        normal(images, heads, height * width, channels),
+        normal(images, heads, height * width, channels),
+        centers.to(prior_dtype),
+        scales.to(prior_dtype),
+    )
+
+
+def padding_mask(size, columns):
+    """True in the last ``columns`` columns of the last image's map."""
+    images, *_, height, width = size
+    mask = torch.zeros(images, height, width, dtype=torch.bool)
+    mask[-1, :, width - columns :] = True
+    return mask.flatten(1)
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize('num_scales', [2, 3])
+def test_log_prior_is_the_formula(num_scales):
+    *_, centers, scales = inputs(SMALL, num_scales=num_scales)
+    prior = gaussian_log_prior(centers, scales, (3, 5), beta=8.0)
+    for head in range(2):
+        for query in range(3):
+            (cx, cy), s = centers[1, head, query].tolist(), scales[1, head, query].tolist()
+            for y in range(3):
+                for x in range(5):
+                    expected = s[0] ** 2 * (x - cx) ** 2 + s[1] ** 2 * (y - cy) ** 2
+                    if num_scales == 3:
+                        expected += s[2] ** 2 * (x - cx) ** 2 * (y - cy) ** 2
+                    actual = prior[1, head, query, y * 5 + x].item()
+                    assert math.isclose(actual, -expected / 8.0, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_attends_to_where_the_gaussian_is(implementation):
+    """A sharp Gaussian picks the value of its cell, rows counted by y and columns by x."""
+    query, key, value, centers, scales = inputs(SMALL)
+    centers[:] = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    scales[:] = 50.0
+    out = gaussian_attention(
+        query, key, value, centers, scales, (3, 5), 8.0, implementation=implementation
+    )
+    expected = value[:, :, None, 1 * 5 + 3].expand_as(out)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_without_prior_it_is_plain_attention(implementation):
+    query, key, value, centers, scales = inputs(SMALL)
+    out = gaussian_attention(
+        query, key, value, centers, 0 * scales, (3, 5), 8.0, implementation=implementation
+    )
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value))
+
+
+@pytest.mark.parametrize('columns', [0, 2, 5], ids=['no padding', 'padding', 'all padding'])
+def test_implementations_agree(columns):
+    args = inputs(SMALL)
+    mask = padding_mask(SMALL, columns) if columns else None
+    explicit, folded = [
+        gaussian_attention(*args, (3, 5), 8.0, mask, implementation=name)
+        for name in IMPLEMENTATIONS
+    ]
+    torch.testing.assert_close(folded, explicit, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('columns', [0, 2, 5], ids=['no padding', 'padding', 'all padding'])
+def test_gradients(implementation, columns):
+    args = [x.requires_grad_() for x in inputs((2, 2, 2, 4, 3, 5))]
+    mask = padding_mask(SMALL, columns) if columns else None
+
+    def function(*tensors):
+        return gaussian_attention(*tensors, (3, 5), 8.0, mask, implementation=implementation)
+
+    assert torch.autograd.gradcheck(function, args, atol=1e-7)
+
+
+def test_covariance_gradients():
+    args = [x.requires_grad_() for x in inputs((2, 2, 2, 4, 3, 5), num_scales=3)]
+    mask = padding_mask(SMALL, 2)
+    assert torch.autograd.gradcheck(
+        lambda *tensors: gaussian_attention(*tensors, (3, 5), 8.0, mask), args, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_a_map_that_is_all_padding_gives_zeros(implementation, dtype):
+    args = [x.requires_grad_() for x in inputs(SMALL, dtype)]
+    out = gaussian_attention(
+        *args, (3, 5), 8.0, padding_mask(SMALL, 5), implementation=implementation
+    )
+    assert torch.equal(out[-1], torch.zeros_like(out[-1]))
+    assert out[0].abs().sum() > 0
+    out.float().square().sum().backward()
+    for x in args:
+        assert torch.isfinite(x.grad).all()
+        assert torch.equal(x.grad[-1], torch.zeros_like(x.grad[-1]))
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_padding_is_cropping(implementation):
+    query, key, value, centers, scales = inputs((1, 2, 3, 4, 3, 5))
+    mask = padding_mask((1, 2, 3, 4, 3, 5), 2)
+    padded = gaussian_attention(
+        query, key, value, centers, scales, (3, 5), 8.0, mask, implementation=implementation
+    )
+    key, value = [x.unflatten(2, (3, 5))[..., :3, :].flatten(2, 3) for x in (key, value)]
+    cropped = gaussian_attention(
+        query, key, value, centers, scales, (3, 3), 8.0, implementation=implementation
+    )
+    torch.testing.assert_close(padded, cropped, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('max_scale', [1.5, 6.0])
+def test_float32_accuracy(max_scale):
+    args = inputs(LARGE, torch.float32, max_scale)
+    expected = gaussian_attention(
+        *[x.double() for x in args], (50, 84), 8.0, implementation='explicit'
+    )
+    actual = gaussian_attention(*args, (50, 84), 8.0, implementation='folded')
+    assert relative_error(actual, expected) < 1e-4
+
+
+@pytest.mark.parametrize('max_scale', [1.5, 6.0])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_worse_than_a_bias(dtype, max_scale):
+    args = query, key, value, centers, scales = inputs(LARGE, dtype, max_scale)
+    expected = gaussian_attention(
+        *[x.double() for x in args], (50, 84), 8.0, implementation='explicit'
+    )
+    bias = gaussian_log_prior(centers, scales, (50, 84), 8.0).to(dtype)
+    biased = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    folded = gaussian_attention(*args, (50, 84), 8.0, implementation='folded')
+    assert folded.dtype == dtype
+    assert relative_error(folded, expected) < 1.2 * relative_error(biased, expected)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_dropout_keeps_the_mean(implementation):
+    """Dropped weights are made up for: the mean over many draws is what no dropout gives."""
+    query, key, value, centers, scales = inputs((1, 1, 1, 4, 3, 5))
+    expected = gaussian_attention(query, key, value, centers, scales, (3, 5), 8.0)
+    torch.manual_seed(0)
+    many = [x.expand(4000, *x.shape[1:]) for x in (query, key, value, centers, scales)]
+    out = gaussian_attention(*many, (3, 5), 8.0, dropout_p=0.5, implementation=implementation)
+    assert out.std(0).min() > 0.05
+    torch.testing.assert_close(out.mean(0), expected[0], rtol=0, atol=0.1)

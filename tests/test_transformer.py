@@ -1,0 +1,106 @@
+"""Encoder and decoder under autocast, torch.compile and activation checkpointing."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.runner import turn_on_activation_checkpointing
+from torch import nn
+from utils import load_config
+
+SHAPE = (5, 7)
+
+
+@pytest.fixture
+def encoder():
+    return build('encoder')
+
+
+@pytest.fixture
+def decoder():
+    return build('decoder')
+
+
+def build(part):
+    """Encoder or decoder of the shapes config: 128 channels, no dropout; randomised priors."""
+    cfg = load_config('shapes/smca_r18_shapes.py').model[part]
+    module = MODELS.build(
+        dict(type={'encoder': 'SMCAEncoder', 'decoder': 'SMCADecoder'}[part], **cfg)
+    )
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    return module.train()
+
+
+def encoder_inputs():
+    torch.manual_seed(1)
+    mask = torch.zeros(2, *SHAPE, dtype=torch.bool)
+    mask[1, :, 5:] = True
+    query = torch.randn(2, 35, 128, requires_grad=True)
+    return query, torch.randn(2, 35, 128), mask.flatten(1)
+
+
+def decoder_inputs():
+    memory, memory_pos, mask = encoder_inputs()
+    image_sizes = torch.tensor([[112.0, 80.0], [80.0, 80.0]])
+    query_pos = torch.randn(2, 10, 128)
+    return torch.zeros(2, 10, 128), query_pos, memory, memory_pos, mask, [SHAPE], image_sizes
+
+
+def gradients(module, outputs):
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    module.zero_grad()
+    sum((x * torch.linspace(-1, 1, x.size(-1))).sum() for x in outputs).backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize('part', ['encoder', 'decoder'])
+def test_compiles_without_graph_breaks(part, request):
+    module = request.getfixturevalue(part)
+    args = encoder_inputs() if part == 'encoder' else decoder_inputs()
+    expected = gradients(module, module(*args))
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    for name, gradient in gradients(module, compiled(*args)).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('part', ['encoder', 'decoder'])
+def test_activation_checkpointing_changes_nothing(part, request):
+    module = request.getfixturevalue(part)
+    args = encoder_inputs() if part == 'encoder' else decoder_inputs()
+    expected = gradients(module, module(*args))
+    # MMEngine's switch, `activation_checkpointing = [...]` in a config.
+    turn_on_activation_checkpointing(module, [f'layers.{i}' for i in range(len(module.layers))])
+    for name, gradient in gradients(module, module(*args)).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('part', ['encoder', 'decoder'])
+def test_autocast(part, dtype, request):
+    module = request.getfixturevalue(part)
+    args = encoder_inputs() if part == 'encoder' else decoder_inputs()
+    with torch.no_grad():
+        expected = module(*args)
+        with torch.autocast('cpu', dtype):
+            actual = module(*args)
+    if part == 'decoder':
+        hidden_states, references = actual
+        # The centres do not lose precision.
+        torch.testing.assert_close(references, expected[1], rtol=1e-6, atol=1e-6)
+        actual, expected = hidden_states, expected[0]
+    assert torch.isfinite(actual).all()
+    error = (actual.float() - expected).norm() / expected.norm()
+    assert error < 0.03
+
+
+def test_autocast_trains_the_priors(decoder):
+    expected = gradients(decoder, decoder(*decoder_inputs()))
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = decoder(*decoder_inputs())
+    actual = gradients(decoder, outputs)
+    for name, gradient in expected.items():
+        if '.spatial_prior.' in name or 'center_head' in name:
+            cosine = torch.cosine_similarity(actual[name].flatten(), gradient.flatten(), dim=0)
+            assert cosine > 0.9, (name, cosine)
