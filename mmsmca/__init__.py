@@ -5,8 +5,9 @@ from .version import __version__
 
 check_openmmlab()
 
-from . import models, safe_globals  # noqa: E402, F401
+from . import flops, models, safe_globals  # noqa: E402, F401
 
 safe_globals.register()
+flops.register()
 
 __all__ = ['__version__']
