@@ -7,6 +7,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
+import mmsmca  # noqa: F401
+
 ROOT = Path(__file__).parent.parent
 register_all_modules()
 
