@@ -6,7 +6,7 @@ The reference implementation stores ``{"model": state_dict}``. Every tensor has 
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 from .version import __version__
 
 # Prefixes (reference, ours); N stands for the number of a layer.
-NAMES = (
+COMMON_NAMES = (
     ('backbone.0.body.', 'backbone.'),
-    ('input_proj.', 'neck.convs.0.conv.'),
     ('query_embed.', 'query_embedding.'),
-    ('transformer.encoder.layers.N.self_attn.', 'encoder.layers.N.self_attn.attn.'),
     ('transformer.encoder.layers.N.linear1.', 'encoder.layers.N.ffn.layers.0.0.'),
     ('transformer.encoder.layers.N.linear2.', 'encoder.layers.N.ffn.layers.1.'),
     ('transformer.encoder.layers.N.norm1.', 'encoder.layers.N.norms.0.'),
@@ -41,6 +39,35 @@ NAMES = (
     ('bbox_embed.layers.1.', 'bbox_head.reg_ffn.layers.1.'),
     ('bbox_embed.layers.2.', 'bbox_head.fc_reg.'),
 )
+NAMES = {
+    'single_scale': (
+        *COMMON_NAMES,
+        ('input_proj.', 'neck.convs.0.conv.'),
+        ('transformer.encoder.layers.N.self_attn.', 'encoder.layers.N.self_attn.attn.'),
+    ),
+    'multi_scale_conv': (
+        *COMMON_NAMES,
+        ('input_proj_512.', 'neck.convs.0.conv.'),
+        ('input_proj_1024.', 'neck.convs.1.conv.'),
+        ('input_proj_2048.', 'neck.convs.2.conv.'),
+        ('input_proj_2048_3.', 'neck.extra_convs.0.conv.'),
+        ('transformer.level_embed', 'level_embed'),
+        ('transformer.encoder.layers.N.conv_1.', 'encoder.layers.N.project_in.'),
+        ('transformer.encoder.layers.N.conv_2.', 'encoder.layers.N.project_out.'),
+        ('transformer.encoder.layers.N.self_attn_8.', 'encoder.layers.N.same.0.'),
+        ('transformer.encoder.layers.N.self_attn_16.', 'encoder.layers.N.same.1.'),
+        ('transformer.encoder.layers.N.self_attn_32.', 'encoder.layers.N.same.2.'),
+        ('transformer.encoder.layers.N.self_attn_64.', 'encoder.layers.N.same.3.'),
+        ('transformer.encoder.layers.N.high_to_low_1.', 'encoder.layers.N.down.0.'),
+        ('transformer.encoder.layers.N.high_to_low_2.', 'encoder.layers.N.down.1.'),
+        ('transformer.encoder.layers.N.high_to_low_3.', 'encoder.layers.N.down.2.'),
+        ('transformer.encoder.layers.N.low_to_high_1.', 'encoder.layers.N.up.0.'),
+        ('transformer.encoder.layers.N.low_to_high_2.', 'encoder.layers.N.up.1.'),
+        ('transformer.encoder.layers.N.low_to_high_3.', 'encoder.layers.N.up.2.'),
+        ('transformer.conv.', 'encoder.halve.'),
+        ('transformer.decoder.layers.N.point4.', 'decoder.layers.N.cross_attn.scale_selection.'),
+    ),
+}
 # Fixed scales have no parameters.
 OPTIONAL = 'transformer.decoder.layers.N.point3.'
 
@@ -95,18 +122,21 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
         state_dict: Tensors under their reference names.
 
     Returns:
-        ``architecture`` (``single_scale``), ``encoder_layers``, ``decoder_layers``,
+        ``architecture`` (a key of :data:`NAMES`), ``encoder_layers``, ``decoder_layers``,
         ``num_queries``, ``num_classes``, ``embed_dims``, ``feedforward_channels``, ``num_heads``
         and ``scale`` as in our configs.
 
     Raises:
         CheckpointError: If it is not an SMCA of the authors that we know, or not all of one.
     """
-    if 'input_proj.weight' not in state_dict or not any('.norm4.' in name for name in state_dict):
+    projections = {'single_scale': 'input_proj.weight', 'multi_scale_conv': 'input_proj_512.weight'}
+    found = [name for name, projection in projections.items() if projection in state_dict]
+    if not found or not any('.norm4.' in name for name in state_dict):
         raise CheckpointError(
-            'this is not a single-scale SMCA of the authors: it lacks input_proj '
-            'or the norm4 of their decoder layers'
+            'this is no SMCA of the authors, neither single-scale nor convolutional multi-scale: '
+            'it lacks their input_proj or the norm4 of their decoder layers'
         )
+    architecture = found[0]
     layers = {
         part: 1
         + max(
@@ -121,26 +151,28 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
     }
     missing = [
         prefix
-        for reference, _ in NAMES
+        for reference, _ in NAMES[architecture]
         if reference != OPTIONAL
         for prefix in _numbered(reference, layers)
         if not any(name.startswith(prefix) for name in state_dict)
     ]
     if missing:
         raise CheckpointError(f'tensors are missing under: {", ".join(missing)}')
-    num_heads = state_dict['transformer.decoder.layers.0.point2.weight'].size(0) // 2
-    scales = state_dict.get('transformer.decoder.layers.0.point3.weight', torch.empty(0)).size(0)
+    layer = 'transformer.decoder.layers.0'
+    levels = len(state_dict.get(f'{layer}.point4.bias', [None]))
+    num_heads = len(state_dict[f'{layer}.point2.bias']) // levels // 2
+    num_scales = len(state_dict.get(f'{layer}.point3.bias', ())) // levels // num_heads
     num_queries, embed_dims = state_dict['query_embed.weight'].shape
     return dict(
-        architecture='single_scale',
+        architecture=architecture,
         encoder_layers=layers['encoder'],
         decoder_layers=layers['decoder'],
         num_queries=num_queries,
         num_classes=state_dict['class_embed.weight'].size(0),
         embed_dims=embed_dims,
-        feedforward_channels=state_dict['transformer.decoder.layers.0.linear1.weight'].size(0),
+        feedforward_channels=len(state_dict[f'{layer}.linear1.bias']),
         num_heads=num_heads,
-        scale=('fixed', 'isotropic', 'independent', 'covariance')[scales // num_heads],
+        scale=('fixed', 'isotropic', 'independent', 'covariance')[num_scales],
     )
 
 
@@ -161,10 +193,10 @@ def convert_reference(
         CheckpointError: If a tensor has no place in ours, one is missing, or ``num_classes`` does
             not fit the classifier.
     """
-    describe_reference(state_dict)
+    names = NAMES[describe_reference(state_dict)['architecture']]
     converted, unplaced = {}, []
     for name, tensor in state_dict.items():
-        our_name = _rename(name)
+        our_name = _rename(name, names)
         if our_name is None:
             unplaced.append(name)
         else:
@@ -212,9 +244,9 @@ def _numbered(prefix: str, layers: Mapping[str, int]) -> list[str]:
     return [prefix.replace('.N.', f'.{n}.') for n in range(max(count, 1))]
 
 
-def _rename(name: str) -> str | None:
+def _rename(name: str, names: Sequence[tuple[str, str]]) -> str | None:
     """Our name of a reference tensor, or None."""
-    for reference, ours in NAMES:
+    for reference, ours in names:
         pattern = re.escape(reference).replace('N', r'(\d+)')
         if match := re.match(pattern, name):
             number = match[1] if match.groups() else ''

@@ -86,7 +86,7 @@ def test_missing_tensors_are_named(reference, prefix):
 
 def test_other_models_are_refused(reference):
     detr = {name: tensor for name, tensor in reference.items() if 'norm4' not in name}
-    with pytest.raises(checkpoints.CheckpointError, match='not a single-scale SMCA'):
+    with pytest.raises(checkpoints.CheckpointError, match='no SMCA of the authors'):
         checkpoints.convert_reference(detr)
 
 

@@ -1,6 +1,7 @@
 """SMCA's modules, registered in MMDetection's ``MODELS``."""
 
 from .co_attention import CoAttention
+from .conv_encoder import SMCAConvEncoder
 from .decoder import SMCADecoder, SMCADecoderLayer
 from .detector import SMCADETR
 from .encoder import SMCAEncoder, SMCAEncoderLayer
@@ -9,6 +10,7 @@ from .spatial_prior import SpatialPrior
 
 __all__ = [
     'CoAttention',
+    'SMCAConvEncoder',
     'SMCADETR',
     'SMCADecoder',
     'SMCADecoderLayer',

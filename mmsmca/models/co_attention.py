@@ -2,23 +2,28 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .attention import IMPLEMENTATIONS, gaussian_attention
+from .explicit_attention import joint_attention
 from .projections import AttentionProjections
 from .spatial_prior import LevelPrior
+
+SCALE_SELECTIONS = ('learned', 'uniform', 'joint')
 
 
 @MODELS.register_module()
 class CoAttention(BaseModule):
     r"""Co-attention of queries and feature cells, modulated by Gaussian priors, with residual.
 
-    Every level gets a softmax of its own; the levels are averaged:
+    Every level gets a softmax of its own; each query weighs the levels (scale selection):
 
-    .. math:: C = \frac{1}{L} \sum_j softmax(K_j^T Q / \sqrt{d} + \log G_j) V_j
+    .. math::
+
+        C = \sum_j \alpha_j \, softmax(K_j^T Q / \sqrt{d} + \log G_j) V_j, \quad
+        \alpha = softmax(W u)
 
     Args:
         embed_dims: Channels C. Defaults to 256.
@@ -27,11 +32,15 @@ class CoAttention(BaseModule):
             Defaults to 0.
         batch_first: Kept for the configs of MMDetection's DETR; has to be True.
         implementation: How the attention is computed, see :mod:`.attention`. Defaults to ``auto``.
+        num_levels: Number of feature levels. Defaults to 1.
+        scale_selection: Weights of the levels: ``learned`` (alpha, shared by the heads),
+            ``uniform`` (1 / L) or ``joint`` (none: one softmax over the cells of all levels).
+            Without effect for one level. Defaults to ``learned``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``embed_dims``, ``batch_first`` is False or
-            ``implementation`` is unknown.
+        ValueError: If ``num_heads`` does not divide ``embed_dims``, ``batch_first`` is False, or
+            ``implementation`` or ``scale_selection`` is unknown.
     """
 
     def __init__(
@@ -41,6 +50,8 @@ class CoAttention(BaseModule):
         dropout: float = 0.0,
         batch_first: bool = True,
         implementation: str = 'auto',
+        num_levels: int = 1,
+        scale_selection: str = 'learned',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -51,7 +62,16 @@ class CoAttention(BaseModule):
                 f'cross_attn_cfg.implementation={implementation!r} is unknown, choose one of '
                 f'{["auto", *IMPLEMENTATIONS]}'
             )
+        if scale_selection not in SCALE_SELECTIONS:
+            raise ValueError(
+                f'cross_attn_cfg.scale_selection={scale_selection!r} is unknown, choose one of '
+                f'{list(SCALE_SELECTIONS)}'
+            )
         self.implementation = implementation
+        self.joint = scale_selection == 'joint' and num_levels > 1
+        self.scale_selection = None
+        if scale_selection == 'learned' and num_levels > 1:
+            self.scale_selection = nn.Linear(embed_dims, num_levels)
         self.attn = AttentionProjections(embed_dims, num_heads)
         self.dropout = nn.Dropout(dropout)
 
@@ -59,47 +79,80 @@ class CoAttention(BaseModule):
         self,
         query: Tensor,
         query_pos: Tensor,
+        features: Tensor,
+        priors: Sequence[LevelPrior],
         memory: Tensor,
         memory_pos: Tensor,
-        priors: Sequence[LevelPrior],
+        memory_mask: Tensor | None,
         level_shapes: Sequence[tuple[int, int]],
-        memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend from the queries to the cells of every level.
 
         Args:
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
+            features: Prior features u, (B, Q, C).
+            priors: Gaussian priors of the queries, one a level.
             memory: Encoded cells of all levels, one level after the other, (B, N, C).
             memory_pos: Position encoding of the cells, (B, N, C).
-            priors: Gaussian priors of the queries, one a level.
+            memory_mask: True where a cell is padding, (B, N), or None.
             level_shapes: Height and width of every level, in cells.
-            memory_mask: True where a cell is padding, (B, N). Defaults to None.
 
         Returns:
             ``query`` plus the co-attention's output, (B, Q, C).
         """
         q = self.attn.query(query + query_pos)
-        sizes = [height * width for height, width in level_shapes]
-        keys = self.attn.key(memory + memory_pos).split(sizes, dim=2)
-        values = self.attn.value(memory).split(sizes, dim=2)
-        masks = [None] * len(sizes) if memory_mask is None else memory_mask.split(sizes, dim=1)
+        k, v = self.attn.key(memory + memory_pos), self.attn.value(memory)
         dropout_p = self.dropout.p if self.training else 0.0
-        attended = [
+        if self.joint:
+            out = joint_attention(q, k, v, priors, level_shapes, memory_mask, dropout_p)
+        else:
+            levels = self._attend_levels(q, k, v, priors, memory_mask, level_shapes, dropout_p)
+            out = self._select(levels, features)
+        return query + self.dropout(self.attn.output(out))
+
+    def _attend_levels(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        priors: Sequence[LevelPrior],
+        mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+        dropout_p: float,
+    ) -> list[Tensor]:
+        """Attend to every level by itself; (B, M, Q, d) each."""
+        sizes = [height * width for height, width in level_shapes]
+        masks = [None] * len(sizes) if mask is None else mask.split(sizes, dim=1)
+        levels = zip(
+            key.split(sizes, dim=2),
+            value.split(sizes, dim=2),
+            priors,
+            level_shapes,
+            masks,
+            strict=True,
+        )
+        return [
             gaussian_attention(
-                q,
-                k,
-                v,
+                query,
+                level_key,
+                level_value,
                 prior.centers,
                 prior.scales,
                 shape,
                 prior.beta,
-                mask,
+                level_mask,
                 dropout_p,
                 self.implementation,
             )
-            for k, v, prior, shape, mask in zip(
-                keys, values, priors, level_shapes, masks, strict=True
-            )
+            for level_key, level_value, prior, shape, level_mask in levels
         ]
-        return query + self.dropout(self.attn.output(torch.stack(attended).mean(0)))
+
+    def _select(self, levels: Sequence[Tensor], features: Tensor) -> Tensor:
+        """Weigh the levels' results, (B, M, Q, d) each, for every query."""
+        if len(levels) == 1:
+            return levels[0]
+        if self.scale_selection is None:
+            return sum(levels) / len(levels)
+        alpha = self.scale_selection(features).softmax(-1)[:, None]
+        return sum(x * alpha[..., j : j + 1] for j, x in enumerate(levels))

@@ -44,7 +44,9 @@ class SMCADecoderLayer(BaseModule):
         super().__init__(init_cfg=init_cfg)
         self.self_attn = SelfAttention(**self_attn_cfg)
         self.embed_dims = self.self_attn.embed_dims
-        self.cross_attn = MODELS.build({'type': 'CoAttention', **cross_attn_cfg})
+        self.cross_attn = MODELS.build(
+            {'type': 'CoAttention', 'num_levels': len(strides), **cross_attn_cfg}
+        )
         self.ffn = FFN(**ffn_cfg)
         norm_cfg = norm_cfg or dict(type='LN')
         self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(3))
@@ -88,7 +90,7 @@ class SMCADecoderLayer(BaseModule):
         priors = self.spatial_prior(features, centers, image_sizes)
         query = self.norms[0](self.self_attn(query, query_pos))
         query = self.cross_attn(
-            query, query_pos, memory, memory_pos, priors, level_shapes, memory_mask
+            query, query_pos, features, priors, memory, memory_pos, memory_mask, level_shapes
         )
         return self.norms[2](self.ffn(self.norms[1](query)))
 

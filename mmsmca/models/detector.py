@@ -41,14 +41,17 @@ class SMCADETR(DETR):
                 f'positional_encoding.num_feats={num_feats} has to be half of the '
                 f"encoder's embed_dims={self.embed_dims}"
             )
+        if len(self.decoder.strides) > 1:
+            self.level_embed = nn.Parameter(torch.randn(len(self.decoder.strides), self.embed_dims))
         if isinstance(self.backbone, ResNet) and isinstance(self.neck, ChannelMapper):
             self._check_strides(_neck_strides(self.backbone, self.neck))
 
-    def _check_strides(self, strides: Sequence[int]) -> None:
+    def _check_strides(self, neck_strides: Sequence[int]) -> None:
+        strides = self.encoder.output_strides(neck_strides)
         if tuple(strides) != self.decoder.strides:
             raise ValueError(
-                f'decoder.strides={list(self.decoder.strides)} does not fit the neck, '
-                f'whose maps have strides {list(strides)}: set it to these'
+                f'decoder.strides={list(self.decoder.strides)} does not fit the encoded levels, '
+                f'which have strides {strides}: set it to these'
             )
 
     def init_weights(self) -> None:
@@ -68,49 +71,82 @@ class SMCADETR(DETR):
                 ``batch_input_shape`` the padded size, (height, width) in pixels.
 
         Returns:
-            Arguments of :meth:`forward_encoder` and of :meth:`forward_decoder`.
+            Arguments of the encoder, and those of the decoder that do not come from the encoder.
         """
         height, width = batch_data_samples[0].batch_input_shape
         shapes = [sample.img_shape[:2] for sample in batch_data_samples]
         level_shapes = [tuple(feat.shape[-2:]) for feat in img_feats]
-        expected = [(math.ceil(height / s), math.ceil(width / s)) for s in self.decoder.strides]
-        if level_shapes != expected:
-            raise ValueError(
-                f'decoder.strides={list(self.decoder.strides)} does not fit the neck: an image of '
-                f'{height} x {width} pixels gave maps of {level_shapes}, not {expected}'
-            )
-
         mask = img_feats[0].new_ones((len(shapes), 1, height, width))
         for i, (h, w) in enumerate(shapes):
             mask[i, :, :h, :w] = 0
         masks = [F.interpolate(mask, size=shape)[:, 0].bool() for shape in level_shapes]
         pos = [self.positional_encoding(level_mask).to(mask.dtype) for level_mask in masks]
+        if len(pos) > 1:
+            pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
 
         def flatten(maps: Sequence[Tensor]) -> Tensor:
             return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
 
         # Attention without a mask is faster: give none where nothing is padded.
         padded = any(shape != (height, width) for shape in shapes)
-        feat_mask = torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None
-        feat, feat_pos = flatten(img_feats), flatten(pos)
-        image_sizes = feat.new_tensor([(w, h) for h, w in shapes])
-        encoder_inputs = dict(feat=feat, feat_mask=feat_mask, feat_pos=feat_pos)
-        decoder_inputs = dict(
-            memory_mask=feat_mask,
-            memory_pos=feat_pos,
+        encoder_inputs = dict(
+            feat=flatten(img_feats),
+            feat_pos=flatten(pos),
+            feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
             level_shapes=level_shapes,
-            image_sizes=image_sizes,
         )
-        return encoder_inputs, decoder_inputs
+        image_sizes = mask.new_tensor([(w, h) for h, w in shapes])
+        return encoder_inputs, dict(image_sizes=image_sizes, padded_size=(height, width))
 
-    def forward_decoder(self, **decoder_inputs) -> dict:
-        """Decode; arguments as in :meth:`SMCADecoder.forward`.
+    def forward_encoder(self, **encoder_inputs) -> dict:
+        """Encode; arguments as in :meth:`SMCAEncoder.forward`.
+
+        Returns:
+            The :class:`.encoder.Memory`, as a dict.
+        """
+        return self.encoder(**encoder_inputs)._asdict()
+
+    def pre_decoder(self, memory: Tensor, **levels) -> tuple[dict, dict]:
+        """Add the queries to what the encoder gave.
+
+        Args:
+            memory: Encoded cells, (B, N, C).
+            levels: The rest of the :class:`.encoder.Memory`.
+
+        Returns:
+            Arguments of :meth:`forward_decoder`, and of the head: none.
+        """
+        decoder_inputs, head_inputs = super().pre_decoder(memory)
+        return dict(decoder_inputs, **levels), head_inputs
+
+    def forward_decoder(
+        self,
+        level_shapes: Sequence[tuple[int, int]],
+        padded_size: tuple[int, int],
+        **decoder_inputs,
+    ) -> dict:
+        """Decode.
+
+        Args:
+            level_shapes: Height and width of every level, in cells.
+            padded_size: Height and width of the images, padding included, in pixels.
+            decoder_inputs: Other arguments of :meth:`SMCADecoder.forward`.
 
         Returns:
             Arguments of the head: ``hidden_states``, (layers, B, Q, C), and ``references``, the
             logits of the centres, (B, Q, 2).
         """
-        hidden_states, references = self.decoder(**decoder_inputs)
+        expected = [
+            tuple(math.ceil(side / stride) for side in padded_size)
+            for stride in self.decoder.strides
+        ]
+        if list(level_shapes) != expected:
+            raise ValueError(
+                f'decoder.strides={list(self.decoder.strides)} does not fit the encoded levels: an '
+                f'image of {padded_size[0]} x {padded_size[1]} pixels gave maps of '
+                f'{list(level_shapes)}, not {expected}'
+            )
+        hidden_states, references = self.decoder(level_shapes=level_shapes, **decoder_inputs)
         return dict(hidden_states=hidden_states, references=references)
 
 

@@ -1,5 +1,9 @@
-"""Transformer encoder."""
+"""Intra- and multi-scale encoder (paper, section 3.3); with one level, DETR's encoder."""
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import FFN
 from mmdet.registry import MODELS
@@ -8,17 +12,39 @@ from torch import Tensor
 
 from .self_attention import SelfAttention
 
+LAYER_KINDS = ('intra', 'multi')
+
+
+class Memory(NamedTuple):
+    """Encoded feature levels, as the decoder takes them.
+
+    Attributes:
+        memory: Encoded cells of all levels, one level after the other, (B, N, C).
+        memory_pos: Position encoding of the cells, (B, N, C).
+        memory_mask: True where a cell is padding, (B, N), or None.
+        level_shapes: Height and width of every level, in cells.
+    """
+
+    memory: Tensor
+    memory_pos: Tensor
+    memory_mask: Tensor | None
+    level_shapes: Sequence[tuple[int, int]]
+
 
 @MODELS.register_module()
 class SMCAEncoderLayer(BaseModule):
-    """Post-norm encoder layer: self-attention, FFN.
+    """Post-norm encoder layer: self-attention within groups of cells, FFN.
 
-    Configuration keys and state dict are those of MMDetection's ``DetrTransformerEncoderLayer``.
+    The groups are levels for an intra-scale layer; a multi-scale layer has one group of all cells.
+    Configuration keys and, with shared weights, state dict are those of MMDetection's
+    ``DetrTransformerEncoderLayer``.
 
     Args:
         self_attn_cfg: Arguments of :class:`SelfAttention`.
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
+        num_attentions: 1, shared by all groups, or one attention a group. Defaults to 1.
+        num_ffns: 1, shared by all groups, or one FFN a group. Defaults to 1.
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
 
@@ -27,48 +53,130 @@ class SMCAEncoderLayer(BaseModule):
         self_attn_cfg: dict,
         ffn_cfg: dict,
         norm_cfg: dict | None = None,
+        num_attentions: int = 1,
+        num_ffns: int = 1,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.self_attn = SelfAttention(**self_attn_cfg)
-        self.embed_dims = self.self_attn.embed_dims
-        self.ffn = FFN(**ffn_cfg)
+        self.self_attn = _one_or_list(num_attentions, lambda: SelfAttention(**self_attn_cfg))
+        self.ffn = _one_or_list(num_ffns, lambda: FFN(**ffn_cfg))
+        self.embed_dims = self_attn_cfg['embed_dims']
         norm_cfg = norm_cfg or dict(type='LN')
         self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(2))
 
-    def forward(self, query: Tensor, query_pos: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        key_padding_mask: Tensor | None,
+        group_sizes: Sequence[int],
+    ) -> Tensor:
         """Encode cells.
 
         Args:
             query: Cells, (B, N, C).
             query_pos: Their position encoding, (B, N, C).
             key_padding_mask: True where a cell is padding, (B, N), or None.
+            group_sizes: Numbers of cells that attend to each other, N in sum.
 
         Returns:
             Tensor of shape (B, N, C).
         """
-        query = self.norms[0](self.self_attn(query, query_pos, key_padding_mask))
+        query = _by_group(self.self_attn, group_sizes, query, query_pos, key_padding_mask)
+        query = self.norms[0](query)
+        if isinstance(self.ffn, ModuleList):
+            return self.norms[1](_by_group(self.ffn, group_sizes, query))
         return self.norms[1](self.ffn(query))
+
+
+def _one_or_list(count: int, build: Callable[[], BaseModule]) -> BaseModule | ModuleList:
+    return build() if count == 1 else ModuleList(build() for _ in range(count))
+
+
+def _by_group(
+    modules: BaseModule | ModuleList, sizes: Sequence[int], *inputs: Tensor | None
+) -> Tensor:
+    """Apply the module, or each group's own, to every group of cells, and join the results."""
+    own = modules if isinstance(modules, ModuleList) else [modules] * len(sizes)
+    groups = [[None] * len(sizes) if x is None else x.split(sizes, dim=1) for x in inputs]
+    return torch.cat([m(*group) for m, *group in zip(own, *groups, strict=True)], dim=1)
 
 
 @MODELS.register_module()
 class SMCAEncoder(BaseModule):
-    """Stack of encoder layers, DETR's: no norm after the last.
+    """Stack of intra-scale and multi-scale layers, without a norm after the last.
+
+    ``layer_kinds=['intra', 'intra', 'multi', 'intra', 'intra']`` is the paper's
+    2Intra-Multi-2Intra. With one level the kinds are the same, and the encoder is DETR's.
 
     Args:
         num_layers: Number of layers.
-        layer_cfg: Config of every layer; ``type`` defaults to ``SMCAEncoderLayer``.
+        layer_cfg: Arguments of every :class:`SMCAEncoderLayer`.
+        layer_kinds: ``intra`` (each level attends to itself) or ``multi`` (all cells attend to
+            all), one a layer. Defaults to ``intra`` everywhere.
+        num_levels: Number of levels; only counts where weights are not shared. Defaults to 1.
+        share_attention: Whether the levels share an intra-scale layer's attention weights.
+            Defaults to True.
+        share_ffn: Whether the levels share an intra-scale layer's FFN. Defaults to True.
         init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If ``layer_kinds`` does not name one known kind a layer.
     """
 
-    def __init__(self, num_layers: int, layer_cfg: dict, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        layer_cfg: dict,
+        layer_kinds: Sequence[str] | None = None,
+        num_levels: int = 1,
+        share_attention: bool = True,
+        share_ffn: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
-        layer_cfg = {'type': 'SMCAEncoderLayer', **layer_cfg}
-        self.layers = ModuleList(MODELS.build(layer_cfg) for _ in range(num_layers))
+        self.layer_kinds = tuple(layer_kinds or ['intra'] * num_layers)
+        if len(self.layer_kinds) != num_layers or not set(self.layer_kinds) <= set(LAYER_KINDS):
+            raise ValueError(
+                f'encoder.layer_kinds={layer_kinds} has to list one of {list(LAYER_KINDS)} for '
+                f'each of the encoder.num_layers={num_layers} layers'
+            )
+        self.layers = ModuleList()
+        for kind in self.layer_kinds:
+            groups = num_levels if kind == 'intra' else 1
+            self.layers.append(
+                SMCAEncoderLayer(
+                    **layer_cfg,
+                    num_attentions=1 if share_attention else groups,
+                    num_ffns=1 if share_ffn else groups,
+                )
+            )
         self.embed_dims = self.layers[0].embed_dims
 
-    def forward(self, query: Tensor, query_pos: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        """Encode cells; arguments and result as in :meth:`SMCAEncoderLayer.forward`."""
-        for layer in self.layers:
-            query = layer(query, query_pos, key_padding_mask)
-        return query
+    def output_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the encoded levels, given those of the neck's maps: the same."""
+        return list(strides)
+
+    def forward(
+        self,
+        feat: Tensor,
+        feat_pos: Tensor,
+        feat_mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+    ) -> Memory:
+        """Encode the cells of all levels.
+
+        Args:
+            feat: Cells of all levels, one level after the other, (B, N, C).
+            feat_pos: Their position encoding, (B, N, C).
+            feat_mask: True where a cell is padding, (B, N), or None.
+            level_shapes: Height and width of every level, in cells.
+
+        Returns:
+            The encoded cells, with positions, mask and shapes as they were.
+        """
+        level_sizes = [height * width for height, width in level_shapes]
+        for kind, layer in zip(self.layer_kinds, self.layers, strict=True):
+            group_sizes = level_sizes if kind == 'intra' else [sum(level_sizes)]
+            feat = layer(feat, feat_pos, feat_mask, group_sizes)
+        return Memory(feat, feat_pos, feat_mask, level_shapes)

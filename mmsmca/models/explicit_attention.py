@@ -1,10 +1,13 @@
 """Gaussian-modulated attention as the paper writes it: the prior is a bias of the logits."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .spatial_prior import LevelPrior
 
 
 def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
@@ -84,7 +87,51 @@ def explicit_attention(
 
     Arguments and result are those of :func:`.attention.gaussian_attention`; of any scale type.
     """
-    logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
-    logits = logits + gaussian_log_prior(centers, scales, grid_size, beta)
+    bias = gaussian_log_prior(centers, scales, grid_size, beta)
+    return biased_attention(query, key, value, bias, key_padding_mask, dropout_p)
+
+
+def joint_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    priors: Sequence[LevelPrior],
+    level_shapes: Sequence[tuple[int, int]],
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Gaussian-modulated attention with one softmax over the cells of all levels.
+
+    Args:
+        query: (B, M, Q, d).
+        key: Keys of all levels, one level after the other, (B, M, N, d).
+        value: (B, M, N, d).
+        priors: Gaussian priors of the queries, one a level.
+        level_shapes: Height and width of every level, in cells.
+        key_padding_mask: True where a cell is padding, (B, N). Defaults to None: no padding.
+        dropout_p: Probability that an attention weight is dropped. Defaults to 0.
+
+    Returns:
+        Tensor of shape (B, M, Q, d).
+    """
+    log_priors = [
+        gaussian_log_prior(prior.centers, prior.scales, shape, prior.beta)
+        for prior, shape in zip(priors, level_shapes, strict=True)
+    ]
+    return biased_attention(
+        query, key, value, torch.cat(log_priors, dim=-1), key_padding_mask, dropout_p
+    )
+
+
+def biased_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    key_padding_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """Attention whose logits get a bias of shape (B, M, Q, N)."""
+    logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1)) + bias
     weights = masked_softmax(logits, key_padding_mask)
     return F.dropout(weights, dropout_p).to(value.dtype) @ value

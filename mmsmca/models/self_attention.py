@@ -51,7 +51,11 @@ class SelfAttention(nn.Module):
             ``query`` plus the attention's output, (B, N, C).
         """
         q, k = self.attn.query_key(query + query_pos)
-        mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+        mask = None
+        if key_padding_mask is not None:
+            # Where all is padding nothing matters, but the softmax needs a key.
+            mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
+            mask = mask[:, None, None, :]
         dropout_p = self.dropout.p if self.training else 0.0
         out = F.scaled_dot_product_attention(
             q, k, self.attn.value(query), attn_mask=mask, dropout_p=dropout_p

@@ -1,0 +1,3 @@
+_base_ = '../smca-multi-scale_r50_8xb1-50e_coco.py'
+
+model = dict(encoder=dict(share_ffn=False))

@@ -1,0 +1,186 @@
+"""Convolutional bidirectional encoder of the authors' later release."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import FFN
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+
+from .encoder import Memory
+
+
+class BidirectionalLayer(BaseModule):
+    """Encoder layer whose levels talk to themselves and to both their neighbours by convolutions.
+
+    With level maps x_j and position encodings e_j, depthwise 5 x 5 convolutions DW, one a level and
+    direction, and 1 x 1 convolutions P that the levels share::
+
+        a_j = DW_j(P1(x_j + e_j))
+        m_j = a_j + DW_j^down(a_{j-1}), of stride 2, + resize(DW_j^up(a_{j+1}))
+        y_j = LayerNorm(x_j + P2(m_j))
+        out_j = LayerNorm(y_j + FFN(y_j))
+
+    Args:
+        embed_dims: Channels C.
+        num_levels: Number of levels, each of twice the stride of the one before.
+        ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
+        dropout: Probability of dropping a channel of the mixed maps.
+    """
+
+    def __init__(self, embed_dims: int, num_levels: int, ffn_cfg: dict, dropout: float) -> None:
+        super().__init__()
+
+        def depthwise(count: int, stride: int = 1) -> ModuleList:
+            return ModuleList(
+                nn.Conv2d(embed_dims, embed_dims, 5, stride, padding=2, groups=embed_dims)
+                for _ in range(count)
+            )
+
+        self.project_in = nn.Conv2d(embed_dims, embed_dims, 1)
+        self.same = depthwise(num_levels)
+        self.down = depthwise(num_levels - 1, stride=2)
+        self.up = depthwise(num_levels - 1)
+        self.project_out = nn.Conv2d(embed_dims, embed_dims, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FFN(**ffn_cfg)
+        self.norms = ModuleList(nn.LayerNorm(embed_dims) for _ in range(2))
+
+    def forward(
+        self, maps: Sequence[Tensor], pos: Sequence[Tensor], masks: Sequence[Tensor] | None
+    ) -> list[Tensor]:
+        """Encode maps.
+
+        Args:
+            maps: Level maps, (B, C, H_j, W_j) each.
+            pos: Their position encodings.
+            masks: True where a cell is padding, (B, 1, H_j, W_j) each, or None. Padding is set to
+                zero before every convolution that looks at neighbours, as what is beyond a map's
+                border is: an image gets what it would get alone.
+
+        Returns:
+            Maps of the same shapes.
+        """
+        own = [
+            conv(_blank(self.project_in(x + e), masks, level))
+            for level, (conv, x, e) in enumerate(zip(self.same, maps, pos, strict=True))
+        ]
+        own = [_blank(a, masks, level) for level, a in enumerate(own)]
+        mixed = list(own)
+        for level, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
+            mixed[level + 1] = mixed[level + 1] + down(own[level])
+            from_above = up(own[level + 1])
+            mixed[level] = mixed[level] + _resize(from_above, own[level].shape[-2:], masks, level)
+        return [self._mix(x, m) for x, m in zip(maps, mixed, strict=True)]
+
+    def _mix(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Residual, norms and FFN, over the channels of every cell."""
+        cells = (x + self.dropout(self.project_out(mixed))).permute(0, 2, 3, 1)
+        return self.norms[1](self.ffn(self.norms[0](cells))).permute(0, 3, 1, 2)
+
+
+def _blank(x: Tensor, masks: Sequence[Tensor] | None, level: int) -> Tensor:
+    """Set padding to zero."""
+    return x if masks is None else x.masked_fill(masks[level], 0.0)
+
+
+def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, level: int) -> Tensor:
+    """Enlarge a level's map bilinearly to the next finer one, content to content."""
+    if masks is None:
+        return F.interpolate(x, size=shape, mode='bilinear', align_corners=True)
+    grids = []
+    for axis, (coarse, fine) in enumerate(zip(x.shape[-2:], shape, strict=True)):
+        # Cells of content along the axis, an image each.
+        contents = [
+            (~masks[i]).any(dim=3 - axis).sum(dim=(1, 2), dtype=x.dtype) for i in (level + 1, level)
+        ]
+        last_coarse, last_fine = [(content - 1).clamp(min=0) for content in contents]
+        step = last_coarse / last_fine.clamp(min=1)
+        source = torch.arange(fine, dtype=x.dtype, device=x.device) * step[:, None]
+        grids.append(2 * source / max(coarse - 1, 1) - 1)
+    y, x_axis = grids
+    grid = torch.stack(
+        (
+            x_axis[:, None, :].expand(-1, shape[0], -1),
+            y[:, :, None].expand(-1, -1, shape[1]),
+        ),
+        dim=-1,
+    )
+    return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=True)
+
+
+@MODELS.register_module()
+class SMCAConvEncoder(BaseModule):
+    """Stack of :class:`BidirectionalLayer`; the finest level leaves it at half its resolution.
+
+    Args:
+        num_layers: Number of layers.
+        layer_cfg: ``ffn_cfg`` and, as for the other encoders, ``self_attn_cfg``, whose ``dropout``
+            is that of the mixed maps.
+        num_levels: Number of levels.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        layer_cfg: dict,
+        num_levels: int,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        attention = layer_cfg['self_attn_cfg']
+        self.embed_dims = attention['embed_dims']
+        self.layers = ModuleList(
+            BidirectionalLayer(
+                self.embed_dims, num_levels, layer_cfg['ffn_cfg'], attention.get('dropout', 0.0)
+            )
+            for _ in range(num_layers)
+        )
+        self.halve = nn.Conv2d(self.embed_dims, self.embed_dims, 3, stride=2, padding=1)
+
+    def output_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the encoded levels, given those of the neck's maps: the first is doubled."""
+        return [strides[0] * 2, *strides[1:]]
+
+    def forward(
+        self,
+        feat: Tensor,
+        feat_pos: Tensor,
+        feat_mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+    ) -> Memory:
+        """Encode the cells of all levels; arguments as in :meth:`.encoder.SMCAEncoder.forward`.
+
+        Returns:
+            The encoded cells. The first level has shape, mask and position encoding of the second,
+            whose stride it has now.
+        """
+        maps, pos = [_unflatten(x, level_shapes) for x in (feat, feat_pos)]
+        masks = None if feat_mask is None else _unflatten(feat_mask.unsqueeze(-1), level_shapes)
+        for layer in self.layers:
+            maps = layer(maps, pos, masks)
+        maps[0] = self.halve(_blank(maps[0], masks, 0))
+        memory_mask = None if masks is None else _flatten([masks[1], *masks[1:]]).squeeze(-1)
+        return Memory(
+            _flatten(maps),
+            _flatten([pos[1], *pos[1:]]),
+            memory_mask,
+            [level_shapes[1], *level_shapes[1:]],
+        )
+
+
+def _unflatten(x: Tensor, level_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """(B, N, C) to maps of (B, C, H_j, W_j)."""
+    levels = x.split([height * width for height, width in level_shapes], dim=1)
+    return [
+        level.transpose(1, 2).unflatten(2, shape)
+        for level, shape in zip(levels, level_shapes, strict=True)
+    ]
+
+
+def _flatten(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of (B, C, H_j, W_j) to (B, N, C)."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
