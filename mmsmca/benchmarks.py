@@ -1,0 +1,174 @@
+"""Time and peak memory, measured so that ratios hold on a machine that others use too."""
+
+import json
+import os
+import platform
+import resource
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timezone
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmdet
+import mmengine
+import torch
+from torch.utils.benchmark import timer
+
+from .version import __version__
+
+MIB = 2**20
+
+
+def interleaved_times(
+    calls: dict[str, Callable[[], object]], rounds: int, min_seconds: float = 0.1
+) -> dict[str, list[float]]:
+    """Time calls in turns, so that what slows the machine down for a while slows all of them.
+
+    Args:
+        calls: What to time, by name. Each is called once to warm up.
+        rounds: How often each is measured.
+        min_seconds: A measurement repeats its call until about this time has passed. Defaults to
+            0.1 seconds.
+
+    Returns:
+        Seconds per call by name, one number a round; work of the accelerator is waited for.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        repeats[name] = max(1, round(min_seconds / _seconds(call, 1)))
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(_seconds(call, repeats[name]))
+    return times
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = timer()
+    for _ in range(repeats):
+        call()
+    return (timer() - start) / repeats
+
+
+def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Median over the rounds of how many times as long as the reference something took.
+
+    Args:
+        times: Seconds, one number a round.
+        reference: Seconds of the reference in the same rounds.
+    """
+    return statistics.median(t / r for t, r in zip(times, reference, strict=True))
+
+
+def in_fresh_process(function: Callable, *args: object) -> Any:
+    """Result of a module's function in a process of its own, where nothing was allocated before.
+
+    There, glibc gives whatever is freed back at once, as long as it is not tiny. Otherwise
+    it keeps some of it, and how much differs from run to run.
+
+    Raises:
+        BrokenProcessPool: If the process was killed, for example for its memory.
+    """
+    os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_memory(
+    call: Callable[[], object], device: str, limit_gib: float | None = None
+) -> float | None:
+    """Memory that a call needs on top of what is allocated when it starts, at its peak.
+
+    On a CPU that is the growth of the process's resident memory, from Linux's account of it. Only
+    in a fresh process does it tell anything: a later call reuses what an earlier one freed.
+
+    Args:
+        call: What to measure.
+        device: ``cpu`` or ``cuda``.
+        limit_gib: On a CPU, the most memory that the process may have, in GiB. Defaults to None:
+            no limit.
+
+    Returns:
+        MiB, or None if the memory did not suffice.
+    """
+    if device != 'cpu':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        peak = torch.cuda.max_memory_allocated
+    else:
+        if limit_gib is not None:
+            limit = round(limit_gib * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        Path('/proc/self/clear_refs').write_text('5')  # Resets the peak to what is resident now.
+        before = _peak_resident()
+        peak = _peak_resident
+    try:
+        call()
+    except RuntimeError as error:
+        if 'out of memory' in str(error) or "can't allocate memory" in str(error):
+            return None
+        raise
+    return (peak() - before) / MIB
+
+
+def _peak_resident() -> int:
+    """Most memory that this process had since the peak was reset, in bytes.
+
+    Not ``ru_maxrss``: a process inherits its parent's, and it cannot be reset.
+    """
+    status = Path('/proc/self/status').read_text()
+    return int(status.split('VmHWM:')[1].split()[0]) * 1024
+
+
+def environment(device: str) -> dict[str, str | int]:
+    """What the numbers depend on besides the settings: date, hardware, versions."""
+    return dict(
+        date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+        hardware=torch.cuda.get_device_name() if device == 'cuda' else _cpu_name(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        mmcv=mmcv.__version__,
+        mmengine=mmengine.__version__,
+        mmdet=mmdet.__version__,
+        mmsmca=__version__,
+    )
+
+
+def _cpu_name() -> str:
+    for line in Path('/proc/cpuinfo').read_text().splitlines():
+        if line.startswith('model name'):
+            return line.split(':')[1].strip()
+    return platform.processor()
+
+
+def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
+    """Write rows as a Markdown table.
+
+    Args:
+        rows: What to write. Missing values and None become a dash.
+        columns: Head of every column, by key of the rows.
+    """
+
+    def cell(value: object) -> str:
+        if value is None:
+            return '-'
+        if not isinstance(value, float):
+            return str(value)
+        return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+    lines = [columns.values(), ['---'] * len(columns)]
+    lines += [[cell(row.get(key)) for key in columns] for row in rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def write_json(path: str | Path, rows: Sequence[dict]) -> None:
+    """Write rows to a JSON file, making its folder if needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(rows, indent=2) + '\n')
