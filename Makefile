@@ -4,8 +4,8 @@
 # make lint         ruff
 #
 # STACK=onedl (default) or openmmlab chooses the OpenMMLab distributions, each in its own virtual
-# environment. PYTHON chooses the interpreter, TORCH what pip installs as PyTorch, for example
-# TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
+# environment. PYTHON chooses the interpreter, TORCH what pip installs as PyTorch: for another build
+# than the default, pip's arguments as PyTorch's site gives them ("torch==2.13.0 --index-url ...").
 STACK ?= onedl
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 TORCH ?= -r requirements/torch.txt
