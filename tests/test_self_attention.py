@@ -1,0 +1,43 @@
+"""Self-attention against PyTorch's own module, whose state dict it has."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmsmca.models.self_attention import SelfAttention
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_is_torchs_multihead_attention(padded):
+    torch.manual_seed(0)
+    reference = nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
+    nn.init.normal_(reference.in_proj_bias)
+    ours = SelfAttention(16, 4).double()
+    ours.attn.load_state_dict(reference.state_dict(), strict=True)
+    query, pos = torch.randn(2, 2, 7, 16, dtype=torch.float64)
+    mask = None
+    if padded:
+        mask = torch.zeros(2, 7, dtype=torch.bool)
+        mask[1, 4:] = True
+    position = query + pos
+    expected = query + reference(position, position, query, key_padding_mask=mask)[0]
+    torch.testing.assert_close(ours(query, pos, mask), expected, rtol=0, atol=1e-12)
+
+
+def test_padding_alone_is_finite():
+    """Where all is padding the result is not read, but it must not spoil the gradients."""
+    attention = SelfAttention(16, 4)
+    query = torch.randn(2, 7, 16, requires_grad=True)
+    mask = torch.zeros(2, 7, dtype=torch.bool)
+    mask[1] = True
+    out = attention(query, torch.zeros(2, 7, 16), mask)
+    out.square().sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(query.grad).all()
+
+
+def test_dropout_only_in_training():
+    attention = SelfAttention(16, 4, dropout=0.5)
+    query, pos = torch.randn(2, 1, 7, 16)
+    assert not torch.equal(attention(query, pos), attention(query, pos))
+    attention.eval()
+    assert torch.equal(attention(query, pos), attention(query, pos))
