@@ -24,7 +24,7 @@ VARIANTS = ('easy', 'outline')
 SPLITS = ('train', 'val')
 
 # Extent: the longer side of an object's box before occlusion, as a fraction of the image side.
-EXTENT_RANGE = (0.08, 0.8)
+EXTENT_RANGE = (0.09, 0.9)
 TINY_EXTENT_RANGE = (0.03, 0.05)
 TINY_SHARE = 0.03
 EMPTY_SHARE = 0.03

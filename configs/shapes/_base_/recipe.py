@@ -62,11 +62,11 @@ test_evaluator = val_evaluator
 # Nothing is pretrained: the backbone learns at the rate of the rest.
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4), paramwise_cfg=None)
 
-max_epochs = 9
-train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+max_epochs = 11
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[7], gamma=0.1),
+    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[9], gamma=0.1),
 ]
 auto_scale_lr = dict(base_batch_size=8)
 
