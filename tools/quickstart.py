@@ -62,7 +62,7 @@ def draw_detections() -> None:
             cv2.imwrite(
                 enlarged[-1], cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
             )
-        inferencer(enlarged, out_dir=str(PICTURES), pred_score_thr=0.4, no_save_pred=True)
+        inferencer(enlarged, out_dir=str(PICTURES), pred_score_thr=0.3, no_save_pred=True)
 
 
 def main() -> None:
