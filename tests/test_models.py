@@ -7,27 +7,61 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from utils import build_detector, load_config
+from utils import ROOT, build_detector, load_config
+
+# Parts of a model with 256 channels, by hand.
+ATTENTION = 4 * (256 + 1) * 256
+FFN_1024 = 256 * 1024 + 1024 + 1024 * 256 + 256
+FFN_2048 = 256 * 2048 + 2048 + 2048 * 256 + 256
+NORMS = 2 * 2 * 256
+# Six decoder layers: offsets and scales of eight heads on another level, and its weight.
+ANOTHER_LEVEL = 6 * (2 * 8 * 2 + 1) * 257
+SCALE_SELECTION_OF_ONE = 6 * 257
+# 17 more bottlenecks in the third stage.
+R101 = 17 * (2 * 1024 * 256 + 9 * 256 * 256)
+C3, C4, STRIDE_64 = (512 + 1) * 256, (1024 + 1) * 256, (9 * 2048 + 1) * 256
+# What all multi-scale models have in common with the single-scale one, without its encoder.
+DECODER = 41_534_998 - 6 * (ATTENTION + FFN_2048 + NORMS) + 6 * (FFN_1024 - FFN_2048)
+THREE_LEVELS = DECODER + C4 + STRIDE_64 + 3 * 256 + 2 * ANOTHER_LEVEL + SCALE_SELECTION_OF_ONE
+FOUR_LEVELS = THREE_LEVELS + C3 + 256 + ANOTHER_LEVEL
+LAYER = ATTENTION + FFN_1024 + NORMS
+MULTI_SCALE = THREE_LEVELS + 5 * LAYER
+# Two 1 x 1 convolutions and, for 4 levels and 3 neighbours up and down, depthwise 5 x 5 ones.
+CONV_LAYER = 2 * 257 * 256 + (4 + 3 + 3) * (25 + 1) * 256 + FFN_1024 + NORMS
+CONV = FOUR_LEVELS + 5 * CONV_LAYER + (9 * 256 + 1) * 256
+# 8 heads, 4 levels, 4 points: two coordinates and a weight each; values and output.
+DEFORMABLE_LAYER = 257 * 8 * 4 * 4 * 3 + 2 * 257 * 256 + FFN_1024 + NORMS
 
 # Trainable parameters with 80 classes.
 CONFIGS = {
     'smca/smca_r50_8xb2-50e_coco.py': 41_534_998,
     'smca/smca_r50_8xb2-108e_coco.py': 41_534_998,
     'smca/smca_r50-dc5_8xb1-50e_coco.py': 41_534_998,
-    # 17 more bottlenecks in the third stage.
-    'smca/smca_r101_8xb2-50e_coco.py': 41_534_998 + 17 * (2 * 1024 * 256 + 9 * 256 * 256),
+    'smca/smca_r101_8xb2-50e_coco.py': 41_534_998 + R101,
     # Six layers with two linear maps of 16 outputs: offsets and scales.
     'smca/ablation/smca_r50_head-shared_8xb2-50e_coco.py': 41_534_998 - 6 * (16 + 14) * 257,
     'smca/ablation/smca_r50_fixed-scale_8xb2-50e_coco.py': 41_534_998 - 6 * 16 * 257,
     'smca/ablation/smca_r50_isotropic-scale_8xb2-50e_coco.py': 41_534_998 - 6 * 8 * 257,
     'smca/ablation/smca_r50_covariance-scale_8xb2-50e_coco.py': 41_534_998 + 6 * 8 * 257,
+    'smca/smca-multi-scale_r50_8xb1-50e_coco.py': MULTI_SCALE,
+    'smca/smca-multi-scale_r50_8xb1-108e_coco.py': MULTI_SCALE,
+    'smca/smca-multi-scale_r101_8xb1-50e_coco.py': MULTI_SCALE + R101,
+    'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py': CONV,
+    'smca/smca-multi-scale-conv_r101_8xb1-50e_coco.py': CONV + R101,
+    'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py': FOUR_LEVELS + 6 * DEFORMABLE_LAYER,
+    'smca/ablation/smca-multi-scale_r50_no-scale-selection_8xb1-50e_coco.py': MULTI_SCALE
+    - 3 * SCALE_SELECTION_OF_ONE,
+    'smca/ablation/smca-multi-scale_r50_3intra_8xb1-50e_coco.py': MULTI_SCALE - 2 * LAYER,
+    'smca/ablation/smca-multi-scale_r50_3multi_8xb1-50e_coco.py': MULTI_SCALE - 2 * LAYER,
+    'smca/ablation/smca-multi-scale_r50_5intra_8xb1-50e_coco.py': MULTI_SCALE,
+    # Four intra-scale layers with two sets more.
+    'smca/ablation/smca-multi-scale_r50_unshared-attention_8xb1-50e_coco.py': MULTI_SCALE
+    + 4 * 2 * ATTENTION,
+    'smca/ablation/smca-multi-scale_r50_unshared-ffn_8xb1-50e_coco.py': MULTI_SCALE
+    + 4 * 2 * FFN_1024,
 }
-SMALL = dict(
-    num_queries=12,
-    encoder=dict(num_layers=1),
-    decoder=dict(num_layers=2),
-    test_cfg=dict(max_per_img=12),
-)
+FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
+SMALL = dict(FEW_QUERIES, encoder=dict(num_layers=1))
 
 
 def sample(size, padded, num_boxes=2, dtype=torch.float32):
@@ -69,9 +103,14 @@ def test_parameters(name):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == CONFIGS[name]
 
 
+def test_every_config_is_tested():
+    paths = (ROOT / 'configs/smca').rglob('*.py')
+    assert set(CONFIGS) == {path.relative_to(ROOT / 'configs').as_posix() for path in paths}
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_loss_and_predict(name):
-    model = build_detector(name, SMALL)
+    model = build_detector(name, FEW_QUERIES)
     model.init_weights()
     images, samples = batch((96, 130), (70, 160))
     losses = model.loss(images, samples)

@@ -3,6 +3,7 @@
 from .co_attention import CoAttention
 from .conv_encoder import SMCAConvEncoder
 from .decoder import SMCADecoder, SMCADecoderLayer
+from .deformable_encoder import SMCADeformableEncoder
 from .detector import SMCADETR
 from .encoder import SMCAEncoder, SMCAEncoderLayer
 from .head import SMCAHead
@@ -14,6 +15,7 @@ __all__ = [
     'SMCADETR',
     'SMCADecoder',
     'SMCADecoderLayer',
+    'SMCADeformableEncoder',
     'SMCAEncoder',
     'SMCAEncoderLayer',
     'SMCAHead',

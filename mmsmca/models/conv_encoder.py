@@ -1,6 +1,7 @@
 """Convolutional bidirectional encoder of the authors' later release."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from .encoder import Memory
+from .encoder import Memory, check_num_levels
 
 
 class BidirectionalLayer(BaseModule):
@@ -90,6 +91,8 @@ def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, lev
     """Enlarge a level's map bilinearly to the next finer one, content to content."""
     if masks is None:
         return F.interpolate(x, size=shape, mode='bilinear', align_corners=True)
+    # Half precision would place the samples off by tenths of a cell.
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     grids = []
     for axis, (coarse, fine) in enumerate(zip(x.shape[-2:], shape, strict=True)):
         # Cells of content along the axis, an image each.
@@ -119,8 +122,11 @@ class SMCAConvEncoder(BaseModule):
         num_layers: Number of layers.
         layer_cfg: ``ffn_cfg`` and, as for the other encoders, ``self_attn_cfg``, whose ``dropout``
             is that of the mixed maps.
-        num_levels: Number of levels.
+        num_levels: Number of levels, at least 2, each of twice the stride of the one before.
         init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If ``num_levels`` is less than 2.
     """
 
     def __init__(
@@ -131,6 +137,12 @@ class SMCAConvEncoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if num_levels < 2:
+            raise ValueError(
+                f'encoder.num_levels={num_levels} has to be at least 2 for SMCAConvEncoder: the '
+                f'first level leaves it with the shape of the second'
+            )
+        self.num_levels = num_levels
         attention = layer_cfg['self_attn_cfg']
         self.embed_dims = attention['embed_dims']
         self.layers = ModuleList(
@@ -142,7 +154,17 @@ class SMCAConvEncoder(BaseModule):
         self.halve = nn.Conv2d(self.embed_dims, self.embed_dims, 3, stride=2, padding=1)
 
     def output_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the encoded levels, given those of the neck's maps: the first is doubled."""
+        """Strides of the encoded levels, given those of the neck's maps: the first is doubled.
+
+        Raises:
+            ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
+        """
+        check_num_levels('encoder.num_levels', self.num_levels, strides)
+        if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
+            raise ValueError(
+                f'encoder.type=SMCAConvEncoder needs levels each of twice the stride of the one '
+                f'before, the neck gives {list(strides)}: see backbone.strides and out_indices'
+            )
         return [strides[0] * 2, *strides[1:]]
 
     def forward(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.backbones import ResNet
 from mmdet.models.detectors import DETR
 from mmdet.models.layers import SinePositionalEncoding
@@ -55,10 +56,16 @@ class SMCADETR(DETR):
             )
 
     def init_weights(self) -> None:
-        """Initialise as DETR does (Xavier); scales of the spatial priors start at 1."""
+        """Initialise as DETR does (Xavier), except for what has an initialisation of its own.
+
+        Scales of the spatial priors start at 1, sampling points as in Deformable DETR.
+        """
         super().init_weights()
         for layer in self.decoder.layers:
             layer.spatial_prior.init_scales()
+        for module in self.encoder.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.init_weights()
 
     def pre_transformer(
         self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList
@@ -76,7 +83,8 @@ class SMCADETR(DETR):
         height, width = batch_data_samples[0].batch_input_shape
         shapes = [sample.img_shape[:2] for sample in batch_data_samples]
         level_shapes = [tuple(feat.shape[-2:]) for feat in img_feats]
-        mask = img_feats[0].new_ones((len(shapes), 1, height, width))
+        # Not of the maps' precision: bfloat16 would round an image of 1333 pixels to 1336.
+        mask = self.query_embedding.weight.new_ones((len(shapes), 1, height, width))
         for i, (h, w) in enumerate(shapes):
             mask[i, :, :h, :w] = 0
         masks = [F.interpolate(mask, size=shape)[:, 0].bool() for shape in level_shapes]

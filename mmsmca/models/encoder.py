@@ -31,6 +31,21 @@ class Memory(NamedTuple):
     level_shapes: Sequence[tuple[int, int]]
 
 
+def check_num_levels(key: str, num_levels: int, strides: Sequence[int]) -> None:
+    """Raise a ValueError if an encoder was configured for another number of levels.
+
+    Args:
+        key: Where the config says how many.
+        num_levels: What it says.
+        strides: Strides of the levels that the neck gives.
+    """
+    if num_levels != len(strides):
+        raise ValueError(
+            f'{key}={num_levels} does not fit the neck, which gives {len(strides)} levels of '
+            f'strides {list(strides)}: set it to {len(strides)}'
+        )
+
+
 @MODELS.register_module()
 class SMCAEncoderLayer(BaseModule):
     """Post-norm encoder layer: self-attention within groups of cells, FFN.
@@ -114,7 +129,7 @@ class SMCAEncoder(BaseModule):
         layer_cfg: Arguments of every :class:`SMCAEncoderLayer`.
         layer_kinds: ``intra`` (each level attends to itself) or ``multi`` (all cells attend to
             all), one a layer. Defaults to ``intra`` everywhere.
-        num_levels: Number of levels; only counts where weights are not shared. Defaults to 1.
+        num_levels: Number of levels. Defaults to 1.
         share_attention: Whether the levels share an intra-scale layer's attention weights.
             Defaults to True.
         share_ffn: Whether the levels share an intra-scale layer's FFN. Defaults to True.
@@ -135,12 +150,13 @@ class SMCAEncoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.layer_kinds = tuple(layer_kinds or ['intra'] * num_layers)
+        self.layer_kinds = tuple(['intra'] * num_layers if layer_kinds is None else layer_kinds)
         if len(self.layer_kinds) != num_layers or not set(self.layer_kinds) <= set(LAYER_KINDS):
             raise ValueError(
                 f'encoder.layer_kinds={layer_kinds} has to list one of {list(LAYER_KINDS)} for '
                 f'each of the encoder.num_layers={num_layers} layers'
             )
+        self.num_levels = num_levels
         self.layers = ModuleList()
         for kind in self.layer_kinds:
             groups = num_levels if kind == 'intra' else 1
@@ -154,7 +170,12 @@ class SMCAEncoder(BaseModule):
         self.embed_dims = self.layers[0].embed_dims
 
     def output_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the encoded levels, given those of the neck's maps: the same."""
+        """Strides of the encoded levels, given those of the neck's maps: the same.
+
+        Raises:
+            ValueError: If there are not ``num_levels`` of them.
+        """
+        check_num_levels('encoder.num_levels', self.num_levels, strides)
         return list(strides)
 
     def forward(

@@ -1,0 +1,25 @@
+_base_ = './smca_r50_8xb2-50e_coco.py'
+
+# A hybrid that nobody has published: Deformable DETR's encoder, with its strides 8 to 64, under
+# SMCA's decoder, which attends to all of them.
+model = dict(
+    backbone=dict(out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[512, 1024, 2048], num_outs=4),
+    encoder=dict(
+        type='SMCADeformableEncoder',
+        layer_cfg=dict(self_attn_cfg=dict(num_levels=4), ffn_cfg=dict(feedforward_channels=1024)),
+    ),
+    decoder=dict(
+        strides=[8, 16, 32, 64],
+        layer_cfg=dict(
+            ffn_cfg=dict(feedforward_channels=1024),
+            # 8 * 32 / stride: the logarithm of the prior is multiplied by stride / 32.
+            spatial_prior_cfg=dict(beta=[32.0, 16.0, 8.0, 4.0]),
+        ),
+    ),
+)
+
+train_dataloader = dict(batch_size=1)
+# Deformable DETR's sampling points learn slower than the rest.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'sampling_offsets': dict(lr_mult=0.1)}))
+auto_scale_lr = dict(base_batch_size=8)
