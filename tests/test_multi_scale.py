@@ -54,15 +54,17 @@ def build_encoder(kind='intra', **options):
     return randomise(MODELS.build(dict(ENCODERS[kind], layer_cfg=layer_cfg, **options)))
 
 
-def build_decoder(scale_selection='learned', strides=STRIDES):
+def build_decoder(scale_selection='learned', implementation='auto'):
     attention = dict(embed_dims=CHANNELS, num_heads=HEADS)
     layer_cfg = dict(
         self_attn_cfg=attention,
-        cross_attn_cfg=dict(attention, scale_selection=scale_selection),
+        cross_attn_cfg=dict(
+            attention, scale_selection=scale_selection, implementation=implementation
+        ),
         ffn_cfg=dict(embed_dims=CHANNELS, feedforward_channels=32),
-        spatial_prior_cfg=dict(beta=[256 / stride for stride in strides]),
+        spatial_prior_cfg=dict(beta=[256 / stride for stride in STRIDES]),
     )
-    cfg = dict(type='SMCADecoder', num_layers=2, strides=strides, layer_cfg=layer_cfg)
+    cfg = dict(type='SMCADecoder', num_layers=2, strides=STRIDES, layer_cfg=layer_cfg)
     torch.manual_seed(0)
     return randomise(MODELS.build(cfg))
 
@@ -181,6 +183,17 @@ def test_deformable_encoder_is_mmdetections():
             valid_ratios=torch.stack(ratios, dim=1),
         )
     torch.testing.assert_close(encode(ours), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('mask', [None, MASK], ids=['no padding', 'padding'])
+@pytest.mark.parametrize('kind', ['intra', 'multi'])
+def test_encoder_keeps_no_attention_weights_for_the_backward_pass(kind, mask):
+    """Without dropout; with it, PyTorch's attention on a CPU keeps them."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        build_encoder(kind)(cells(2, sum(SIZES)), cells(2, sum(SIZES)), mask, LEVELS)
+    # The largest are the FFN's.
+    assert max(x.numel() for x in saved) == 2 * sum(SIZES) * 32
 
 
 # Scale selection ---------------------------------------------------------------------------------
@@ -372,9 +385,18 @@ def test_empty_level_in_the_encoder(kind, dtype):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('selection', SELECTIONS)
-def test_empty_level_in_the_decoder(selection, dtype):
-    decoder = build_decoder(selection)
+@pytest.mark.parametrize(
+    ('selection', 'implementation'),
+    [
+        ('learned', 'folded'),
+        ('learned', 'explicit'),
+        ('uniform', 'folded'),
+        ('uniform', 'explicit'),
+        ('joint', 'auto'),
+    ],
+)
+def test_empty_level_in_the_decoder(selection, implementation, dtype):
+    decoder = build_decoder(selection, implementation)
     memory = cells(2, sum(SIZES)).requires_grad_()
     with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
         hidden_states = decode(decoder, memory, GAPS)

@@ -44,7 +44,11 @@ def folded_attention(
     folded_key = torch.cat((key, key_prior.expand(images, heads, cells, -1)), dim=-1)
     # Fused kernels want values as wide as keys.
     folded_value = F.pad(value, (0, key_prior.size(-1)))
-    mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+    mask = None
+    if key_padding_mask is not None:
+        all_padding = key_padding_mask.all(dim=1)[:, None, None, None]
+        # Not every PyTorch's softmax does without a key, forward and backward.
+        mask = ~key_padding_mask[:, None, None, :] | all_padding
     out = F.scaled_dot_product_attention(
         folded_query,
         folded_key,
@@ -53,10 +57,7 @@ def folded_attention(
         dropout_p=dropout_p,
         scale=1 / math.sqrt(channels),
     )[..., :channels]
-    if key_padding_mask is None:
-        return out
-    all_padding = key_padding_mask.all(dim=1)[:, None, None, None]
-    return out.masked_fill(all_padding, 0.0)
+    return out if key_padding_mask is None else out.masked_fill(all_padding, 0.0)
 
 
 def prior_channels(
