@@ -4,10 +4,12 @@ Example: python tools/benchmark_attention.py --grids 25x42 50x84 --json attentio
 """
 
 import argparse
+import math
 import statistics
 from argparse import Namespace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -20,6 +22,7 @@ BETA = 8.0
 REFERENCES = ('explicit', 'no_prior')
 COLUMNS = {
     'grid': 'keys',
+    'queries': 'queries',
     'implementation': 'implementation',
     'forward_ms': 'forward, ms',
     'forward_backward_ms': 'forward + backward, ms',
@@ -56,20 +59,23 @@ class Case:
     Args:
         implementation: Key of ``ATTENTIONS``.
         grid: Height and width of the feature map, in cells.
+        queries: Queries of an image.
         args: The command line.
     """
 
-    def __init__(self, implementation: str, grid: tuple[int, int], args: Namespace) -> None:
+    def __init__(
+        self, implementation: str, grid: tuple[int, int], queries: int, args: Namespace
+    ) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(args.threads)
         self.attend, self.grid = ATTENTIONS[implementation], grid
         self.dtype, self.device = getattr(torch, args.dtype), args.device
         self.dropout = args.dropout
         height, width = grid
-        tokens = (args.images, args.queries), (args.images, height * width)
+        tokens = (args.images, queries), (args.images, height * width)
         channels = args.heads * args.channels
         with torch.device(args.device):
-            self.centers = torch.rand(args.images, args.heads, args.queries, 2)
+            self.centers = torch.rand(args.images, args.heads, queries, 2)
             self.centers *= torch.tensor([width, height])
             # About 1, as where training starts.
             self.scales = torch.randn(self.centers.shape).mul_(0.25).add_(1)
@@ -112,29 +118,33 @@ class Case:
         torch.autograd.grad(out, self.inputs, self.upstream.to(out.dtype), allow_unused=True)
 
 
-def extra_memory(implementation: str, grid: tuple[int, int], args: Namespace) -> float | None:
+def extra_memory(
+    implementation: str, grid: tuple[int, int], queries: int, args: Namespace
+) -> float | None:
     """Peak of forward and backward over the inputs, in MiB; None if it exceeds the limit."""
     # The first call also loads code and starts threads: not what is measured.
-    Case(implementation, (2, 2), args).forward_backward()
-    case = Case(implementation, grid, args)
+    Case(implementation, (2, 2), 1, args).forward_backward()
+    case = Case(implementation, grid, queries, args)
     return benchmarks.peak_memory(case.forward_backward, args.device, args.memory_limit)
 
 
-def measure(grid: tuple[int, int], args: Namespace) -> list[dict]:
+def measure(grid: tuple[int, int], queries: int, args: Namespace) -> list[dict]:
     """Measure every implementation on one grid.
 
     Args:
         grid: Height and width of the feature map, in cells.
+        queries: Queries of an image.
         args: The command line.
 
     Returns:
         One row an implementation, with its ratios to explicit and to no prior.
     """
     memory = {
-        name: benchmarks.in_fresh_process(extra_memory, name, grid, args) for name in ATTENTIONS
+        name: benchmarks.in_fresh_process(extra_memory, name, grid, queries, args)
+        for name in ATTENTIONS
     }
     cases = {
-        name: Case(name, grid, args)
+        name: Case(name, grid, queries, args)
         for name in ATTENTIONS
         if args.rounds and memory[name] is not None
     }
@@ -146,7 +156,8 @@ def measure(grid: tuple[int, int], args: Namespace) -> list[dict]:
     )
     rows = []
     for name in ATTENTIONS:
-        row = dict(implementation=name, grid='x'.join(map(str, grid)), extra_mib=memory[name])
+        row = dict(implementation=name, grid='x'.join(map(str, grid)), queries=queries)
+        row['extra_mib'] = memory[name]
         if name in cases:
             row['forward_ms'] = 1e3 * statistics.median(forward[name])
             row['forward_backward_ms'] = 1e3 * statistics.median(training[name])
@@ -162,28 +173,37 @@ def measure(grid: tuple[int, int], args: Namespace) -> list[dict]:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw the memory over the number of cells, to ``path`` and, as SVG, beside it."""
-    import matplotlib
+    """Draw the memory over the grids, a line an implementation and number of queries.
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    labels = {
-        'explicit': 'SMCA, prior explicit',
-        'folded': 'SMCA, prior folded into the dot product',
-        'no_prior': 'attention without prior',
-    }
+    Args:
+        rows: What was measured.
+        path: Picture to write; one with the suffix .svg appears beside it.
+    """
+    labels = dict(explicit='prior in memory', folded='prior folded in', no_prior='no prior')
+    grids = {math.prod(grid_size(row['grid'])): row['grid'] for row in rows}
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for name in ATTENTIONS:
-        points = [r for r in rows if r['implementation'] == name and r['extra_mib'] is not None]
-        cells = [r['cells'] for r in points]
-        axes.plot(cells, [r['extra_mib'] for r in points], marker='o', label=labels.get(name, name))
-    axes.set(xscale='log', yscale='log', xlabel='cells of the feature map, H x W')
-    axes.set_ylabel('extra peak memory, MiB')
-    axes.set_xticks([r['cells'] for r in rows], [f'{r["grid"]}' for r in rows], minor=False)
+    numbers = sorted({row['queries'] for row in rows})
+    for i, name in enumerate(ATTENTIONS):
+        for j, queries in enumerate(numbers):
+            lines = [r for r in rows if (r['implementation'], r['queries']) == (name, queries)]
+            axes.plot(
+                list(grids),
+                [math.nan if r['extra_mib'] is None else r['extra_mib'] for r in lines],
+                f'C{i}o',
+                linestyle=('-', '--', ':')[j % 3],
+                label=f'{labels.get(name, name)}, {queries} queries',
+            )
+    axes.set_xscale('log')
+    axes.set_yscale('log', base=2)
+    axes.yaxis.set_major_formatter(
+        lambda mib, _: f'{mib:g} MiB' if mib < 1024 else f'{mib / 1024:g} GiB'
+    )
+    axes.set_xticks(list(grids), list(grids.values()))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.set_xlabel('cells of the feature map, H x W')
+    axes.set_ylabel('extra peak memory, forward and backward')
+    axes.legend(fontsize='small')
     for suffix in ('.png', '.svg'):
         figure.savefig(path.with_suffix(suffix), dpi=150)
 
@@ -203,7 +223,9 @@ def parse_args() -> Namespace:
         help='feature maps, in cells',
     )  # fmt: skip
     parser.add_argument('--images', type=int, default=2, help='images B')
-    parser.add_argument('--queries', type=int, default=300, help='queries Q of an image')
+    parser.add_argument(
+        '--queries', type=int, nargs='+', default=[300], help='queries Q of an image'
+    )
     parser.add_argument('--heads', type=int, default=8, help='heads M')
     parser.add_argument('--channels', type=int, default=32, help='channels d of a head')
     parser.add_argument('--padding', type=float, default=0.1, help='padded share of the last image')
@@ -228,17 +250,15 @@ def main() -> None:
     """Measure, print, write."""
     args = parse_args()
     torch.set_num_threads(args.threads)
-    settings = {
-        key: value
-        for key, value in vars(args).items()
-        if key not in ('grids', 'json', 'plot', 'threads')
-    }
-    rows = []
-    for grid in args.grids:
-        rows += [
-            {**row, 'cells': grid[0] * grid[1], **settings, **benchmarks.environment(args.device)}
-            for row in measure(grid, args)
-        ]
+    not_settings = ('grids', 'queries', 'json', 'plot', 'threads')
+    settings = {key: value for key, value in vars(args).items() if key not in not_settings}
+    environment = benchmarks.environment(args.device)
+    rows = [
+        {**settings, **environment, **row}
+        for grid in args.grids
+        for queries in args.queries
+        for row in measure(grid, queries, args)
+    ]
     print(benchmarks.markdown_table(rows, COLUMNS))
     if args.json:
         benchmarks.write_json(args.json, rows)

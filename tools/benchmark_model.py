@@ -5,6 +5,7 @@ Example: python tools/benchmark_model.py configs/smca/smca_r50_8xb2-50e_coco.py 
 """
 
 import argparse
+import logging
 import statistics
 from argparse import Namespace
 from functools import partial
@@ -58,8 +59,12 @@ class Case:
         torch.manual_seed(0)
         torch.set_num_threads(args.threads)
         register_all_modules()
+        # The optimiser and the counter of multiply-adds have a line to say about every layer.
+        logging.disable(logging.WARNING)
         cfg = load_config(name, args)
         self.model = MODELS.build(cfg.model).to(args.device)
+        # As when training starts; other weights may give denormal gradients, which take longer.
+        self.model.init_weights()
         self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
         self.autocast = partial(
             torch.autocast,

@@ -1,0 +1,128 @@
+"""The benchmarks' rows and ratios; what they measure depends on the machine."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from utils import ROOT
+
+from mmsmca import benchmarks
+from mmsmca.models.attention import IMPLEMENTATIONS
+
+
+def run_tool(*args: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+
+
+def allocate(mib: int) -> float | None:
+    """Peak of a call that keeps nothing, under a limit of 2 GiB."""
+    return benchmarks.peak_memory(
+        lambda: torch.ones(mib * benchmarks.MIB, dtype=torch.uint8), 'cpu', 2
+    )
+
+
+def test_paired_ratio_is_the_median_over_rounds():
+    # The machine was ten times slower in the second round: for both.
+    assert benchmarks.paired_ratio([3, 20, 3, 90], [1, 10, 2, 10]) == (3 + 2) / 2
+
+
+def test_calls_are_timed_in_turns():
+    order = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    calls = dict(slow=lambda: call('slow', 0.02), fast=lambda: call('fast', 0.01))
+    times = benchmarks.interleaved_times(calls, rounds=3, min_seconds=0)
+    assert order[-6:] == ['slow', 'fast'] * 3
+    assert [len(times['slow']), len(times['fast'])] == [3, 3]
+    assert min(times['slow']) >= 0.02
+
+
+def test_short_calls_are_repeated():
+    calls = []
+    times = benchmarks.interleaved_times(
+        dict(nap=lambda: (calls.append(1), time.sleep(0.01))), rounds=1, min_seconds=0.05
+    )
+    assert len(calls) > 4
+    assert 0.01 <= times['nap'][0] < 0.05
+
+
+def test_peak_memory_of_a_fresh_process():
+    assert benchmarks.in_fresh_process(allocate, 300) == pytest.approx(300, abs=5)
+    assert benchmarks.in_fresh_process(allocate, 4000) is None
+    assert benchmarks.in_fresh_process(os.getpid) != os.getpid()
+
+
+def test_markdown_table():
+    rows = [dict(name='a', ms=1.2345), dict(name='b', ms=1234.5), dict(name='c', ms=None), {}]
+    assert benchmarks.markdown_table(rows, dict(name='what', ms='time')).splitlines() == [
+        '| what | time |',
+        '| --- | --- |',
+        '| a | 1.23 |',
+        '| b | 1234 |',
+        '| c | - |',
+        '| - | - |',
+    ]
+
+
+def test_attention_tool(tmp_path: Path):
+    out, picture = tmp_path / 'new/rows.json', tmp_path / 'memory.png'
+    done = run_tool(
+        'tools/benchmark_attention.py', '--grids', '3x4', '--queries', '5', '--rounds', '1',
+        '--heads', '2', '--channels', '4', '--json', out, '--plot', picture,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = {row['implementation']: row for row in json.loads(out.read_text())}
+    assert list(rows) == [*IMPLEMENTATIONS, 'no_prior']
+    for name, row in rows.items():
+        assert row['grid'] == '3x4'
+        assert {'torch', 'hardware', 'date', 'threads', 'dtype', 'padding'} <= row.keys()
+        assert row['forward_ms'] > 0
+        assert row['extra_mib'] >= 0
+        assert f'| 3x4 | 5 | {name} |' in done.stdout
+        # Of a single round, the median of ratios is the ratio.
+        for reference in ('explicit', 'no_prior'):
+            ratio = row['forward_backward_ms'] / rows[reference]['forward_backward_ms']
+            assert math.isclose(row[f'time_vs_{reference}'], ratio)
+    assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
+
+
+def test_model_tool(tmp_path: Path):
+    tiny = tmp_path / 'tiny.py'
+    tiny.write_text(
+        f"_base_ = '{ROOT}/configs/shapes/smca_r18_shapes.py'\n"
+        'model = dict(encoder=dict(num_layers=1), decoder=dict(num_layers=1))\n'
+    )
+    out = tmp_path / 'rows.json'
+    done = run_tool(
+        'tools/benchmark_model.py', tiny, 'mmdet::detr/detr_r18_8xb2-500e_coco.py',
+        '--shape', '64', '80', '--batch', '2', '--queries', '100', '--rounds', '1', '--json', out,
+        '--cfg-options', 'model.bbox_head.num_classes=80',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(out.read_text())
+    assert (first['config'], first['batch'], first['queries']) == (str(tiny), 2, 100)
+    for row in (first, second):
+        assert min(row[key] for key in ('gflops', 'train_mib', 'test_mib', 'test_ms')) > 0
+        assert row['train_mib'] > row['test_mib']
+        ratio = row['train_ms'] / first['train_ms']
+        assert math.isclose(row['train_time_vs_first'], ratio)
+        ratio = row['train_mib'] / first['train_mib']
+        assert math.isclose(row['train_memory_vs_first'], ratio)
+    assert second['parameters_m'] > first['parameters_m']
+
+
+def test_model_tool_names_missing_config():
+    done = run_tool('tools/benchmark_model.py', 'configs/gone.py')
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith('error: config configs/gone.py does not exist')
