@@ -167,6 +167,10 @@ class SMCAConvEncoder(BaseModule):
             )
         return [strides[0] * 2, *strides[1:]]
 
+    def input_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the neck's maps, given those of the encoded levels: the first is halved."""
+        return [strides[0] // 2, *strides[1:]]
+
     def forward(
         self,
         feat: Tensor,

@@ -28,6 +28,10 @@ class SMCADeformableEncoder(DeformableDetrTransformerEncoder):
         check_num_levels(key, self.layers[0].self_attn.num_levels, strides)
         return list(strides)
 
+    def input_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the neck's maps, given those of the encoded levels: the same."""
+        return list(strides)
+
     def forward(
         self,
         feat: Tensor,

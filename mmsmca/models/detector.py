@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.backbones import ResNet
 from mmdet.models.detectors import DETR
@@ -44,6 +43,7 @@ class SMCADETR(DETR):
             )
         if len(self.decoder.strides) > 1:
             self.level_embed = nn.Parameter(torch.randn(len(self.decoder.strides), self.embed_dims))
+        self.neck_strides = self.encoder.input_strides(self.decoder.strides)
         if isinstance(self.backbone, ResNet) and isinstance(self.neck, ChannelMapper):
             self._check_strides(_neck_strides(self.backbone, self.neck))
 
@@ -83,12 +83,18 @@ class SMCADETR(DETR):
         height, width = batch_data_samples[0].batch_input_shape
         shapes = [sample.img_shape[:2] for sample in batch_data_samples]
         level_shapes = [tuple(feat.shape[-2:]) for feat in img_feats]
+        self._check_level_shapes(level_shapes, (height, width))
         # Not of the maps' precision: bfloat16 would round an image of 1333 pixels to 1336.
-        mask = self.query_embedding.weight.new_ones((len(shapes), 1, height, width))
-        for i, (h, w) in enumerate(shapes):
-            mask[i, :, :h, :w] = 0
-        masks = [F.interpolate(mask, size=shape)[:, 0].bool() for shape in level_shapes]
-        pos = [self.positional_encoding(level_mask).to(mask.dtype) for level_mask in masks]
+        like = self.query_embedding.weight
+        masks = []
+        for shape, stride in zip(level_shapes, self.neck_strides, strict=True):
+            mask = like.new_ones((len(shapes), *shape), dtype=torch.bool)
+            for i, (h, w) in enumerate(shapes):
+                # As many cells as the image has alone; interpolating a mask of the pixels, as DETR
+                # does, often gives one more where the stride does not divide the padded size.
+                mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
+            masks.append(mask)
+        pos = [self.positional_encoding(level_mask).to(like.dtype) for level_mask in masks]
         if len(pos) > 1:
             pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
 
@@ -103,8 +109,20 @@ class SMCADETR(DETR):
             feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
             level_shapes=level_shapes,
         )
-        image_sizes = mask.new_tensor([(w, h) for h, w in shapes])
-        return encoder_inputs, dict(image_sizes=image_sizes, padded_size=(height, width))
+        return encoder_inputs, dict(image_sizes=like.new_tensor([(w, h) for h, w in shapes]))
+
+    def _check_level_shapes(
+        self, level_shapes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
+    ) -> None:
+        expected = [
+            tuple(math.ceil(side / stride) for side in padded_size) for stride in self.neck_strides
+        ]
+        if level_shapes != expected:
+            raise ValueError(
+                f'decoder.strides={list(self.decoder.strides)} does not fit the neck: for an '
+                f'image of {padded_size[0]} x {padded_size[1]} pixels it gave maps of '
+                f'{level_shapes}, not {expected}'
+            )
 
     def forward_encoder(self, **encoder_inputs) -> dict:
         """Encode; arguments as in :meth:`SMCAEncoder.forward`.
@@ -127,34 +145,14 @@ class SMCADETR(DETR):
         decoder_inputs, head_inputs = super().pre_decoder(memory)
         return dict(decoder_inputs, **levels), head_inputs
 
-    def forward_decoder(
-        self,
-        level_shapes: Sequence[tuple[int, int]],
-        padded_size: tuple[int, int],
-        **decoder_inputs,
-    ) -> dict:
-        """Decode.
-
-        Args:
-            level_shapes: Height and width of every level, in cells.
-            padded_size: Height and width of the images, padding included, in pixels.
-            decoder_inputs: Other arguments of :meth:`SMCADecoder.forward`.
+    def forward_decoder(self, **decoder_inputs) -> dict:
+        """Decode; arguments as in :meth:`SMCADecoder.forward`.
 
         Returns:
             Arguments of the head: ``hidden_states``, (layers, B, Q, C), and ``references``, the
             logits of the centres, (B, Q, 2).
         """
-        expected = [
-            tuple(math.ceil(side / stride) for side in padded_size)
-            for stride in self.decoder.strides
-        ]
-        if list(level_shapes) != expected:
-            raise ValueError(
-                f'decoder.strides={list(self.decoder.strides)} does not fit the encoded levels: an '
-                f'image of {padded_size[0]} x {padded_size[1]} pixels gave maps of '
-                f'{list(level_shapes)}, not {expected}'
-            )
-        hidden_states, references = self.decoder(level_shapes=level_shapes, **decoder_inputs)
+        hidden_states, references = self.decoder(**decoder_inputs)
         return dict(hidden_states=hidden_states, references=references)
 
 

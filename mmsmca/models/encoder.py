@@ -178,6 +178,10 @@ class SMCAEncoder(BaseModule):
         check_num_levels('encoder.num_levels', self.num_levels, strides)
         return list(strides)
 
+    def input_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the neck's maps, given those of the encoded levels: the same."""
+        return list(strides)
+
     def forward(
         self,
         feat: Tensor,
