@@ -77,7 +77,12 @@ class Case:
         if args.batch > 1:
             # As in most batches, an image is smaller than others: attention gets a padding mask.
             shapes[-1] = (3, height, width * 9 // 10)
-        self.data = demo_mm_inputs(args.batch, shapes, num_items=[7] * args.batch, num_classes=80)
+        self.data = demo_mm_inputs(
+            args.batch,
+            shapes,
+            num_items=[7] * args.batch,
+            num_classes=cfg.model.bbox_head.num_classes,
+        )
 
     def train(self) -> None:
         """One training step: forward, backward, gradient clipping, optimiser."""
