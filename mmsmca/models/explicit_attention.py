@@ -10,25 +10,6 @@ from torch import Tensor
 from .spatial_prior import LevelPrior
 
 
-def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
-    """Coordinates (x, y) of the cells of a grid, row by row, counted 0, 1, ... without a half.
-
-    Args:
-        grid_size: Height and width of the feature map, in cells.
-        like: Tensor whose dtype and device the coordinates get.
-
-    Returns:
-        Tensor of shape (H * W, 2).
-    """
-    height, width = grid_size
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=like.dtype, device=like.device),
-        torch.arange(width, dtype=like.dtype, device=like.device),
-        indexing='ij',
-    )
-    return torch.stack((x.flatten(), y.flatten()), dim=-1)
-
-
 def gaussian_log_prior(
     centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float
 ) -> Tensor:
@@ -48,10 +29,17 @@ def gaussian_log_prior(
     Returns:
         Tensor of shape (B, M, Q, H * W), nowhere positive.
     """
-    distance = (centers.unsqueeze(-2) - cell_coordinates(grid_size, centers)).square()
+    height, width = grid_size
+    # Both axes are separate until the last sum: little more than the result is in memory.
+    dx2 = (torch.arange(width, device=centers.device) - centers[..., 0:1]).square()
+    dy2 = (torch.arange(height, device=centers.device) - centers[..., 1:2]).square()
+    weights = -scales.square() / beta
+    along_x, along_y = weights[..., 0:1] * dx2, weights[..., 1:2] * dy2
+    log_prior = along_y.unsqueeze(-1) + along_x.unsqueeze(-2)
     if scales.size(-1) == 3:
-        distance = torch.cat((distance, distance.prod(-1, keepdim=True)), dim=-1)
-    return -(distance @ scales.square().unsqueeze(-1)).squeeze(-1) / beta
+        along_both = (weights[..., 2:3] * dy2).unsqueeze(-1) * dx2.unsqueeze(-2)
+        log_prior = log_prior + along_both
+    return log_prior.flatten(-2)
 
 
 def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:

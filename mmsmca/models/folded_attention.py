@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .explicit_attention import cell_coordinates
-
 
 def folded_attention(
     query: Tensor,
@@ -98,6 +96,25 @@ def prior_channels(
     ]  # fmt: skip
     of_queries, of_keys = zip(*products, strict=True)
     return torch.cat(of_queries, dim=-1), torch.cat(of_keys, dim=-1)
+
+
+def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
+    """Coordinates (x, y) of the cells of a grid, row by row, counted 0, 1, ... without a half.
+
+    Args:
+        grid_size: Height and width of the feature map, in cells.
+        like: Tensor whose dtype and device the coordinates get.
+
+    Returns:
+        Tensor of shape (H * W, 2).
+    """
+    height, width = grid_size
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=like.dtype, device=like.device),
+        torch.arange(width, dtype=like.dtype, device=like.device),
+        indexing='ij',
+    )
+    return torch.stack((x.flatten(), y.flatten()), dim=-1)
 
 
 def _split(x: Tensor, parts: int, dtype: torch.dtype) -> list[Tensor]:
