@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fused_attention import fused_attention
+
 
 def folded_attention(
     query: Tensor,
@@ -28,7 +30,7 @@ def folded_attention(
     key_padding_mask: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Gaussian-modulated attention through ``scaled_dot_product_attention``.
+    """Gaussian-modulated attention through plain attention.
 
     Arguments and result are those of :func:`.attention.gaussian_attention`; two scales only.
     """
@@ -47,13 +49,8 @@ def folded_attention(
         all_padding = key_padding_mask.all(dim=1)[:, None, None, None]
         # Not every PyTorch's softmax does without a key, forward and backward.
         mask = ~key_padding_mask[:, None, None, :] | all_padding
-    out = F.scaled_dot_product_attention(
-        folded_query,
-        folded_key,
-        folded_value,
-        attn_mask=mask,
-        dropout_p=dropout_p,
-        scale=1 / math.sqrt(channels),
+    out = fused_attention(
+        folded_query, folded_key, folded_value, mask, dropout_p, scale=1 / math.sqrt(channels)
     )[..., :channels]
     return out if key_padding_mask is None else out.masked_fill(all_padding, 0.0)
 

@@ -1,8 +1,10 @@
 """Self-attention of the encoder and the decoder."""
 
-import torch.nn.functional as F
+import math
+
 from torch import Tensor, nn
 
+from .fused_attention import fused_attention
 from .projections import AttentionProjections
 
 
@@ -57,7 +59,7 @@ class SelfAttention(nn.Module):
             mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
             mask = mask[:, None, None, :]
         dropout_p = self.dropout.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(
-            q, k, self.attn.value(query), attn_mask=mask, dropout_p=dropout_p
+        out = fused_attention(
+            q, k, self.attn.value(query), mask, dropout_p, scale=1 / math.sqrt(q.size(-1))
         )
         return query + self.dropout(self.attn.output(out))

@@ -1,0 +1,42 @@
+"""Plain attention without attention weights in memory, where PyTorch can."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    scale: float,
+) -> Tensor:
+    """``scaled_dot_product_attention``, except for dropout on a CPU.
+
+    PyTorch has no fused kernel for that, and keeps three matrices of the size of the attention
+    weights for the backward pass; this keeps two and one of booleans.
+
+    Args:
+        query: (B, M, Q, d).
+        key: (B, M, N, d).
+        value: (B, M, N, d).
+        mask: True where a key counts, broadcastable to (B, M, Q, N), or None. Every query needs a
+            key.
+        dropout_p: Probability that an attention weight is dropped.
+        scale: Factor of the dot products.
+
+    Returns:
+        Tensor of shape (B, M, Q, d).
+    """
+    if dropout_p == 0 or not query.is_cpu:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
+        )
+    logits = (query * scale) @ key.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    weights = logits.softmax(-1)
+    kept = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout_p)
+    return ((weights * kept).to(value.dtype) @ value) / (1 - dropout_p)
