@@ -13,7 +13,6 @@ Q x H W in memory.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .fused_attention import fused_attention
@@ -42,16 +41,14 @@ def folded_attention(
     images, heads, cells = key.shape[:3]
     folded_query = torch.cat((query, query_prior), dim=-1)
     folded_key = torch.cat((key, key_prior.expand(images, heads, cells, -1)), dim=-1)
-    # Fused kernels want values as wide as keys.
-    folded_value = F.pad(value, (0, key_prior.size(-1)))
     mask = None
     if key_padding_mask is not None:
         all_padding = key_padding_mask.all(dim=1)[:, None, None, None]
         # Not every PyTorch's softmax does without a key, forward and backward.
         mask = ~key_padding_mask[:, None, None, :] | all_padding
     out = fused_attention(
-        folded_query, folded_key, folded_value, mask, dropout_p, scale=1 / math.sqrt(channels)
-    )[..., :channels]
+        folded_query, folded_key, value, mask, dropout_p, scale=1 / math.sqrt(channels)
+    )
     return out if key_padding_mask is None else out.masked_fill(all_padding, 0.0)
 
 

@@ -19,9 +19,9 @@ def fused_attention(
     weights for the backward pass; this keeps two and one of booleans.
 
     Args:
-        query: (B, M, Q, d).
-        key: (B, M, N, d).
-        value: (B, M, N, d).
+        query: (B, M, Q, k).
+        key: (B, M, N, k).
+        value: (B, M, N, d), d at most k.
         mask: True where a key counts, broadcastable to (B, M, Q, N), or None. Every query needs a
             key.
         dropout_p: Probability that an attention weight is dropped.
@@ -30,13 +30,16 @@ def fused_attention(
     Returns:
         Tensor of shape (B, M, Q, d).
     """
+    channels = value.size(-1)
     if dropout_p == 0 or not query.is_cpu:
+        if channels < key.size(-1):  # fused kernels want values as wide as keys
+            value = F.pad(value, (0, key.size(-1) - channels))
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
-        )
+        )[..., :channels]
     logits = (query * scale) @ key.transpose(-2, -1)
     if mask is not None:
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     weights = logits.softmax(-1)
-    kept = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout_p)
-    return ((weights * kept).to(value.dtype) @ value) / (1 - dropout_p)
+    dropped = torch.empty_like(weights, dtype=torch.bool).bernoulli_(dropout_p)
+    return (weights.masked_fill(dropped, 0.0) @ value) / (1 - dropout_p)
