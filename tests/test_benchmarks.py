@@ -48,13 +48,17 @@ def test_calls_are_timed_in_turns():
     assert min(times['slow']) >= 0.02
 
 
-def test_short_calls_are_repeated():
-    calls = []
-    times = benchmarks.interleaved_times(
-        dict(nap=lambda: (calls.append(1), time.sleep(0.01))), rounds=1, min_seconds=0.05
-    )
-    assert len(calls) > 4
-    assert 0.01 <= times['nap'][0] < 0.05
+def test_short_calls_are_repeated(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(benchmarks, 'timer', lambda: clock[0])
+
+    def call() -> None:
+        clock[0] += 0.01
+
+    times = benchmarks.interleaved_times(dict(call=call), rounds=2, min_seconds=0.05)
+    # Twice to warm up and to see how long it takes, then five times a round.
+    assert clock[0] == pytest.approx(0.01 * (1 + 1 + 2 * 5))
+    assert times['call'] == pytest.approx([0.01, 0.01])
 
 
 def test_peak_memory_of_a_fresh_process():
