@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from mmengine.runner import Runner
-from utils import load_config
+from utils import ROOT, load_config
 
 from mmsmca.shapes import make_shapes
 
@@ -97,7 +97,9 @@ def test_mim_trains_and_tests_from_any_folder(shapes, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    log = mim('train', 'smca_r18_shapes.py', '--work-dir', 'run')
+    # By path: a bare name is ambiguous once a run has left its config in the checkout.
+    config = str(ROOT / 'configs' / CONFIG)
+    log = mim('train', config, '--work-dir', 'run')
     assert 'Epoch(train) [1][4/4]' in log
-    log = mim('test', 'smca_r18_shapes.py', '--checkpoint', 'run/epoch_1.pth', '--work-dir', 'run')
+    log = mim('test', config, '--checkpoint', 'run/epoch_1.pth', '--work-dir', 'run')
     assert 'coco/bbox_mAP:' in log
