@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from .encoder import Memory, check_num_levels
+from .encoder import Memory, check_num_levels, flatten_levels
 
 
 class BidirectionalLayer(BaseModule):
@@ -189,10 +189,10 @@ class SMCAConvEncoder(BaseModule):
         for layer in self.layers:
             maps = layer(maps, pos, masks)
         maps[0] = self.halve(_blank(maps[0], masks, 0))
-        memory_mask = None if masks is None else _flatten([masks[1], *masks[1:]]).squeeze(-1)
+        memory_mask = None if masks is None else flatten_levels([masks[1], *masks[1:]]).squeeze(-1)
         return Memory(
-            _flatten(maps),
-            _flatten([pos[1], *pos[1:]]),
+            flatten_levels(maps),
+            flatten_levels([pos[1], *pos[1:]]),
             memory_mask,
             [level_shapes[1], *level_shapes[1:]],
         )
@@ -205,8 +205,3 @@ def _unflatten(x: Tensor, level_shapes: Sequence[tuple[int, int]]) -> list[Tenso
         level.transpose(1, 2).unflatten(2, shape)
         for level, shape in zip(levels, level_shapes, strict=True)
     ]
-
-
-def _flatten(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of (B, C, H_j, W_j) to (B, N, C)."""
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)

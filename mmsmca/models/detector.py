@@ -13,6 +13,8 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from .encoder import flatten_levels
+
 
 @MODELS.register_module()
 class SMCADETR(DETR):
@@ -98,14 +100,11 @@ class SMCADETR(DETR):
         if len(pos) > 1:
             pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
 
-        def flatten(maps: Sequence[Tensor]) -> Tensor:
-            return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-
         # Attention without a mask is faster: give none where nothing is padded.
         padded = any(shape != (height, width) for shape in shapes)
         encoder_inputs = dict(
-            feat=flatten(img_feats),
-            feat_pos=flatten(pos),
+            feat=flatten_levels(img_feats),
+            feat_pos=flatten_levels(pos),
             feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
             level_shapes=level_shapes,
         )

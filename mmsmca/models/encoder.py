@@ -31,6 +31,11 @@ class Memory(NamedTuple):
     level_shapes: Sequence[tuple[int, int]]
 
 
+def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of (B, C, H_j, W_j) to (B, N, C)."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+
+
 def check_num_levels(key: str, num_levels: int, strides: Sequence[int]) -> None:
     """Raise a ValueError if an encoder was configured for another number of levels.
 

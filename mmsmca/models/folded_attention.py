@@ -41,15 +41,12 @@ def folded_attention(
     images, heads, cells = key.shape[:3]
     folded_query = torch.cat((query, query_prior), dim=-1)
     folded_key = torch.cat((key, key_prior.expand(images, heads, cells, -1)), dim=-1)
-    mask = None
-    if key_padding_mask is not None:
-        all_padding = key_padding_mask.all(dim=1)[:, None, None, None]
-        # Not every PyTorch's softmax does without a key, forward and backward.
-        mask = ~key_padding_mask[:, None, None, :] | all_padding
     out = fused_attention(
-        folded_query, folded_key, value, mask, dropout_p, scale=1 / math.sqrt(channels)
+        folded_query, folded_key, value, key_padding_mask, dropout_p, 1 / math.sqrt(channels)
     )
-    return out if key_padding_mask is None else out.masked_fill(all_padding, 0.0)
+    if key_padding_mask is None:
+        return out
+    return out.masked_fill(key_padding_mask.all(dim=1)[:, None, None, None], 0.0)
 
 
 def prior_channels(

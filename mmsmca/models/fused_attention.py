@@ -9,7 +9,7 @@ def fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    key_padding_mask: Tensor | None,
     dropout_p: float,
     scale: float,
 ) -> Tensor:
@@ -22,14 +22,19 @@ def fused_attention(
         query: (B, M, Q, k).
         key: (B, M, N, k).
         value: (B, M, N, d), d at most k.
-        mask: True where a key counts, broadcastable to (B, M, Q, N), or None. Every query needs a
-            key.
+        key_padding_mask: True where a key is padding, (B, N), or None. What an image gets whose
+            keys are all padding is finite, and means nothing.
         dropout_p: Probability that an attention weight is dropped.
         scale: Factor of the dot products.
 
     Returns:
         Tensor of shape (B, M, Q, d).
     """
+    mask = None
+    if key_padding_mask is not None:
+        # Not every PyTorch's softmax does without a key, forward and backward.
+        mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
+        mask = mask[:, None, None, :]
     channels = value.size(-1)
     if dropout_p == 0 or not query.is_cpu:
         if channels < key.size(-1):  # fused kernels want values as wide as keys

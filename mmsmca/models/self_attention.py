@@ -53,13 +53,13 @@ class SelfAttention(nn.Module):
             ``query`` plus the attention's output, (B, N, C).
         """
         q, k = self.attn.query_key(query + query_pos)
-        mask = None
-        if key_padding_mask is not None:
-            # Where all is padding nothing matters, but the softmax needs a key.
-            mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
-            mask = mask[:, None, None, :]
         dropout_p = self.dropout.p if self.training else 0.0
         out = fused_attention(
-            q, k, self.attn.value(query), mask, dropout_p, scale=1 / math.sqrt(q.size(-1))
+            q,
+            k,
+            self.attn.value(query),
+            key_padding_mask,
+            dropout_p,
+            scale=1 / math.sqrt(q.size(-1)),
         )
         return query + self.dropout(self.attn.output(out))
