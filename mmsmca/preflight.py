@@ -33,7 +33,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 from mmengine.runner import find_latest_checkpoint
 
-from mmsmca import safe_globals
+from mmsmca import cpu, safe_globals
 
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -245,10 +245,14 @@ def run_tool(name: str) -> int:
     try:
         script = mmdet_script(name)
         args = script.parse_args()
+        cfg = effective_config(args)
         if _first_on_machine(args.launcher):
-            check_config(effective_config(args), PHASES[name])
+            check_config(cfg, PHASES[name])
+        cpu.support(cfg, args)
+        # The script would read the arguments again.
+        script.parse_args = lambda: args
         script.main()
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, cpu.LauncherError) as error:
         print(f'{name}.py: error: {error}', file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,101 @@
+"""What MMEngine does on accelerators only, on a CPU: several processes, and mixed precision.
+
+``--launcher pytorch`` calls ``torch.cuda.set_device`` and gives ``DistributedDataParallel`` a GPU to
+run on; ``--amp`` refuses to. Both serve on a CPU too: processes communicate through gloo, and mixed
+precision is bfloat16. Our tools do so where MMEngine finds no accelerator.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from mmdet.registry import OPTIM_WRAPPERS
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import OptimWrapper
+from mmengine.runner.amp import autocast
+from torch import distributed, nn
+
+
+class LauncherError(ValueError):
+    """A launcher that needs an accelerator. The message names the remedy."""
+
+
+class BFloat16OptimWrapper(OptimWrapper):
+    """MMEngine's ``AmpOptimWrapper`` without an accelerator.
+
+    bfloat16 has the exponents of float32, so gradients do not underflow and no loss is scaled.
+
+    Args:
+        dtype: Precision of the matrix products, ``bfloat16``. Defaults to it.
+        loss_scale: Without effect, kept for configs of ``AmpOptimWrapper``.
+        use_fsdp: Without effect, as it says which loss scaler to take.
+        kwargs: Arguments of ``OptimWrapper``.
+
+    Raises:
+        ValueError: If ``dtype`` is another.
+    """
+
+    def __init__(
+        self,
+        dtype: str | None = None,
+        loss_scale: str | float | dict = 'dynamic',
+        use_fsdp: bool = False,
+        **kwargs,
+    ) -> None:
+        if dtype not in (None, 'bfloat16', torch.bfloat16):
+            raise ValueError(
+                f'optim_wrapper.dtype={dtype!r} needs an accelerator; set bfloat16 on a CPU'
+            )
+        super().__init__(**kwargs)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward pass and the losses of ``model`` under autocast."""
+        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+            yield
+
+
+def support(cfg: Config, args: Namespace) -> None:
+    """Let MMDetection's script run without an accelerator as it would with one; else do nothing.
+
+    With a launcher, this process joins its group, and ``args.cfg_options`` tell the model's wrapper
+    that there is no GPU.
+
+    Args:
+        cfg: The config as it will run.
+        args: What ``parse_args`` of the script returns.
+
+    Raises:
+        LauncherError: If the launcher is another than ``pytorch``.
+    """
+    if get_device() != 'cpu':
+        return
+    OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', module=BFloat16OptimWrapper, force=True)
+    if args.launcher == 'none':
+        return
+    if args.launcher != 'pytorch':
+        raise LauncherError(
+            f'--launcher {args.launcher} needs an accelerator, and there is none. On CPUs start '
+            'with torchrun (or mim) and --launcher pytorch.'
+        )
+    timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+    distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
+    args.cfg_options = {**(args.cfg_options or {}), **_wrapper_options(cfg)}
+
+
+def _wrapper_options(cfg: Config) -> dict:
+    """Options by which the model's wrapper leaves the model on the CPU."""
+    if 'runner_type' not in cfg:
+        # What MMEngine's runner passes if there is no model_wrapper_cfg.
+        default = dict(
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        wrapper = cfg.get('model_wrapper_cfg') or default
+        return {'model_wrapper_cfg': dict(wrapper, device_ids=None)}
+    if cfg.strategy.type == 'FSDPStrategy':
+        return {'strategy.model_wrapper.device_id': 'cpu'}
+    return {}
