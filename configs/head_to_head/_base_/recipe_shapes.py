@@ -1,0 +1,132 @@
+"""The common recipe on generated data (make_shapes.py data/shapes192 --size 192 --val 200).
+
+What every detector of the head-to-head shares.
+
+MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
+hence one name here, and configs that take ``_base_.recipe.<key>``.
+"""
+
+shapes_root = 'data/shapes192/'
+shapes_metainfo = dict(
+    classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
+    palette=[
+        (220, 50, 45),
+        (50, 90, 225),
+        (50, 175, 70),
+        (240, 205, 40),
+        (190, 60, 200),
+        (60, 210, 215),
+    ],
+)
+shapes_train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+shapes_test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+shapes_val_dataloader = dict(
+    batch_size=10,
+    num_workers=1,
+    dataset=dict(
+        data_root=shapes_root,
+        metainfo=shapes_metainfo,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        pipeline=shapes_test_pipeline,
+    ),
+)
+shapes_val_evaluator = dict(ann_file=shapes_root + 'annotations/instances_val.json')
+
+num_iters = 3000
+eval_interval = 300
+shapes_backbone = dict(
+    depth=18,
+    base_channels=16,
+    frozen_stages=-1,
+    norm_cfg=dict(requires_grad=True),
+    norm_eval=False,
+    init_cfg=None,
+)
+shapes_ffn = dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0)
+shapes_transformer = dict(
+    num_queries=25,
+    encoder=dict(
+        num_layers=2, layer_cfg=dict(self_attn_cfg=dict(embed_dims=128), ffn_cfg=shapes_ffn)
+    ),
+    decoder=dict(
+        num_layers=3,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=128),
+            cross_attn_cfg=dict(embed_dims=128),
+            ffn_cfg=shapes_ffn,
+        ),
+    ),
+    positional_encoding=dict(num_feats=64),
+    bbox_head=dict(num_classes=6, embed_dims=128),
+    test_cfg=dict(max_per_img=25),
+)
+
+recipe = dict(
+    # A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
+    single_scale=dict(
+        backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **shapes_backbone),
+        neck=dict(in_channels=[128], out_channels=128),
+        **shapes_transformer,
+    ),
+    multi_scale=dict(
+        backbone=dict(out_indices=(1, 2, 3), **shapes_backbone),
+        neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
+        **shapes_transformer,
+    ),
+    train_dataloader=dict(
+        batch_size=4,
+        num_workers=1,
+        dataset=dict(
+            data_root=shapes_root,
+            metainfo=shapes_metainfo,
+            ann_file='annotations/instances_train.json',
+            data_prefix=dict(img='train/'),
+            filter_cfg=dict(filter_empty_gt=False),
+            pipeline=shapes_train_pipeline,
+        ),
+    ),
+    val_dataloader=shapes_val_dataloader,
+    val_evaluator=shapes_val_evaluator,
+    # Nothing is pretrained: the backbone learns at the rate of the rest.
+    optim_wrapper=dict(
+        optimizer=dict(type='AdamW', lr=2.5e-4, weight_decay=1e-4),
+        clip_grad=dict(max_norm=0.1, norm_type=2),
+        paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))),
+    ),
+    train_cfg=dict(
+        _delete_=True, type='IterBasedTrainLoop', max_iters=num_iters, val_interval=eval_interval
+    ),
+    param_scheduler=[
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
+        dict(
+            type='MultiStepLR',
+            begin=0,
+            end=num_iters,
+            by_epoch=False,
+            milestones=[num_iters * 5 // 6],
+            gamma=0.1,
+        ),
+    ],
+    auto_scale_lr=dict(base_batch_size=4),
+    default_hooks=dict(
+        checkpoint=dict(by_epoch=False, interval=eval_interval, max_keep_ckpts=1),
+        logger=dict(interval=50),
+    ),
+    log_processor=dict(by_epoch=False),
+    randomness=dict(seed=0),
+)

@@ -1,0 +1,221 @@
+"""Studies: named experiments, seeds and a baseline in one small config file.
+
+A study is an MMEngine config::
+
+    baseline = 'detr'
+    seeds = [0, 1, 2]
+    experiments = [
+        dict(name='detr', config='../head_to_head/detr_r18_shapes.py'),
+        dict(name='smca', config='../head_to_head/smca_r18_shapes.py',
+             cfg_options={'model.num_queries': 50}),
+    ]
+
+``config`` is relative to the study's file. ``published`` may name the config whose published
+figures belong beside the experiment's, ``'mmdet::detr/...'`` or ``'smca/...'``.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+STUDY_KEYS = {'baseline', 'seeds', 'experiments'}
+EXPERIMENT_KEYS = {'name', 'config', 'cfg_options', 'published'}
+# Names become folder names.
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
+ID_DIGITS = 10
+
+
+class StudyError(ValueError):
+    """A study that cannot be run. The message names file, key and remedy."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration of a study.
+
+    Attributes:
+        name: Unique in the study; the name of a folder.
+        config: Path of its config file.
+        cfg_options: What is changed in the config: dotted keys and their values.
+        published: The config whose published figures belong beside this one's, or None.
+    """
+
+    name: str
+    config: Path
+    cfg_options: dict
+    published: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment with one seed.
+
+    Attributes:
+        experiment: The experiment.
+        seed: Seed of everything random.
+        cfg: The resolved config, seed included.
+        id: Digest of ``cfg``: a change of the experiment, the config files or their bases makes
+            another run of it.
+    """
+
+    experiment: Experiment
+    seed: int
+    cfg: Config
+    id: str
+
+    @property
+    def dir_name(self) -> str:
+        """Folder of the run below the study's."""
+        return f'{self.experiment.name}/seed{self.seed}-{self.id}'
+
+
+@dataclass(frozen=True)
+class Study:
+    """Experiments that are compared.
+
+    Attributes:
+        name: The file's name without its suffix.
+        baseline: Name of the experiment that the others are compared with.
+        experiments: In the order of the file.
+        seeds: Every experiment is trained once with each.
+        runs: The experiments with the first seed, then with the second, and so on, so that an
+            unfinished study compares all experiments.
+    """
+
+    name: str
+    baseline: str
+    experiments: tuple[Experiment, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study and resolve the configs of its runs.
+
+    Args:
+        path: The study's file, Python, YAML or JSON.
+
+    Returns:
+        The study.
+
+    Raises:
+        StudyError: If a key is missing, unknown or has a wrong value, two experiments have one
+            name, or a config is missing or does not have what ``cfg_options`` changes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f'{path}: no such file. Studies are in configs/studies.')
+    try:
+        content = Config.fromfile(path).to_dict()
+    except Exception as error:
+        raise StudyError(f'{path}: cannot be read as a config: {error}') from error
+    _check_keys(content, STUDY_KEYS, STUDY_KEYS, str(path))
+    experiments = _experiments(content['experiments'], path)
+    names = [experiment.name for experiment in experiments]
+    if content['baseline'] not in names:
+        raise StudyError(
+            f'{path}: baseline: {content["baseline"]!r} is no experiment of the study '
+            f'({", ".join(names)}).'
+        )
+    seeds = _seeds(content['seeds'], path)
+    cfgs = [_resolve(experiment, f'{path}: {experiment.name}') for experiment in experiments]
+    runs = tuple(
+        _run(experiment, seed, cfg)
+        for seed in seeds
+        for experiment, cfg in zip(experiments, cfgs, strict=True)
+    )
+    return Study(path.stem, content['baseline'], experiments, seeds, runs)
+
+
+def _check_keys(content: dict, known: set[str], required: set[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise StudyError(f'{where}: unknown key {key!r}. Known: {", ".join(sorted(known))}.')
+    for key in sorted(required - content.keys()):
+        raise StudyError(f'{where}: key {key!r} is missing.')
+
+
+def _experiments(entries: object, path: Path) -> tuple[Experiment, ...]:
+    if not isinstance(entries, list) or not entries:
+        raise StudyError(f'{path}: experiments: give a list of at least one experiment.')
+    experiments: dict[str, Experiment] = {}
+    for i, entry in enumerate(entries):
+        where = f'{path}: experiments[{i}]'
+        if not isinstance(entry, dict):
+            raise StudyError(f'{where}: {entry!r} is not a dict with name and config.')
+        _check_keys(entry, EXPERIMENT_KEYS, {'name', 'config'}, where)
+        name = entry['name']
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise StudyError(
+                f'{where}: name: {name!r} must start with a letter or digit and consist of '
+                "letters, digits, '.', '_' and '-': it names a folder."
+            )
+        if name in experiments:
+            raise StudyError(f'{path}: two experiments are named {name!r}. Rename one.')
+        config = Path(os.path.normpath(path.parent / str(entry['config'])))
+        if not config.is_file():
+            raise StudyError(
+                f'{where} ({name}): config: {config} does not exist. The path is relative to the '
+                'study.'
+            )
+        cfg_options = entry.get('cfg_options', {})
+        if not isinstance(cfg_options, dict):
+            raise StudyError(f'{where} ({name}): cfg_options: {cfg_options!r} is not a dict.')
+        published = entry.get('published')
+        if published is not None and not isinstance(published, str):
+            raise StudyError(f'{where} ({name}): published: {published!r} is not a string.')
+        experiments[name] = Experiment(name, config, cfg_options, published)
+    return tuple(experiments.values())
+
+
+def _seeds(seeds: object, path: Path) -> tuple[int, ...]:
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or any(type(seed) is not int or seed < 0 for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise StudyError(f'{path}: seeds: {seeds!r} is not a list of different integers from 0 on.')
+    return tuple(seeds)
+
+
+def _resolve(experiment: Experiment, where: str) -> Config:
+    try:
+        cfg = Config.fromfile(experiment.config)
+    except Exception as error:
+        raise StudyError(f'{where}: {experiment.config} cannot be read: {error}') from error
+    for key in experiment.cfg_options:
+        parent: object = cfg
+        *parents, leaf = key.split('.')
+        for part in parents:
+            parent = _child(parent, part)
+        # A new leaf is legitimate, say an argument that the config leaves at its default.
+        if not isinstance(parent, (Config, ConfigDict, dict, list)) or leaf == '':
+            raise StudyError(
+                f'{where}: cfg_options: {key!r} changes nothing that {experiment.config} has.'
+            )
+    try:
+        cfg.merge_from_dict(experiment.cfg_options)
+    except Exception as error:
+        raise StudyError(f'{where}: cfg_options do not fit the config: {error}') from error
+    return cfg
+
+
+def _child(node: object, part: str) -> object:
+    if isinstance(node, (Config, dict)):
+        return node.get(part)
+    if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    return None
+
+
+def _run(experiment: Experiment, seed: int, cfg: Config) -> Run:
+    cfg = Config(cfg.to_dict())
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    canonical = json.dumps(cfg.to_dict(), sort_keys=True, default=repr)
+    return Run(experiment, seed, cfg, hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS])

@@ -1,0 +1,67 @@
+"""How far the runs of a sweep are, as a table."""
+
+from datetime import timedelta
+
+from rich.table import Table
+
+from mmsmca.studies import Run
+from mmsmca.sweeps import Sweep, last_evaluation, scalars
+
+AP = 'coco/bbox_mAP'
+STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'yellow'}
+
+
+class SweepProgress:
+    """The live view of a sweep; rich calls it for every refresh.
+
+    Args:
+        sweep: The sweep.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def __rich__(self) -> Table:
+        study = self.sweep.study
+        table = Table(title=f'{study.name}: {self.summary()}', title_justify='left')
+        table.add_column('experiment')
+        for column in ('seed', 'state', 'progress', 'loss', 'AP so far', 'time left'):
+            table.add_column(column, justify='left' if column == 'state' else 'right')
+        for run in study.runs:
+            state = self.sweep.state_of(run)
+            cells = ('', '', '', '') if state in ('new', 'queued') else self._figures(run, state)
+            table.add_row(
+                run.experiment.name, str(run.seed), state, *cells, style=STYLES.get(state, 'dim')
+            )
+        return table
+
+    def summary(self) -> str:
+        """How many runs are in which state, on one line."""
+        states = [self.sweep.state_of(run) for run in self.sweep.study.runs]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        return ', '.join(f'{count} {state}' for state, count in counts.items())
+
+    def _figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
+        entries = scalars(self.sweep.dir_of(run))
+        training = [entry for entry in entries if 'loss' in entry]
+        metrics, _ = last_evaluation(self.sweep.dir_of(run))
+        ap = f'{metrics[AP]:.3f}' if AP in metrics else ''
+        if not training:
+            return '', '', ap, ''
+        last = training[-1]
+        train_cfg = run.cfg.train_cfg
+        by_epoch = train_cfg.get('by_epoch', 'max_epochs' in train_cfg)
+        total = train_cfg.max_epochs if by_epoch else train_cfg.max_iters
+        if by_epoch:
+            progress = f'epoch {last["epoch"]}/{total}'
+            # Iterations of an epoch: known once one has ended, or from the first of the second.
+            done = last['epoch'] - 1
+            per_epoch = last['step'] / done if done else None
+            left = None if per_epoch is None else (total - done) * per_epoch
+        else:
+            progress = f'{last["step"]}/{total}'
+            left = total - last['step']
+        eta = ''
+        if state == 'running' and left is not None:
+            eta = str(timedelta(seconds=round(left * last['time'])))
+        return progress, f'{last["loss"]:.2f}', ap, eta
