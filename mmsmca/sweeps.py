@@ -257,24 +257,25 @@ class Sweep:
 
     def _executor(self, run: Run) -> submitit.Executor:
         resources = self.resources
-        slurm = resources.slurm
-        executor = submitit.AutoExecutor(
-            self.work_dir / 'jobs', cluster='local' if slurm is None else 'slurm'
-        )
-        executor.update_parameters(
-            name=f'{run.experiment.name}-{run.seed}',
-            timeout_min=UNLIMITED_MINUTES,
-            gpus_per_node=resources.gpus_per_job,
-        )
-        if slurm is not None:
-            executor.update_parameters(**{f'slurm_{key}': value for key, value in slurm.items()})
+        folder = self.work_dir / 'jobs'
+        if resources.slurm is not None:
+            executor = submitit.AutoExecutor(folder, cluster='slurm')
+            executor.update_parameters(
+                name=f'{run.experiment.name}-{run.seed}',
+                timeout_min=UNLIMITED_MINUTES,
+                gpus_per_node=resources.gpus_per_job,
+                **{f'slurm_{key}': value for key, value in resources.slurm.items()},
+            )
             return executor
         # Side by side, every run has GPUs of its own: those of its place among the jobs.
         slot = min(set(range(resources.jobs)) - set(self._slots.values()))
         self._slots[run.id] = slot
-        first = slot * resources.gpus_per_job
+        gpus = resources.gpus_per_job
+        executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
-            local_visible_gpus=list(range(first, first + resources.gpus_per_job))
+            timeout_min=UNLIMITED_MINUTES,
+            gpus_per_node=gpus,
+            visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)),
         )
         return executor
 
