@@ -182,7 +182,7 @@ def effective_config(args: Namespace) -> Config:
 
     Returns:
         The config with ``--cfg-options`` merged; ``load_from`` is the checkpoint that the run
-        starts from (the latest of the work directory for ``--resume`` without a path) or None.
+        starts from (:func:`latest_checkpoint` for ``--resume`` without a path) or None.
 
     Raises:
         ConfigError: If there is no config file of that name.
@@ -201,8 +201,37 @@ def effective_config(args: Namespace) -> Config:
         cfg.load_from, cfg.resume = (None if args.resume == 'auto' else args.resume), True
     if cfg.get('resume') and cfg.get('load_from') is None:
         default = os.path.join('work_dirs', Path(args.config).stem)
-        cfg.load_from = find_latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
+        cfg.load_from = latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
     return cfg
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """Find the checkpoint to resume from, whatever ended the run.
+
+    It is the one that MMEngine names in ``last_checkpoint``. If that is truncated or gone, or
+    ``last_checkpoint`` is not there or empty, as a run leaves them that was killed while it wrote,
+    it is the newest complete one that training wrote to the folder.
+
+    Args:
+        work_dir: Work directory of the run.
+
+    Returns:
+        Path of a complete checkpoint, or a URL in ``last_checkpoint``, which is left alone; without
+        one the path in ``last_checkpoint``; without that None.
+    """
+    named = find_latest_checkpoint(work_dir) or None
+    if named and not _is_local(named, None):
+        return named
+    written = [path for kind in ('epoch', 'iter') for path in Path(work_dir).glob(f'{kind}_*.pth')]
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in filter(None, (named, *map(str, newest_first))):
+        try:
+            _read_checkpoint(path)
+        except ConfigError as error:
+            print(f'Not resumed from: {error}', file=sys.stderr)
+        else:
+            return path
+    return named
 
 
 def mmdet_script(name: str) -> ModuleType:
@@ -248,6 +277,8 @@ def run_tool(name: str) -> int:
         cfg = effective_config(args)
         if _first_on_machine(args.launcher):
             check_config(cfg, PHASES[name])
+        if cfg.get('resume') and cfg.load_from is not None:
+            args.resume = cfg.load_from
         cpu.support(cfg, args)
         # The script would read the arguments again.
         script.parse_args = lambda: args

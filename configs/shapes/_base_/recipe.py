@@ -35,6 +35,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -70,5 +71,10 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=8)
 
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best='coco/bbox_mAP'))
+# Interrupted and resumed (tools/train.py --resume), a run ends with the weights that it would have
+# had, bit for bit on a CPU.
+default_hooks = dict(
+    checkpoint=dict(type='AtomicCheckpointHook', max_keep_ckpts=1, save_best='coco/bbox_mAP')
+)
+custom_hooks = [dict(type='EpochSeedHook')]
 randomness = dict(seed=0)

@@ -1,0 +1,73 @@
+"""Checkpoints that are complete whenever they are there, whatever ends the run.
+
+MMEngine writes ``epoch_N.pth`` in place, and before it does so removes the checkpoint that
+``max_keep_ckpts`` no longer has room for, or the best one that is to be replaced. A run that is
+killed meanwhile leaves a truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
+"""
+
+import os
+from pathlib import Path
+
+from mmdet.registry import HOOKS
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+
+@register_backend('AtomicBackend')
+class AtomicBackend(LocalBackend):
+    """The local disk, with files that appear complete and are not removed at once."""
+
+    def __init__(self) -> None:
+        self._outdated: list[str] = []
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file under its name with ``.partial`` appended, and rename it when it is on disk.
+
+        Args:
+            obj: Content.
+            filepath: Destination, replaced if it exists; parents are created.
+        """
+        partial = Path(f'{filepath}.partial')
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(filepath)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove a file at the next :meth:`remove_outdated`.
+
+        Args:
+            filepath: File to remove.
+        """
+        self._outdated.append(str(filepath))
+
+    def remove_outdated(self) -> None:
+        """Remove what :meth:`remove` was called for."""
+        while self._outdated:
+            Path(self._outdated.pop()).unlink(missing_ok=True)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """``CheckpointHook`` that removes a checkpoint only when its successor is complete.
+
+    Killed at any moment, a run leaves a complete checkpoint, once it has written a first one; and
+    besides, at most one checkpoint too many and one file ``*.partial``.
+
+    Args:
+        kwargs: Those of ``CheckpointHook`` but ``backend_args``: it writes to the local disk.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(backend_args=dict(backend='AtomicBackend'), **kwargs)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self.file_backend.remove_outdated()
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        self.file_backend.remove_outdated()

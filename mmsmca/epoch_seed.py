@@ -1,0 +1,63 @@
+"""Makes an epoch's randomness depend on its number alone, not on what ran before it."""
+
+from functools import partial
+
+import numpy as np
+from mmdet.registry import HOOKS
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, set_random_seed
+
+
+def epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    """Seed of one epoch in one process.
+
+    Args:
+        seed: Seed of the run, at least 0.
+        epoch: Number of the epoch, from 0.
+        rank: Number of the process, from 0.
+
+    Returns:
+        An integer from 0 to 2**31 - 1; neighbouring arguments give unrelated ones.
+    """
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]) >> 1
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seeds Python, NumPy and PyTorch anew before every training epoch, data loading included.
+
+    MMEngine's checkpoints hold no state of the random generators: a resumed run draws dropout and
+    augmentation from the beginning of the seed's stream again. With this hook, and a seed in
+    ``randomness``, it repeats what the uninterrupted run draws, since the order of the images
+    (``DefaultSampler``) and now everything else follow from seed and epoch. For
+    ``EpochBasedTrainLoop`` only: an iteration-based run has one epoch.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse workers that outlive the epoch.
+
+        Args:
+            runner: Runner of the training.
+
+        Raises:
+            ValueError: If the workers of the training data are persistent.
+        """
+        if runner.train_dataloader.persistent_workers:
+            raise ValueError(
+                'EpochSeedHook seeds data loading workers when they start, but '
+                'train_dataloader.persistent_workers=True keeps them over all epochs. Set it to '
+                'False, or take EpochSeedHook out of custom_hooks.'
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed this process, and the workers that it is about to start.
+
+        Args:
+            runner: Runner of the training.
+        """
+        seed = epoch_seed(runner.seed, runner.epoch, get_rank())
+        set_random_seed(seed)
+        # MMEngine's `worker_init_fn` with another seed than the run's.
+        loader = runner.train_dataloader
+        loader.worker_init_fn = partial(loader.worker_init_fn, seed=seed)
