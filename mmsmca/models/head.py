@@ -25,6 +25,10 @@ class SMCAHead(ConditionalDETRHead):
             Class logits, (layers, B, Q, classes), and boxes (cx, cy, w, h) in [0, 1] of the image
             content, (layers, B, Q, 4).
         """
-        boxes = self.fc_reg(self.activate(self.reg_ffn(hidden_states)))
-        boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
-        return self.fc_cls(hidden_states), boxes.sigmoid()
+        # Costs of the matching and losses are made of these: in half precision the logarithm of one
+        # minus a score is soon that of zero, and a box is half a pixel off in an image of 128.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = hidden_states.type_as(self.fc_cls.weight)
+            boxes = self.fc_reg(self.activate(self.reg_ffn(hidden_states)))
+            boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
+            return self.fc_cls(hidden_states), boxes.sigmoid()
