@@ -1,0 +1,1 @@
+"""Reports on studies, from what MMEngine's runner left on disk."""

@@ -1,0 +1,179 @@
+"""Curves: AP over training, over training time, and against what it costs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('agg')
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from .runs import Study  # noqa: E402
+from .statistics import curve, final_metrics, total_seconds, value  # noqa: E402
+from .tables import time_unit  # noqa: E402
+
+# Okabe and Ito's, told apart by the colour-blind too; the yellow is hardly seen on white.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
+MARKERS = 'osD^vPX'
+LINES = ('-', '--', ':', '-.')
+FORMATS = ('png', 'svg')
+STYLE = {
+    'font.size': 11,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'grid.alpha': 0.3,
+    'legend.frameon': False,
+    'svg.hashsalt': 'mmsmca',
+    'savefig.dpi': 130,
+}
+
+
+def write_figures(study: Study, costs: dict, folder: Path) -> list[Path]:
+    """Draw what there is to draw, as PNG and SVG.
+
+    Args:
+        study: The study.
+        costs: As :func:`.costs.load` returns them.
+        folder: Where to.
+
+    Returns:
+        The files.
+    """
+    files = []
+    with plt.rc_context(STYLE):
+        for name, figure in _figures(study, costs):
+            for suffix in FORMATS:
+                path = folder / f'{name}.{suffix}'
+                # Without the date an unchanged figure is an unchanged file.
+                figure.savefig(path, metadata={'Date': None} if suffix == 'svg' else None)
+                files.append(path)
+            plt.close(figure)
+    return files
+
+
+def _figures(study: Study, costs: dict) -> Iterator[tuple[str, Figure]]:
+    curves = {e.name: curve(e, study.unit) for e in study.experiments}
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return
+    over_steps = {n: [(p.step, p) for p in points] for n, points in curves.items()}
+    yield f'ap_over_{study.unit}', _curves(study, over_steps, study.unit)
+
+    timed = {n: points for n, points in curves.items() if points[-1].seconds is not None}
+    if timed:
+        longest = max(points[-1].seconds for points in timed.values())
+        unit, length = time_unit(longest)
+        over_time = {n: [(p.seconds / length, p) for p in points] for n, points in timed.items()}
+        yield 'ap_over_time', _curves(study, over_time, f'training time, {unit}')
+
+    panels = _cost_panels(study, costs)
+    if panels:
+        yield 'ap_over_cost', _scatter(study, panels)
+
+
+def _style(study: Study, name: str) -> dict:
+    """The same for an experiment in every figure."""
+    i = [experiment.name for experiment in study.experiments].index(name)
+    return dict(
+        color=COLOURS[i % len(COLOURS)],
+        marker=MARKERS[i % len(MARKERS)],
+        linestyle=LINES[i // len(COLOURS) % len(LINES)],
+    )
+
+
+def _label(study: Study, name: str) -> str:
+    return name if study[name].finished else f'{name} (not finished)'
+
+
+def _curves(study: Study, curves: dict[str, list[tuple]], x_label: str) -> Figure:
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout='constrained')
+    # In the order of the curves' ends, so that the legend reads as the figure does.
+    for name in sorted(curves, key=lambda n: -curves[n][-1][1].metrics['AP'].mean):
+        xs = [x for x, _ in curves[name]]
+        points = [point for _, point in curves[name]]
+        style = _style(study, name)
+        axes.plot(
+            xs,
+            [100 * point.metrics['AP'].mean for point in points],
+            label=_label(study, name),
+            linewidth=1.8,
+            markersize=4.5,
+            markevery=max(1, len(xs) // 12),
+            **style,
+        )
+        lowest, highest = ([100 * getattr(p, end) for p in points] for end in ('lowest', 'highest'))
+        axes.fill_between(xs, lowest, highest, color=style['color'], alpha=0.15, linewidth=0)
+    axes.set(xlabel=x_label, ylabel='box AP, %')
+    _from_zero(axes)
+    figure.legend(loc='outside right upper', fontsize=10, ncols=1 + len(curves) // 20)
+    seeds = max(len(study[name].finished) for name in curves)
+    if seeds > 1:
+        axes.set_title(
+            f'mean and range over up to {seeds} seeds', loc='left', fontsize=10, color='0.35'
+        )
+    return figure
+
+
+def _cost_panels(study: Study, costs: dict) -> dict[str, dict[str, float]]:
+    """Costs of the experiments by name of the cost, those that are known."""
+    finished = [e for e in study.experiments if e.finished]
+    totals = {e.name: total_seconds(e) for e in finished}
+    totals = {name: total.mean for name, total in totals.items() if total}
+    panels = {}
+    if totals:
+        unit, length = time_unit(max(totals.values()))
+        panels[f'training time, {unit}'] = {n: s / length for n, s in totals.items()}
+    for key, scale, label in (
+        ('flops', 1e9, 'GFLOPs'),
+        ('latency_ms', 1, 'latency, ms'),
+        ('parameters', 1e6, 'parameters, M'),
+    ):
+        known = {
+            e.name: costs['experiments'][e.name][key] / scale
+            for e in finished
+            if e.name in costs.get('experiments', {})
+        }
+        if known:
+            panels[label] = known
+    memory = {e.name: value(run.log.peak_memory_mib for run in e.finished) for e in finished}
+    memory = {name: mib.mean / 1024 for name, mib in memory.items() if mib}
+    if memory:
+        panels['training memory, GiB'] = memory
+    return panels
+
+
+def _scatter(study: Study, panels: dict[str, dict[str, float]]) -> Figure:
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(3.2 + 2.6 * len(panels), 3.9), layout='constrained', sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    aps = {e.name: final_metrics(e)['AP'] for e in study.experiments}
+    for axes, (label, costs) in zip(grid[0], panels.items(), strict=True):
+        for name in sorted(costs, key=lambda n: -aps[n].mean if aps[n] else 0):
+            if aps[name] is None:
+                continue
+            style = _style(study, name) | dict(linestyle='')
+            axes.errorbar(
+                costs[name],
+                100 * aps[name].mean,
+                yerr=100 * aps[name].std if aps[name].std is not None else None,
+                label=name,
+                markersize=7,
+                capsize=3,
+                **style,
+            )
+        axes.set(xlabel=label)
+        _from_zero(axes)
+    grid[0][0].set_ylabel('final box AP, %')
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right upper', fontsize=10)
+    return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    for set_limits, limits in ((axes.set_xlim, axes.get_xlim()), (axes.set_ylim, axes.get_ylim())):
+        set_limits(0, limits[1])

@@ -1,0 +1,210 @@
+"""What one run logged: AP over iterations and time, time per iteration, memory."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# As the tables name them, and as MMDetection's CocoMetric logs them.
+METRICS = {
+    'AP': 'coco/bbox_mAP',
+    'AP50': 'coco/bbox_mAP_50',
+    'AP75': 'coco/bbox_mAP_75',
+    'AP_S': 'coco/bbox_mAP_s',
+    'AP_M': 'coco/bbox_mAP_m',
+    'AP_L': 'coco/bbox_mAP_l',
+}
+
+
+@dataclass
+class Evaluation:
+    """One evaluation during training.
+
+    Attributes:
+        iteration: Iterations trained by then.
+        epoch: Epochs trained by then; None if the run counts iterations.
+        metrics: By the names of ``METRICS``, between 0 and 1. None where nothing could be
+            measured: COCO's evaluation gives -1 where there are no objects of a size.
+        seconds: Training time by then, evaluations excluded; None if no times were logged.
+    """
+
+    iteration: int
+    epoch: int | None
+    metrics: dict[str, float | None]
+    seconds: float | None = None
+
+
+@dataclass
+class Log:
+    """What a run logged.
+
+    Attributes:
+        evaluations: In the order of training.
+        iterations: Last iteration that was logged.
+        iteration_seconds: Median of the logged times per iteration, in seconds.
+        peak_memory_mib: Most memory of a GPU, in MiB; None without a GPU.
+        problems: What could not be read, by file name.
+    """
+
+    evaluations: list[Evaluation]
+    iterations: int
+    iteration_seconds: float | None
+    peak_memory_mib: float | None
+    problems: list[str]
+
+
+@dataclass
+class _Line:
+    """A logged line of training; ``time`` is of one iteration, in seconds."""
+
+    time: float | None
+    data_time: float | None
+    memory: float | None
+    epoch: int | None
+    after_evaluation: bool
+
+
+def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
+    """Read every ``scalars.json`` of a run; where those of a resumed run overlap, the later wins.
+
+    Args:
+        folder: MMEngine's work directory of the run.
+        train_cfg: Of the run's config.
+        log_interval: Iterations from one logged line to the next. Defaults to MMEngine's 10.
+
+    Returns:
+        The log. Lines that cannot be read are left out, and counted in ``problems``.
+    """
+    by_epoch = 'max_epochs' in train_cfg
+    lines: dict[int, _Line] = {}
+    evaluations: dict[int, Evaluation] = {}  # By epoch, or else by iteration.
+    problems = []
+    for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        records, unreadable = _records(path)
+        if unreadable:
+            problems.append(
+                f'{path.relative_to(folder)}: {unreadable} of {unreadable + len(records)} lines '
+                'cannot be read'
+            )
+        first = next((record for record in records if 'iter' in record), None)
+        if first is None:
+            continue  # Nothing trained: at most the evaluation of a checkpoint.
+        lines = {i: line for i, line in lines.items() if i < first['iter']}
+        redone = first.get('epoch', 1) if by_epoch else first['iter']
+        evaluations = {key: value for key, value in evaluations.items() if key < redone}
+
+        reached = max(1, first['iter'] - log_interval + 1)
+        after_evaluation = False
+        for record in records:
+            if 'iter' in record:
+                reached = max(reached, record['iter'])
+                lines[record['iter']] = _Line(
+                    *(record.get(key) for key in ('time', 'data_time', 'memory', 'epoch')),
+                    after_evaluation=after_evaluation,
+                )
+                after_evaluation = False
+            elif by_epoch:
+                epoch = record['step']
+                evaluations[epoch] = Evaluation(reached, epoch, _metrics(record))
+            else:
+                iteration = record['step'] or _evaluated_at(reached, train_cfg)
+                evaluations[iteration] = Evaluation(iteration, None, _metrics(record))
+                reached = iteration + 1
+                after_evaluation = True
+
+    epoch_length = _epoch_length(lines)
+    clock = _Clock(lines)
+    for evaluation in evaluations.values():
+        if evaluation.epoch and epoch_length:
+            evaluation.iteration = evaluation.epoch * epoch_length
+        evaluation.seconds = clock.seconds(evaluation.iteration)
+    return Log(
+        [evaluations[key] for key in sorted(evaluations)],
+        max(lines, default=0),
+        _median(line.time for line in lines.values()),
+        max((line.memory for line in lines.values() if line.memory), default=None),
+        problems,
+    )
+
+
+def _records(path: Path) -> tuple[list[dict], int]:
+    """Lines of training and of evaluation in their order, and how many could not be read."""
+    records, unreadable = [], 0
+    for line in path.read_text(errors='replace').splitlines():
+        try:
+            record = json.loads(line)
+            is_evaluation = METRICS['AP'] in record
+            numbers = [record[METRICS['AP']], record['step']] if is_evaluation else record.values()
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise ValueError
+        except (ValueError, TypeError, AttributeError, KeyError):
+            unreadable += 1
+            continue
+        if is_evaluation or 'iter' in record:
+            records.append(record)
+    return records, unreadable
+
+
+def _metrics(record: dict) -> dict[str, float | None]:
+    values = {name: record.get(key, -1) for name, key in METRICS.items()}
+    return {name: value if value >= 0 else None for name, value in values.items()}
+
+
+def _evaluated_at(reached: int, train_cfg: Mapping) -> int:
+    """Iteration of an evaluation that comes after the last logged line and before the next one.
+
+    MMEngine numbers evaluations by epochs: each is step 0 where the run counts iterations.
+    """
+    interval = train_cfg.get('val_interval', 1)
+    return min(math.ceil(reached / interval) * interval, train_cfg.get('max_iters', math.inf))
+
+
+def _epoch_length(lines: dict[int, _Line]) -> int | None:
+    """Iterations per epoch, from where the epochs' first lines are; None of a single epoch."""
+    starts: dict[int, int] = {}
+    for i in sorted(lines):
+        starts.setdefault(lines[i].epoch, i)
+    starts.pop(None, None)
+    if len(starts) < 2:
+        return None
+    first, last = min(starts), max(starts)
+    return round((starts[last] - starts[first]) / (last - first))
+
+
+class _Clock:
+    """Training time: logged time per iteration, cumulated.
+
+    MMEngine counts what an evaluation takes after its last image, and saving a checkpoint beside
+    it, as waiting for the next training batch. After an evaluation the run's median waiting time
+    stands for that.
+    """
+
+    def __init__(self, lines: dict[int, _Line]) -> None:
+        waiting = _median(line.data_time for line in lines.values())
+        iterations, total, self.rate = [0], [0.0], None
+        for i in sorted(lines):
+            line = lines[i]
+            if line.time is None:
+                continue
+            self.rate = line.time
+            if line.after_evaluation and line.data_time is not None:
+                self.rate -= max(0.0, line.data_time - waiting)
+            total.append(total[-1] + self.rate * (i - iterations[-1]))
+            iterations.append(i)
+        self.iterations, self.total = np.array(iterations), np.array(total)
+
+    def seconds(self, iteration: int) -> float | None:
+        """Time until an iteration; what is after the last line takes as long as before it."""
+        if self.rate is None:
+            return None
+        beyond = max(0, iteration - int(self.iterations[-1]))
+        return float(np.interp(iteration, self.iterations, self.total)) + self.rate * beyond
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    values = [value for value in values if value is not None]
+    return statistics.median(values) if values else None

@@ -1,0 +1,101 @@
+"""Published numbers: MMDetection's of its own models, and those that this package carries."""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+from .logs import METRICS
+
+MMDET = 'mmdet::'
+MMDET_SOURCE = "MMDetection's model zoo"
+
+
+class PublishedError(ValueError):
+    """A published number that is referred to and cannot be found. The message names it."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published result, on COCO val2017.
+
+    Attributes:
+        name: Of the model.
+        metrics: Those that are published, by the names of ``METRICS``, between 0 and 1.
+        epochs: Length of the training.
+        source: Who published it.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    epochs: int | None
+    source: str
+
+
+def find_published(reference: str) -> Published:
+    """What was published of a config.
+
+    Args:
+        reference: MMDetection's config as ``mmdet::detr/detr_r50_8xb2-150e_coco.py``; or the path
+            below ``configs`` of one of ours, ``smca/smca_r50_8xb2-50e_coco.py``; or a name of
+            ``configs/smca/published.yml``.
+
+    Raises:
+        PublishedError: If there is no such config, or no box AP of it.
+    """
+    if reference.startswith(MMDET):
+        config = reference.removeprefix(MMDET)
+        folder = _mmdet() / '.mim' / 'configs' / Path(config).parent
+        rows = _read(folder / 'metafile.yml')
+    else:
+        config = reference
+        rows = [*_read(_configs() / 'smca/metafile.yml'), *_others()]
+    for row in rows:
+        if f'configs/{config}' == row.get('Config') or config == row['Name']:
+            if 'Results' not in row:
+                raise PublishedError(f"published '{reference}': its metafile has no box AP")
+            return _parse(row)
+    raise PublishedError(
+        f"published '{reference}' is neither a config of a metafile nor a name in "
+        "configs/smca/published.yml: correct it in the study's file"
+    )
+
+
+def literature() -> list[Published]:
+    """Other detectors' results that the package carries for comparison."""
+    return [_parse(row) for row in _others()]
+
+
+def _parse(row: dict) -> Published:
+    metrics = row['Results'][0]['Metrics']
+    return Published(
+        row['Name'],
+        {name: metrics[f'box {name}'] / 100 for name in METRICS if f'box {name}' in metrics},
+        row.get('Metadata', {}).get('Epochs'),
+        row.get('Metadata', {}).get('Box AP Source', MMDET_SOURCE),
+    )
+
+
+@lru_cache
+def _read(path: Path) -> list[dict]:
+    return yaml.safe_load(path.read_text())['Models'] if path.is_file() else []
+
+
+def _others() -> list[dict]:
+    return _read(_configs() / 'smca/published.yml')
+
+
+def _mmdet() -> Path:
+    return Path(importlib.util.find_spec('mmdet').origin).parent
+
+
+def _configs() -> Path:
+    """Of the wheel, or of the checkout."""
+    package = Path(__file__).parents[1]
+    return next(
+        folder
+        for folder in (package / '.mim/configs', package.parent / 'configs')
+        if folder.is_dir()
+    )

@@ -1,0 +1,184 @@
+"""Mean, deviation and differences over seeds; convergence; comparison at equal training time."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+
+import numpy as np
+
+from .logs import METRICS
+from .runs import Experiment, Run, Study
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean of some numbers.
+
+    Attributes:
+        mean: Of the numbers.
+        std: Their sample standard deviation (n - 1); None of a single number.
+        n: How many.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+
+    def __sub__(self, other: 'Value') -> 'Value':
+        """Difference of the means. Its ``std`` is the standard error of that difference."""
+        error = None
+        if self.std is not None and other.std is not None:
+            error = math.sqrt(self.std**2 / self.n + other.std**2 / other.n)
+        return Value(self.mean - other.mean, error, min(self.n, other.n))
+
+
+def value(numbers: Iterable[float | None]) -> Value | None:
+    """Mean and deviation of the numbers that are there; None if none is."""
+    numbers = [number for number in numbers if number is not None]
+    if not numbers:
+        return None
+    std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+    return Value(fmean(numbers), std, len(numbers))
+
+
+def difference(a: Value | None, b: Value | None) -> Value | None:
+    """``a - b``, None if one of them is missing."""
+    return None if a is None or b is None else a - b
+
+
+def final_metrics(experiment: Experiment) -> dict[str, Value | None]:
+    """Metrics of the last evaluation, over the finished runs."""
+    last = [run.log.evaluations[-1].metrics for run in experiment.finished]
+    return {name: value(metrics[name] for metrics in last) for name in METRICS}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An experiment at one evaluation.
+
+    Attributes:
+        iteration: Iterations trained by then.
+        step: Epochs or iterations, whatever the study counts.
+        seconds: Training time by then, mean over the runs; None if it was not logged.
+        metrics: Over the runs.
+        lowest: AP of the worst run.
+        highest: AP of the best run.
+    """
+
+    iteration: int
+    step: int
+    seconds: float | None
+    metrics: dict[str, Value | None]
+    lowest: float
+    highest: float
+
+
+@cache
+def curve(experiment: Experiment, unit: str) -> list[Point]:
+    """An experiment over its training: at the evaluations that all its runs have.
+
+    Args:
+        experiment: Of it the finished runs count; if there are none, those under way.
+        unit: "epochs" or "iterations".
+    """
+    runs = experiment.finished or [run for run in experiment.runs if run.log.evaluations]
+    if not runs:
+        return []
+    by_step = [{_step(e, unit): e for e in run.log.evaluations} for run in runs]
+    points = []
+    for step in sorted(set.intersection(*map(set, by_step))):
+        evaluations = [run[step] for run in by_step]
+        aps = [e.metrics['AP'] for e in evaluations]
+        seconds = [e.seconds for e in evaluations]
+        if None in aps:
+            continue
+        points.append(
+            Point(
+                evaluations[0].iteration,
+                step,
+                None if None in seconds else fmean(seconds),
+                {name: value(e.metrics[name] for e in evaluations) for name in METRICS},
+                min(aps),
+                max(aps),
+            )
+        )
+    return points
+
+
+def _step(evaluation, unit: str) -> int:
+    return evaluation.epoch if unit == 'epochs' else evaluation.iteration
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When an experiment reaches an AP.
+
+    Attributes:
+        step: First evaluation at which the mean over the runs is at or above it; None if never.
+        seconds: Training time by then.
+        seeds: The same of every finished run by itself.
+    """
+
+    step: int | None
+    seconds: float | None
+    seeds: list[int | None]
+
+
+def reached(experiment: Experiment, threshold: float, unit: str) -> Reached:
+    """When an experiment, and each of its finished runs, first has an AP at or above a threshold.
+
+    Args:
+        experiment: Its finished runs count.
+        threshold: Between 0 and 1.
+        unit: "epochs" or "iterations".
+    """
+    points = curve(experiment, unit) if experiment.finished else []
+    first = next((p for p in points if p.metrics['AP'].mean >= threshold), None)
+    seeds = [_first(run, threshold, unit) for run in experiment.finished]
+    return Reached(first and first.step, first and first.seconds, seeds)
+
+
+def _first(run: Run, threshold: float, unit: str) -> int | None:
+    for evaluation in run.log.evaluations:
+        ap = evaluation.metrics['AP']
+        if ap is not None and ap >= threshold:
+            return _step(evaluation, unit)
+    return None
+
+
+def total_seconds(experiment: Experiment) -> Value | None:
+    """Training time until the last evaluation, over the finished runs."""
+    return value(run.log.evaluations[-1].seconds for run in experiment.finished)
+
+
+def at_time(experiment: Experiment, seconds: float, unit: str) -> Point | None:
+    """The last evaluation not later than a training time; None if the first one is later.
+
+    Which evaluation that is, the mean time over the runs decides, so that all of them are
+    compared at the same iteration.
+    """
+    points = [p for p in curve(experiment, unit) if p.seconds is not None]
+    return next((p for p in reversed(points) if p.seconds <= seconds), None)
+
+
+def equal_time(study: Study, names: Sequence[str]) -> tuple[float, dict[str, Point | None]]:
+    """Experiments at the total training time of the fastest of them.
+
+    Args:
+        study: The study.
+        names: Of experiments that have finished runs and logged times.
+
+    Returns:
+        That time in seconds, and where each experiment is then.
+    """
+    curves = {name: curve(study[name], study.unit) for name in names}
+    budget = min(points[-1].seconds for points in curves.values())
+    return budget, {name: at_time(study[name], budget, study.unit) for name in names}
+
+
+def timed(study: Study) -> list[str]:
+    """Names of the experiments that have finished runs and logged times."""
+    curves = {e.name: curve(e, study.unit) for e in study.experiments if e.finished}
+    return [name for name, points in curves.items() if points and points[-1].seconds is not None]

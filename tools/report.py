@@ -1,0 +1,98 @@
+"""Report on a study, or on any of MMDetection's work directories: tables and curves.
+
+Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG.
+
+Example: python tools/report.py work_dirs/head_to_head_shapes --costs
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from mmsmca.report import costs as model_costs
+from mmsmca.report.figures import write_figures
+from mmsmca.report.runs import ReportError, Study, read_study
+from mmsmca.report.summary import csv_table, summary
+from mmsmca.report.tables import latex, markdown, tables
+
+
+def parse_args() -> Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'work_dir', type=Path, help='of a study, of a run, or a folder with several runs'
+    )
+    parser.add_argument('--out', type=Path, help='folder for the report, default WORK_DIR/report')
+    parser.add_argument(
+        '--baseline', metavar='EXPERIMENT', help="default the study's, or the first by name"
+    )
+    parser.add_argument(
+        '--compare', nargs='+', default=[], metavar='EXPERIMENT',
+        help='what the others are compared to in pairs at equal training time, default the best '
+        'one then, and the baseline',
+    )  # fmt: skip
+    parser.add_argument(
+        '--ap', nargs='+', type=float, metavar='AP',
+        help="APs between 0 and 1 to reach, default half, 3/4 and 9/10 of the baseline's final "
+        'one, which itself always is among them',
+    )  # fmt: skip
+    parser.add_argument(
+        '--costs', action='store_true',
+        help='measure parameters, GFLOPs and latency of the models, unless WORK_DIR/costs.json '
+        'has them already',
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def check(args: Namespace, study: Study) -> None:
+    """Refuse arguments that fit no experiment or no AP."""
+    names = [experiment.name for experiment in study.experiments]
+    for name in args.compare:
+        if name not in names:
+            raise ReportError(f"--compare '{name}' is none of the experiments: {', '.join(names)}")
+    for ap in args.ap or []:
+        if not 0 < ap < 1:
+            raise ReportError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
+
+
+def report(args: Namespace) -> None:
+    """Read, measure if asked to, write, print."""
+    study = read_study(args.work_dir, args.baseline)
+    check(args, study)
+    load = model_costs.load_or_measure if args.costs else model_costs.load
+    costs = load(args.work_dir, study)
+    found = tables(study, costs, args.ap, args.compare)
+    command = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
+    content = summary(study, costs, args.ap, args.compare, command)
+
+    out = args.out or args.work_dir / 'report'
+    out.mkdir(parents=True, exist_ok=True)
+    figures = write_figures(study, costs, out)
+    text = markdown(found)
+    pictures = [path.name for path in figures if path.suffix == '.png']
+    text += ''.join(f'\n![{Path(name).stem.replace("_", " ")}]({name})\n' for name in pictures)
+    if study.problems:
+        text += '\n## Could not be read\n\n'
+        text += ''.join(f'- {problem}\n' for problem in study.problems)
+    (out / 'report.md').write_text(f'# {study.name}\n\n{text}')
+    (out / 'report.tex').write_text(latex(found))
+    (out / 'report.csv').write_text(csv_table(content))
+    (out / 'report.json').write_text(json.dumps(content, indent=1) + '\n')
+    print(text)
+    print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(pictures)} (and .svg)')
+
+
+def main() -> None:
+    try:
+        report(parse_args())
+    except ReportError as error:
+        print(f'Error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()
