@@ -1,6 +1,6 @@
-"""The common recipe on generated data (make_shapes.py data/shapes192 --size 192 --val 200).
+"""The common recipe on generated data: what every detector of the head-to-head shares.
 
-What every detector of the head-to-head shares.
+``tools/make_shapes.py data/shapes192 --size 192 --val 200`` makes the data.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
 hence one name here, and configs that take ``_base_.recipe.<key>``.

@@ -1,4 +1,7 @@
-_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', './_base_/recipe_shapes.py']
+_base_ = [
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    './_base_/recipe_shapes.py',
+]
 
 model = _base_.recipe.single_scale
 model.encoder.layer_cfg.self_attn_cfg.dropout = 0.0

@@ -1,12 +1,13 @@
-_base_ = ['../smca/smca-multi-scale_r50_8xb1-50e_coco.py', './_base_/recipe_shapes.py']
+_base_ = [
+    '../smca/smca_r50_8xb2-50e_coco.py',
+    './_base_/recipe_shapes.py',
+]
 
-model = _base_.recipe.multi_scale
-# Intra-Multi-Intra on strides 8, 16 and 32.
-model.encoder.update(num_layers=3, layer_kinds=['intra', 'multi', 'intra'])
-model.decoder.strides = [8, 16, 32]
+model = _base_.recipe.single_scale
 model.encoder.layer_cfg.self_attn_cfg.dropout = 0.0
 model.decoder.layer_cfg.self_attn_cfg.dropout = 0.0
 model.decoder.layer_cfg.cross_attn_cfg.dropout = 0.0
+model.decoder.strides = [16]
 
 train_dataloader = _base_.recipe.train_dataloader
 val_dataloader = _base_.recipe.val_dataloader

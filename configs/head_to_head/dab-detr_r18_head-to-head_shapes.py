@@ -1,4 +1,7 @@
-_base_ = ['mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py', './_base_/recipe_shapes.py']
+_base_ = [
+    'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    './_base_/recipe_shapes.py',
+]
 
 model = _base_.recipe.single_scale
 

@@ -1,0 +1,3 @@
+_base_ = './deformable-detr_r18_head-to-head_shapes.py'
+
+model = dict(with_box_refine=True)

@@ -1,0 +1,82 @@
+# Encoders and scale selection of multi-scale SMCA on generated data.
+baseline = '2intra-multi-2intra'
+seeds = [0, 1, 2]
+experiments = [
+    dict(
+        name='2intra-multi-2intra',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 5,
+            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
+        },
+    ),
+    dict(
+        name='3intra',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 3,
+            'model.encoder.layer_kinds': ['intra', 'intra', 'intra'],
+        },
+    ),
+    dict(
+        name='3multi',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 3,
+            'model.encoder.layer_kinds': ['multi', 'multi', 'multi'],
+        },
+    ),
+    dict(
+        name='5intra',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 5,
+            'model.encoder.layer_kinds': ['intra', 'intra', 'intra', 'intra', 'intra'],
+        },
+    ),
+    dict(
+        name='no-scale-selection',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 5,
+            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
+            'model.decoder.layer_cfg.cross_attn_cfg.scale_selection': 'uniform',
+        },
+    ),
+    dict(
+        name='unshared-attention',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 5,
+            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
+            'model.encoder.share_attention': False,
+        },
+    ),
+    dict(
+        name='unshared-ffn',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder.num_layers': 5,
+            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
+            'model.encoder.share_ffn': False,
+        },
+    ),
+    dict(
+        name='conv',
+        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.encoder': {
+                '_delete_': True,
+                'type': 'SMCAConvEncoder',
+                'num_layers': 5,
+                'num_levels': 3,
+                'layer_cfg': {
+                    'self_attn_cfg': {'embed_dims': 128, 'num_heads': 8, 'dropout': 0.0},
+                    'ffn_cfg': {'embed_dims': 128, 'feedforward_channels': 512, 'ffn_drop': 0.0},
+                },
+            },
+            'model.decoder.strides': [16, 16, 32],
+            'model.decoder.layer_cfg.spatial_prior_cfg.beta': [16.0, 16.0, 8.0],
+        },
+    ),
+]

@@ -1,0 +1,60 @@
+# What each part of the spatial modulation brings, from DETR with SMCA's losses to SMCA.
+baseline = 'detr-focal-loss'
+seeds = [0, 1, 2]
+experiments = [
+    dict(
+        name='detr-focal-loss',
+        config='../head_to_head/detr_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.bbox_head.loss_cls': {
+                '_delete_': True,
+                'type': 'FocalLoss',
+                'use_sigmoid': True,
+                'gamma': 2.0,
+                'alpha': 0.25,
+                'loss_weight': 2.0,
+            },
+            'model.bbox_head.init_cfg': {
+                'type': 'Xavier',
+                'bias_prob': 0.01,
+                'override': {'name': 'fc_cls'},
+            },
+            'model.train_cfg.assigner.match_costs.0': {'type': 'FocalLossCost', 'weight': 2.0},
+        },
+    ),
+    dict(
+        name='head-shared',
+        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.decoder.layer_cfg.spatial_prior_cfg.head_shared': True,
+        },
+    ),
+    dict(
+        name='fixed',
+        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'fixed',
+        },
+    ),
+    dict(
+        name='isotropic',
+        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'isotropic',
+        },
+    ),
+    dict(
+        name='independent',
+        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'independent',
+        },
+    ),
+    dict(
+        name='covariance',
+        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        cfg_options={
+            'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'covariance',
+        },
+    ),
+]
