@@ -1,18 +1,16 @@
-"""Checkpoints of the paper's authors in our names.
+"""Checkpoints of the paper's authors in our names, and ours in theirs.
 
-The reference implementation stores ``{"model": state_dict}``. Every tensor has one place in ours;
-:data:`NAMES` is the whole dictionary.
+Every tensor of the one has its place in the other; :data:`NAMES` is the whole dictionary.
 """
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .version import __version__
+from .checkpoint_files import CheckpointError
+from .models.spatial_prior import SCALES
 
 # Prefixes (reference, ours); N stands for the number of a layer.
 COMMON_NAMES = (
@@ -69,7 +67,7 @@ NAMES = {
     ),
 }
 # Fixed scales have no parameters.
-OPTIONAL = 'transformer.decoder.layers.N.point3.'
+OPTIONAL = ('transformer.decoder.layers.N.point3.', 'decoder.layers.N.spatial_prior.scales.')
 
 # Ids of COCO's 80 categories, in the order of MMDetection's classes: 1 to 90 with gaps.
 COCO_CATEGORY_IDS = tuple(
@@ -77,42 +75,9 @@ COCO_CATEGORY_IDS = tuple(
 )
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or converted; the message says why and what to do."""
-
-
-def load_reference(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a reference checkpoint, executing nothing that it holds.
-
-    Args:
-        path: File with ``{"model": state_dict}``, as the authors' code writes it.
-
-    Returns:
-        Tensors under their reference names.
-
-    Raises:
-        CheckpointError: If the file is missing, unreadable, or holds something else.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f'{path}: no such file')
-    try:
-        # The authors' training script stores its command line beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # the unpickler raises anything on bytes that are no checkpoint
-        raise CheckpointError(
-            f'{path} cannot be read as a checkpoint of tensors: it is truncated, '
-            'of another format, or holds code, which is never executed '
-            f'({type(error).__name__})'
-        ) from error
-    state_dict = checkpoint.get('model') if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state_dict, Mapping) or not all(
-        isinstance(value, Tensor) for value in state_dict.values()
-    ):
-        raise CheckpointError(
-            f'{path} holds no tensors under "model": it is not a checkpoint of the authors\' code'
-        )
-    return dict(state_dict)
+def is_reference(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have names of the reference implementation, rather than ours."""
+    return any(name.startswith('transformer.') for name in state_dict)
 
 
 def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]:
@@ -137,42 +102,28 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
             'it lacks their input_proj or the norm4 of their decoder layers'
         )
     architecture = found[0]
-    layers = {
-        part: 1
-        + max(
-            (
-                int(m[1])
-                for name in state_dict
-                if (m := re.match(rf'transformer\.{part}\.layers\.(\d+)\.', name))
-            ),
-            default=-1,
-        )
-        for part in ('encoder', 'decoder')
-    }
-    missing = [
-        prefix
-        for reference, _ in NAMES[architecture]
-        if reference != OPTIONAL
-        for prefix in _numbered(reference, layers)
-        if not any(name.startswith(prefix) for name in state_dict)
-    ]
-    if missing:
-        raise CheckpointError(f'tensors are missing under: {", ".join(missing)}')
+    _check_complete(state_dict, [reference for reference, _ in NAMES[architecture]])
     layer = 'transformer.decoder.layers.0'
     levels = len(state_dict.get(f'{layer}.point4.bias', [None]))
-    num_heads = len(state_dict[f'{layer}.point2.bias']) // levels // 2
-    num_scales = len(state_dict.get(f'{layer}.point3.bias', ())) // levels // num_heads
-    num_queries, embed_dims = state_dict['query_embed.weight'].shape
+    num_heads = len(_tensor(state_dict, f'{layer}.point2.bias', 1)) // levels // 2
+    scales = len(state_dict.get(f'{layer}.point3.bias', ()))
+    num_scales, rest = divmod(scales, max(num_heads, 1) * levels)
+    if num_heads < 1 or rest or num_scales >= len(SCALES):
+        raise CheckpointError(
+            f'{layer}: point2 and point3 give {num_heads} heads on {levels} levels {scales} '
+            'scales, which fits none of the priors'
+        )
+    num_queries, embed_dims = _tensor(state_dict, 'query_embed.weight', 2).shape
     return dict(
         architecture=architecture,
-        encoder_layers=layers['encoder'],
-        decoder_layers=layers['decoder'],
+        encoder_layers=_num_layers(state_dict, 'encoder'),
+        decoder_layers=_num_layers(state_dict, 'decoder'),
         num_queries=num_queries,
-        num_classes=state_dict['class_embed.weight'].size(0),
+        num_classes=_tensor(state_dict, 'class_embed.weight', 2).size(0),
         embed_dims=embed_dims,
-        feedforward_channels=len(state_dict[f'{layer}.linear1.bias']),
+        feedforward_channels=len(_tensor(state_dict, f'{layer}.linear1.bias', 1)),
         num_heads=num_heads,
-        scale=('fixed', 'isotropic', 'independent', 'covariance')[num_scales],
+        scale=list(SCALES)[num_scales],
     )
 
 
@@ -187,22 +138,13 @@ def convert_reference(
             MMDetection's order. Defaults to None: all rows, row k being COCO category id k.
 
     Returns:
-        The same tensors under our names.
+        The same tensors under our names, in the same order.
 
     Raises:
         CheckpointError: If a tensor has no place in ours, one is missing, or ``num_classes`` does
             not fit the classifier.
     """
-    names = NAMES[describe_reference(state_dict)['architecture']]
-    converted, unplaced = {}, []
-    for name, tensor in state_dict.items():
-        our_name = _rename(name, names)
-        if our_name is None:
-            unplaced.append(name)
-        else:
-            converted[our_name] = tensor
-    if unplaced:
-        raise CheckpointError(f'no place for: {", ".join(unplaced)}')
+    converted = rename(state_dict, NAMES[describe_reference(state_dict)['architecture']])
     if num_classes is not None:
         rows = converted['bbox_head.fc_cls.weight'].size(0)
         if (num_classes, rows) != (len(COCO_CATEGORY_IDS), 92):
@@ -210,45 +152,109 @@ def convert_reference(
                 f'num_classes={num_classes} with a classifier of {rows} rows: only the 92 rows of '
                 "COCO category ids can be mapped, to MMDetection's 80 classes"
             )
-        ids = torch.tensor(COCO_CATEGORY_IDS)
         for leaf in ('weight', 'bias'):
-            converted[f'bbox_head.fc_cls.{leaf}'] = converted[f'bbox_head.fc_cls.{leaf}'][ids]
+            name = f'bbox_head.fc_cls.{leaf}'
+            converted[name] = coco_rows(_tensor(converted, name))
     return converted
 
 
-def save(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write a state dict as an MMEngine checkpoint, whole or not at all.
+def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our state dict to the reference's: the inverse of :func:`convert_reference`.
 
     Args:
         state_dict: Tensors under our names.
-        path: Destination; must not exist.
+
+    Returns:
+        The same tensors under their reference names, in the same order.
 
     Raises:
-        CheckpointError: If ``path`` exists or its folder does not.
+        CheckpointError: If it is of an architecture that the authors have not released, a tensor
+            is missing or has no place, or ``num_classes`` has reduced the classifier.
     """
-    path = Path(path)
-    if path.exists():
-        raise CheckpointError(f'{path} exists: delete it or name another destination')
-    if not path.parent.is_dir():
-        raise CheckpointError(f'{path.parent} is no folder: create it first')
-    partial = path.with_name(path.name + '.partial')
-    torch.save(dict(meta=dict(mmsmca_version=__version__), state_dict=dict(state_dict)), partial)
-    partial.replace(path)
+    if not any('.spatial_prior.' in name for name in state_dict):
+        raise CheckpointError('this is no SMCA, neither ours nor of the authors: no spatial_prior')
+    architecture = 'multi_scale_conv' if 'encoder.halve.weight' in state_dict else 'single_scale'
+    if architecture == 'single_scale' and 'level_embed' in state_dict:
+        raise CheckpointError(
+            'the authors have no names for this architecture: they released single scale and '
+            'multi scale with the convolutional encoder (SMCAConvEncoder), this one has several '
+            'levels under another encoder'
+        )
+    _check_complete(state_dict, [ours for _, ours in NAMES[architecture]])
+    rows = _tensor(state_dict, 'bbox_head.fc_cls.weight', 2).size(0)
+    if rows == len(COCO_CATEGORY_IDS):
+        raise CheckpointError(
+            f'the classifier has {rows} rows, in the order of the COCO classes of MMDetection; the '
+            "authors' code has 92, by COCO category id, 12 of which would have to be made up. To "
+            'go back to their names, convert their checkpoint without --num-classes'
+        )
+    return rename(state_dict, [(ours, reference) for reference, ours in NAMES[architecture]])
 
 
-def _numbered(prefix: str, layers: Mapping[str, int]) -> list[str]:
-    """Prefixes of every layer: ``N`` replaced by 0, 1, ..."""
-    if '.N.' not in prefix:
-        return [prefix]
-    count = layers[prefix.split('.')[1]]
-    return [prefix.replace('.N.', f'.{n}.') for n in range(max(count, 1))]
+def coco_rows(tensor: Tensor) -> Tensor:
+    """Rows of a classifier by COCO category id, in the order of MMDetection's classes.
+
+    Args:
+        tensor: Weight or bias with at least 91 rows, row k being COCO category id k.
+
+    Returns:
+        Its 80 rows of categories.
+    """
+    return tensor[torch.tensor(COCO_CATEGORY_IDS)]
 
 
-def _rename(name: str, names: Sequence[tuple[str, str]]) -> str | None:
-    """Our name of a reference tensor, or None."""
-    for reference, ours in names:
-        pattern = re.escape(reference).replace('N', r'(\d+)')
-        if match := re.match(pattern, name):
+def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Replace the prefixes of all names.
+
+    Args:
+        state_dict: Named tensors.
+        names: Prefixes (from, to); ``N`` stands for the number of a layer.
+
+    Returns:
+        The same tensors in the same order.
+
+    Raises:
+        CheckpointError: If a name begins with none of the prefixes.
+    """
+    renamed = {name: new_name(name, names) for name in state_dict}
+    if unplaced := [name for name, new in renamed.items() if new is None]:
+        raise CheckpointError(f'no place for: {", ".join(unplaced)}')
+    return {renamed[name]: tensor for name, tensor in state_dict.items()}
+
+
+def new_name(name: str, names: Sequence[tuple[str, str]]) -> str | None:
+    """Name of one tensor with its prefix replaced, as in :func:`rename`; None without a place."""
+    for old, new in names:
+        if match := re.match(re.escape(old).replace('N', r'(\d+)'), name):
             number = match[1] if match.groups() else ''
-            return ours.replace('N', number) + name[match.end() :]
+            return new.replace('N', number) + name[match.end() :]
     return None
+
+
+def _num_layers(state_dict: Mapping[str, Tensor], part: str) -> int:
+    """Number of layers of the encoder or the decoder, under either names."""
+    pattern = re.compile(rf'(?:transformer\.)?{part}\.layers\.(\d+)\.')
+    numbers = [int(match[1]) for name in state_dict if (match := pattern.match(name))]
+    return max(numbers, default=-1) + 1
+
+
+def _check_complete(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> None:
+    """Refuse a state dict without any tensor under one of the prefixes, in one of its layers."""
+    numbered = []
+    for prefix in prefixes:
+        part = 'encoder' if 'encoder.' in prefix else 'decoder'
+        layers = range(max(_num_layers(state_dict, part), 1))
+        if prefix not in OPTIONAL:
+            numbered += dict.fromkeys(prefix.replace('.N.', f'.{n}.') for n in layers)
+    missing = [p for p in numbered if not any(name.startswith(p) for name in state_dict)]
+    if missing:
+        raise CheckpointError(f'tensors are missing under: {", ".join(missing)}')
+
+
+def _tensor(state_dict: Mapping[str, Tensor], name: str, dims: int | None = None) -> Tensor:
+    """The tensor of a name; a CheckpointError if it is missing or has other dimensions."""
+    if name not in state_dict:
+        raise CheckpointError(f'tensor {name} is missing')
+    if dims is not None and state_dict[name].dim() != dims:
+        raise CheckpointError(f'tensor {name} has {state_dict[name].dim()} dimensions, not {dims}')
+    return state_dict[name]

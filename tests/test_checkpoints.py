@@ -1,38 +1,106 @@
-"""Conversion of the authors' checkpoints, refusals included."""
+"""Conversion between the authors' checkpoints and ours, files and refusals included."""
 
 import argparse
+import copy
+import io
 import pickle
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import golden
+import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import load_file, save_file
+from test_golden import build, data_samples
 from utils import ROOT, build_detector
 
-from mmsmca import checkpoints
+from mmsmca import checkpoint_files, checkpoints
+from mmsmca.checkpoint_files import CheckpointError
+
+TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
+CASES = [
+    *(f'single_scale_{scale}' for scale in ('fixed', 'isotropic', 'independent', 'covariance')),
+    'multi_scale_conv',
+]
+
+
+def tensors(name):
+    return {key: torch.from_numpy(x).float() for key, x in golden.load(name).state_dict().items()}
 
 
 @pytest.fixture(scope='module')
 def reference():
-    case = golden.load('single_scale_independent')
-    return {name: torch.from_numpy(x).float() for name, x in case.state_dict().items()}
+    return tensors('single_scale_independent')
+
+
+@pytest.fixture(scope='module')
+def ours(reference):
+    return checkpoints.convert_reference(reference)
 
 
 def convert(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'convert_checkpoint.py'), *map(str, args)],
-        capture_output=True,
-        text=True,
-    )
+    """Run the tool in this process: importing takes longer than converting."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, args)])
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(TOOL), run_name='__main__')
+    return SimpleNamespace(returncode=stop.value.code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
-def test_every_tensor_is_placed(reference):
-    converted = checkpoints.convert_reference(reference)
-    assert len(converted) == len(reference)
-    places = sorted(tensor.data_ptr() for tensor in converted.values())
+def assert_equal_to_the_bit(actual, expected):
+    assert list(actual) == list(expected)
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert torch.equal(actual[name], tensor), name
+
+
+def test_every_tensor_is_placed(reference, ours):
+    assert len(ours) == len(reference)
+    places = sorted(tensor.data_ptr() for tensor in ours.values())
     assert places == sorted(tensor.data_ptr() for tensor in reference.values())
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_there_and_back(name, tmp_path):
+    there, forth, back = (tmp_path / f'{step}.pth' for step in ('reference', 'ours', 'again'))
+    expected = tensors(name)
+    checkpoint_files.write(expected, there, key='model')
+    checkpoint_files.write(checkpoints.convert_reference(checkpoint_files.read(there)), forth)
+    again = checkpoints.convert_to_reference(checkpoint_files.read(forth))
+    checkpoint_files.write(again, back, key='model')
+    assert_equal_to_the_bit(torch.load(back, weights_only=True)['model'], expected)
+
+
+@pytest.mark.parametrize('name', ['single_scale_independent', 'multi_scale_conv'])
+def test_outputs_stay_the_authors(name):
+    case = golden.load(name)
+    state_dict = {key: torch.from_numpy(x) for key, x in case.state_dict().items()}
+    for _ in range(2):
+        state_dict = checkpoints.convert_to_reference(checkpoints.convert_reference(state_dict))
+    converted = SimpleNamespace(**vars(case))
+    converted.state_dict = lambda: {key: x.numpy() for key, x in state_dict.items()}
+    model = build(converted, torch.float64, 'auto')
+    with torch.no_grad():
+        features = model.extract_feat(torch.from_numpy(case.images()))
+        inputs = model.forward_transformer(features, data_samples(case, torch.float64))
+        scores, boxes = model.bbox_head(**inputs)
+    assert np.abs(scores.numpy() - case.expected['cls']).max() < 1e-8
+    assert np.abs(boxes.numpy() - case.expected['box']).max() < 1e-8
+
+
+def test_trained_counters_go_along(ours):
+    # Batch norms of MMDetection count batches; the authors' frozen ones drop the counters.
+    counted = {**ours, 'backbone.bn1.num_batches_tracked': torch.tensor(7)}
+    there = checkpoints.convert_to_reference(counted)
+    assert there['backbone.0.body.bn1.num_batches_tracked'] == 7
+    assert_equal_to_the_bit(checkpoints.convert_reference(there), counted)
 
 
 def test_describes_the_architecture(reference):
@@ -64,35 +132,81 @@ def test_coco_classes_keep_their_rows(reference):
     assert converted['bbox_head.fc_cls.bias'].shape == (80,)
 
 
-def test_unknown_tensor_is_named(reference):
-    with pytest.raises(checkpoints.CheckpointError, match='no place for: segmentation.mask.weight'):
+def test_lost_rows_are_not_made_up(reference):
+    converted = checkpoints.convert_reference(reference, num_classes=80)
+    with pytest.raises(CheckpointError, match='80 rows.*12 of which would have to be made up'):
+        checkpoints.convert_to_reference(converted)
+
+
+def test_unknown_tensor_is_named(reference, ours):
+    with pytest.raises(CheckpointError, match='no place for: segmentation.mask.weight'):
         checkpoints.convert_reference({**reference, 'segmentation.mask.weight': torch.zeros(1)})
+    with pytest.raises(CheckpointError, match='no place for: roi_head.weight'):
+        checkpoints.convert_to_reference({**ours, 'roi_head.weight': torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
-    'prefix',
+    ('reference_prefix', 'our_prefix'),
     [
-        'transformer.decoder.layers.1.norm4.',
-        'transformer.encoder.layers.0.linear2.',
-        'bbox_embed.',
-        'transformer.decoder.layers.0.point1.',
+        ('transformer.decoder.layers.1.norm4.', 'decoder.layers.1.spatial_prior.norm.'),
+        ('transformer.encoder.layers.0.linear2.', 'encoder.layers.0.ffn.layers.1.'),
+        ('bbox_embed.layers.0.', 'bbox_head.reg_ffn.layers.0.0.'),
+        ('transformer.decoder.layers.0.point1.', 'decoder.center_head.'),
     ],
 )
-def test_missing_tensors_are_named(reference, prefix):
-    rest = {name: tensor for name, tensor in reference.items() if not name.startswith(prefix)}
-    with pytest.raises(checkpoints.CheckpointError, match=f'missing under: {prefix}'):
-        checkpoints.convert_reference(rest)
+def test_missing_tensors_are_named(reference, ours, reference_prefix, our_prefix):
+    for state_dict, prefix, conversion in (
+        (reference, reference_prefix, checkpoints.convert_reference),
+        (ours, our_prefix, checkpoints.convert_to_reference),
+    ):
+        rest = {name: x for name, x in state_dict.items() if not name.startswith(prefix)}
+        with pytest.raises(CheckpointError, match=f'missing under: {prefix}'):
+            conversion(rest)
 
 
-def test_other_models_are_refused(reference):
+@pytest.mark.parametrize(
+    ('name', 'value', 'words'),
+    [
+        ('query_embed.weight', torch.zeros(3), 'query_embed.weight has 1 dimensions, not 2'),
+        ('transformer.decoder.layers.0.point2.bias', None, 'point2.bias is missing'),
+        ('transformer.decoder.layers.0.point3.bias', torch.zeros(17), 'none of the priors'),
+        ('transformer.decoder.layers.0.point2.bias', torch.zeros(0), 'none of the priors'),
+    ],
+)
+def test_odd_shapes_are_refused(reference, name, value, words):
+    odd = {key: x for key, x in reference.items() if key != name}
+    if value is not None:
+        odd[name] = value
+    with pytest.raises(CheckpointError, match=words):
+        checkpoints.convert_reference(odd)
+
+
+def test_other_models_are_refused(reference, ours):
     detr = {name: tensor for name, tensor in reference.items() if 'norm4' not in name}
-    with pytest.raises(checkpoints.CheckpointError, match='no SMCA of the authors'):
+    with pytest.raises(CheckpointError, match='no SMCA of the authors'):
         checkpoints.convert_reference(detr)
+    detr = {name: tensor for name, tensor in ours.items() if 'spatial_prior' not in name}
+    with pytest.raises(CheckpointError, match='no SMCA'):
+        checkpoints.convert_to_reference(detr)
+
+
+@pytest.mark.parametrize('kind', ['multi-scale', 'deformable-encoder'])
+def test_architectures_that_the_authors_lack_are_refused(kind):
+    small = dict(num_layers=1)
+    model = build_detector(
+        f'smca/smca-{kind}_r50_8xb1-50e_coco.py',
+        dict(
+            encoder=small if kind == 'deformable-encoder' else dict(small, layer_kinds=['multi']),
+            decoder=small,
+        ),
+    )
+    with pytest.raises(CheckpointError, match='authors have no names for this architecture'):
+        checkpoints.convert_to_reference(model.state_dict())
 
 
 @pytest.mark.parametrize('num_classes', [20, 91])
 def test_other_numbers_of_classes_are_refused(reference, num_classes):
-    with pytest.raises(checkpoints.CheckpointError, match=f'num_classes={num_classes}'):
+    with pytest.raises(CheckpointError, match=f'num_classes={num_classes}'):
         checkpoints.convert_reference(reference, num_classes)
 
 
@@ -104,6 +218,9 @@ def test_command(reference, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f'all {len(reference)} tensors' in done.stdout
     assert 'scale independent' in done.stdout
+    assert 'class_embed.weight -> bbox_head.fc_cls.weight (80, 256), 80 of 92 rows' in done.stdout
+    assert 'cannot be converted back' in done.stdout
+    assert all(f'{name} -> ' in done.stdout for name in reference)
     model = build_detector(
         'smca/smca_r50_8xb2-50e_coco.py',
         dict(
@@ -117,6 +234,32 @@ def test_command(reference, tmp_path):
 
     again = convert(source, destination)
     assert again.returncode == 2 and 'exists' in again.stderr
+    back = convert(destination, tmp_path / 'back.pth')
+    assert back.returncode == 2 and 'made up' in back.stderr and 'Traceback' not in back.stderr
+    assert sorted(tmp_path.iterdir()) == [source, destination]
+
+
+def test_command_finds_the_direction(reference, ours, tmp_path):
+    """Over files of both kinds: what MMEngine wrote, and safetensors."""
+    source = tmp_path / 'epoch_50.pth'
+    history = HistoryBuffer([1.0], [1])
+    torch.save(dict(state_dict=ours, message_hub=dict(log_scalars=dict(loss=history))), source)
+    there, back = tmp_path / 'authors.safetensors', tmp_path / 'ours.safetensors'
+    done = convert(source, there)
+    assert done.returncode == 0, done.stderr
+    assert "tensors converted to the authors' names" in done.stdout
+    assert (
+        'decoder.center_head.layers.0.weight -> transformer.decoder.layers.0.point1' in done.stdout
+    )
+    assert_equal_to_the_bit(dict(sorted(load_file(there).items())), dict(sorted(reference.items())))
+    done = convert(there, back)
+    assert done.returncode == 0, done.stderr
+    assert 'tensors converted to our names' in done.stdout
+    assert_equal_to_the_bit(dict(sorted(load_file(back).items())), dict(sorted(ours.items())))
+
+    refused = convert(source, tmp_path / 'never.pth', '--num-classes', 80)
+    assert refused.returncode == 2 and '--num-classes' in refused.stderr
+    assert not (tmp_path / 'never.pth').exists()
 
 
 class Malicious:
@@ -129,32 +272,131 @@ class Malicious:
         return (open, (str(self.path), 'w'))
 
 
-def test_unreadable_files_are_refused_by_name(reference, tmp_path):
-    whole = tmp_path / 'whole.pth'
-    torch.save(dict(model=reference), whole)
-    truncated = tmp_path / 'truncated.pth'
-    truncated.write_bytes(whole.read_bytes()[:100_000])
-    text = tmp_path / 'text.pth'
-    text.write_text('no checkpoint at all')
-    empty = tmp_path / 'empty.pth'
-    empty.touch()
-    ours = tmp_path / 'ours.pth'
-    torch.save(dict(state_dict=reference), ours)
-    trace, malicious = tmp_path / 'executed', tmp_path / 'malicious.pth'
-    malicious.write_bytes(pickle.dumps(dict(model=Malicious(trace))))
-    for source, words in {
-        truncated: 'truncated',
-        text: 'another format',
-        empty: 'truncated',
-        malicious: 'never executed',
-        ours: 'no tensors under "model"',
+class Scripted(torch.nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+@pytest.fixture
+def bad_files(reference, tmp_path):
+    """Files that are no checkpoints, with what has to be said of them; and what none may create."""
+    trace = tmp_path / 'executed'
+    few = dict(list(reference.items())[:50])
+
+    def file(name, content=b''):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    def saved(name, content, **options):
+        torch.save(content, tmp_path / name, **options)
+        return tmp_path / name
+
+    whole = saved('whole.pth', dict(model=few))
+    legacy = saved('legacy.pth', dict(model=few), _use_new_zipfile_serialization=False)
+    save_file(few, tmp_path / 'whole.safetensors')
+    safe = (tmp_path / 'whole.safetensors').read_bytes()
+    Scripted().eval()
+    torch.jit.script(Scripted()).save(str(tmp_path / 'script.pth'))
+    np.savez(tmp_path / 'arrays.npz', weight=np.zeros(3))
+    payload = Malicious(trace)
+    (tmp_path / 'folder.pth').mkdir()
+    return trace, {
+        file('truncated.pth', whole.read_bytes()[:100_000]): 'truncated',
+        file('truncated_legacy.pth', legacy.read_bytes()[:100_000]): 'truncated',
+        file('text.pth', b'no checkpoint at all'): 'another format',
+        file('empty.pth'): 'truncated',
+        file('pickle.pth', pickle.dumps(dict(model=payload))): 'never executed',
+        saved('zip.pth', dict(model=few, args=payload)): 'holds a (io|_io).open: code is never',
+        saved('old.pth', payload, _use_new_zipfile_serialization=False): 'never executed',
+        tmp_path / 'script.pth': 'code, which is never executed',
+        file('disguised.pth', safe): 'another format',
+        file('truncated.safetensors', safe[:100_000]): 'truncated or no safetensors',
+        file('header.safetensors', b'\xff' * 64): 'truncated or no safetensors',
+        file('empty.safetensors'): 'truncated or no safetensors',
+        file('pickle.safetensors', pickle.dumps(payload)): 'truncated or no safetensors',
+        file('zip.safetensors', whole.read_bytes()): 'truncated or no safetensors',
+        saved('list.pth', [torch.zeros(2)]): 'holds a list',
+        saved('tensor.pth', torch.zeros(2)): 'holds a Tensor',
+        saved('numbers.pth', dict(model=dict(weight=1.0))): 'no named tensors',
+        saved('nothing.pth', dict(state_dict={})): 'no named tensors',
+        saved('numbered.pth', {0: torch.zeros(2)}): 'no named tensors',
+        tmp_path / 'arrays.npz': 'kind ".npz" are neither read nor written',
+        saved('whole.bin', dict(model=few)): 'only .pth and .safetensors',
+        tmp_path / 'folder.pth': 'no such file',
         tmp_path / 'nowhere.pth': 'no such file',
-    }.items():
-        with pytest.raises(checkpoints.CheckpointError, match=words) as info:
-            checkpoints.load_reference(source)
-        assert str(source) in str(info.value)
+    }
+
+
+def test_unreadable_files_are_refused_by_name(bad_files):
+    trace, files = bad_files
+    for path, words in files.items():
+        with pytest.raises(CheckpointError, match=words) as info:
+            checkpoint_files.read(path)
+        assert str(path) in str(info.value)
     assert not trace.exists()
-    refused = convert(truncated, tmp_path / 'out.pth')
+
+
+def test_command_refuses_in_one_line(bad_files, tmp_path):
+    trace, _ = bad_files
+    refused = subprocess.run(
+        [sys.executable, TOOL, tmp_path / 'zip.pth', tmp_path / 'out.pth'],
+        capture_output=True,
+        text=True,
+    )
     assert refused.returncode == 2
-    assert 'truncated' in refused.stderr and 'Traceback' not in refused.stderr
-    assert not (tmp_path / 'out.pth').exists()
+    assert str(tmp_path / 'zip.pth') in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert not trace.exists() and not (tmp_path / 'out.pth').exists()
+
+
+def test_malicious_file_is_one(bad_files, tmp_path):
+    """The counter-check: what is refused would have been executed."""
+    trace, _ = bad_files
+    with pytest.warns(ResourceWarning):
+        torch.load(tmp_path / 'zip.pth', weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_writing_is_whole_or_not_at_all(suffix, tmp_path, monkeypatch):
+    state_dict = dict(weight=torch.zeros(3))
+    path = tmp_path / f'out{suffix}'
+
+    def full(_, partial, **__):
+        with open(partial, 'wb') as file:
+            file.write(b'half of it')
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, 'save', full)
+        patch.setattr('safetensors.torch.save_file', full)
+        with pytest.raises(CheckpointError, match=f'out{suffix} cannot be written.*No space left'):
+            checkpoint_files.write(state_dict, path)
+    assert list(tmp_path.iterdir()) == []
+
+    checkpoint_files.write(state_dict, path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match='exists'):
+        checkpoint_files.write(dict(weight=torch.ones(3)), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(CheckpointError, match='is no folder'):
+        checkpoint_files.write(state_dict, tmp_path / 'nowhere' / path.name)
+    with pytest.raises(CheckpointError, match='neither read nor written'):
+        checkpoint_files.write(state_dict, tmp_path / 'out.onnx')
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_files_keep_every_bit(suffix, tmp_path):
+    whole = torch.randn(4, 6)
+    state_dict = dict(
+        view=whole[:, ::2],
+        shared=whole,
+        double=torch.randn(2, dtype=torch.float64),
+        half=torch.randn(3).bfloat16(),
+        counter=torch.tensor(3),
+        odd=torch.tensor([float('inf'), -0.0]),
+    )
+    expected = copy.deepcopy(state_dict)
+    checkpoint_files.write(state_dict, tmp_path / f'out{suffix}')
+    read = checkpoint_files.read(tmp_path / f'out{suffix}')
+    assert_equal_to_the_bit(dict(sorted(read.items())), dict(sorted(expected.items())))
+    assert torch.signbit(read['odd'][1])

@@ -1,37 +1,100 @@
-"""Convert a checkpoint of the paper's authors to ours.
+"""Convert checkpoints between the names of the paper's authors and ours, or start from a DETR.
 
-Example: python tools/convert_checkpoint.py smca_authors.pth smca_r50.pth --num-classes 80
+    python tools/convert_checkpoint.py authors.pth ours.pth --num-classes 80
+    python tools/convert_checkpoint.py ours.pth authors.pth
+    python tools/convert_checkpoint.py detr.pth start.pth --warm-start CONFIG
+
+The direction is read off the names. Sources and destinations are .pth or .safetensors files.
 """
 
 import argparse
 import sys
 
-from mmsmca import checkpoints
+from mmsmca import checkpoint_files, checkpoints, warm_start
+from mmsmca.checkpoint_files import CheckpointError
 
 
 def main() -> int:
-    """Convert, and say what was found and done."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('src', help='checkpoint of the reference implementation, a .pth file')
-    parser.add_argument('dst', help='file to write, for load_from and the test script')
-    parser.add_argument(
+    """Convert, and account for every tensor."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('src', help='checkpoint to read')
+    parser.add_argument('dst', help='checkpoint to write; must not exist')
+    options = parser.add_mutually_exclusive_group()
+    options.add_argument(
         '--num-classes',
         type=int,
-        help="80: keep COCO's categories in MMDetection's order, of the 92 rows by category id; "
-        'default: keep all rows',
+        help="80: of the authors' 92 rows by category id, keep COCO's categories in MMDetection's "
+        'order; there is no way back. Default: keep all rows',
+    )
+    options.add_argument(
+        '--warm-start',
+        metavar='CONFIG',
+        help="config of an SMCA that starts from SRC, a DETR or Deformable DETR (MMDetection's or "
+        "the original): DST gets what they share, for the config's load_from",
     )
     args = parser.parse_args()
     try:
-        reference = checkpoints.load_reference(args.src)
-        found = checkpoints.describe_reference(reference)
-        converted = checkpoints.convert_reference(reference, args.num_classes)
-        checkpoints.save(converted, args.dst)
-    except checkpoints.CheckpointError as error:
+        checkpoint_files.check_destination(args.dst)
+        source = checkpoint_files.read(args.src)
+        if args.warm_start:
+            start(source, args.dst, args.warm_start)
+        elif checkpoints.is_reference(source):
+            to_ours(source, args.dst, args.num_classes)
+        else:
+            to_reference(source, args.dst, args.num_classes)
+    except CheckpointError as error:
         print(f'{args.src}: not converted: {error}', file=sys.stderr)
         return 2
-    print(', '.join(f'{key} {value}' for key, value in found.items()))
-    print(f'{args.dst}: all {len(converted)} tensors converted')
     return 0
+
+
+def to_ours(source: dict, dst: str, num_classes: int | None) -> None:
+    found = checkpoints.describe_reference(source)
+    converted = checkpoints.convert_reference(source, num_classes)
+    checkpoint_files.write(converted, dst)
+    report_names(source, converted)
+    print(', '.join(f'{key} {value}' for key, value in found.items()))
+    print(f'{dst}: all {len(converted)} tensors converted to our names')
+    if num_classes:
+        print(
+            f'{num_classes} of {found["num_classes"]} rows of the classifier kept: this cannot be '
+            "converted back to the authors' names"
+        )
+
+
+def to_reference(source: dict, dst: str, num_classes: int | None) -> None:
+    if num_classes is not None:
+        raise CheckpointError("--num-classes is for checkpoints of the authors' code")
+    converted = checkpoints.convert_to_reference(source)
+    found = checkpoints.describe_reference(converted)
+    checkpoint_files.write(converted, dst, key='model')
+    report_names(source, converted)
+    print(', '.join(f'{key} {value}' for key, value in found.items()))
+    print(f"{dst}: all {len(converted)} tensors converted to the authors' names")
+
+
+def report_names(source: dict, converted: dict) -> None:
+    """Print a line a tensor; the order of both is the same."""
+    for (name, old), (new_name, new) in zip(source.items(), converted.items(), strict=True):
+        rows = '' if new.shape == old.shape else f', {len(new)} of {len(old)} rows'
+        print(f'{name} -> {new_name} {tuple(new.shape)}{rows}')
+
+
+def start(source: dict, dst: str, config: str) -> None:
+    result = warm_start.warm_start(source, warm_start.model_tensors(config))
+    checkpoint_files.write(result.state_dict, dst)
+    for name, origin in result.loaded.items():
+        print(f'loaded  {origin} -> {name}')
+    for name, reason in result.fresh.items():
+        print(f'fresh   {name}: {reason}')
+    for name, reason in result.unused.items():
+        print(f'unused  {name}: {reason}')
+    print(
+        f'{dst}: {result.source}: {len(result.loaded)} tensors loaded, {len(result.fresh)} start '
+        f'fresh as {config} initialises them, {len(result.unused)} of the source unused'
+    )
 
 
 if __name__ == '__main__':

@@ -1,0 +1,140 @@
+"""Files of tensors: read without executing what they hold, written whole or not at all."""
+
+import argparse
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from . import safe_globals
+from .version import __version__
+
+SUFFIXES = ('.pth', '.safetensors')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, converted or written; the message says why."""
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, executing nothing that it holds.
+
+    Args:
+        path: A ``.pth`` file with the tensors under ``model`` (as the code of DETR, Deformable DETR
+            and SMCA writes it), under ``state_dict`` (MMEngine) or at the top; or a
+            ``.safetensors`` file.
+
+    Returns:
+        Tensors under the names that they have in the file.
+
+    Raises:
+        CheckpointError: If the file is missing, of another kind, unreadable, or holds no tensors.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path}: no such file')
+    checkpoint = _read_safetensors(path) if suffix == '.safetensors' else _read_pth(path)
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not named tensors')
+    state_dict = checkpoint.get('model', checkpoint.get('state_dict', checkpoint))
+    if (
+        not isinstance(state_dict, Mapping)
+        or not state_dict
+        or not all(isinstance(name, str) for name in state_dict)
+        or not all(isinstance(value, Tensor) for value in state_dict.values())
+    ):
+        raise CheckpointError(
+            f'{path} holds no named tensors, neither under "model", nor "state_dict", nor at the '
+            'top: it is no checkpoint of a model'
+        )
+    return dict(state_dict)
+
+
+def check_destination(path: str | Path) -> None:
+    """Refuse a destination that cannot be written, before there is anything to write.
+
+    Args:
+        path: File to write.
+
+    Raises:
+        CheckpointError: If it exists, its folder does not, or it is of an unknown kind.
+    """
+    path = Path(path)
+    _suffix(path)
+    if path.exists():
+        raise CheckpointError(f'{path} exists: delete it or name another destination')
+    if not path.parent.is_dir():
+        raise CheckpointError(f'{path.parent} is no folder: create it first')
+
+
+def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_dict') -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        state_dict: Named tensors.
+        path: Destination, a ``.pth`` or ``.safetensors`` file; must not exist.
+        key: Where a ``.pth`` file holds the tensors. Defaults to ``state_dict``, MMEngine's.
+
+    Raises:
+        CheckpointError: If ``path`` is refused by :func:`check_destination`, or cannot be written.
+    """
+    path = Path(path)
+    check_destination(path)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    try:
+        if path.suffix == '.safetensors':
+            # The format knows no tensors that share memory.
+            tensors = {name: tensor.clone().contiguous() for name, tensor in state_dict.items()}
+            safetensors.torch.save_file(tensors, partial, metadata=dict(format='pt'))
+        else:
+            meta = dict(mmsmca_version=__version__)
+            torch.save({'meta': meta, key: dict(state_dict)}, partial)
+        partial.replace(path)
+    # PyTorch reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f'{path} cannot be written: {error}') from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(
+            f'{path}: files of kind "{path.suffix}" are neither read nor written, only '
+            f'{" and ".join(SUFFIXES)}'
+        )
+    return path.suffix
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # also a ValueError on bytes that are no header
+        raise CheckpointError(
+            f'{path} cannot be read: it is truncated or no safetensors file ({error})'
+        ) from error
+
+
+def _read_pth(path: Path) -> object:
+    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
+    safe_globals.register()
+    try:
+        # The training scripts of DETR and its kin store their command line beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(
+                path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:  # the unpickler raises anything on bytes that are no checkpoint
+        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
+        raise CheckpointError(
+            f'{path} holds a {unsafe[1]}: code is never executed, only tensors are read'
+            if unsafe
+            else f'{path} cannot be read as a checkpoint of tensors: it is truncated, of another '
+            f'format, or holds code, which is never executed ({type(error).__name__})'
+        ) from error

@@ -1,0 +1,272 @@
+"""Start SMCA from the weights of a DETR or a Deformable DETR.
+
+What has the same function in both is carried over. SMCA's own (centres, offsets, scales, scale
+selection) and what means something else there start as the config initialises them.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from torch import Tensor
+
+from .checkpoint_files import CheckpointError
+from .checkpoints import NAMES, coco_rows, new_name
+
+# The names of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's; N stands for
+# the number of a layer. Norm 1 follows the co-attention there, not the self-attention.
+DEFORMABLE_NAMES = (
+    ('backbone.0.body.', 'backbone.'),
+    ('query_embed.', 'query_embedding.'),
+    ('transformer.level_embed', 'level_embed'),
+    ('input_proj.3.0.', 'neck.extra_convs.0.conv.'),
+    ('input_proj.3.1.', 'neck.extra_convs.0.gn.'),
+    ('input_proj.N.0.', 'neck.convs.N.conv.'),
+    ('input_proj.N.1.', 'neck.convs.N.gn.'),
+    ('transformer.encoder.layers.N.self_attn.', 'encoder.layers.N.self_attn.'),
+    ('transformer.encoder.layers.N.linear1.', 'encoder.layers.N.ffn.layers.0.0.'),
+    ('transformer.encoder.layers.N.linear2.', 'encoder.layers.N.ffn.layers.1.'),
+    ('transformer.encoder.layers.N.norm1.', 'encoder.layers.N.norms.0.'),
+    ('transformer.encoder.layers.N.norm2.', 'encoder.layers.N.norms.1.'),
+    ('transformer.decoder.layers.N.self_attn.', 'decoder.layers.N.self_attn.attn.'),
+    ('transformer.decoder.layers.N.cross_attn.', 'decoder.layers.N.cross_attn.'),
+    ('transformer.decoder.layers.N.linear1.', 'decoder.layers.N.ffn.layers.0.0.'),
+    ('transformer.decoder.layers.N.linear2.', 'decoder.layers.N.ffn.layers.1.'),
+    ('transformer.decoder.layers.N.norm2.', 'decoder.layers.N.norms.0.'),
+    ('transformer.decoder.layers.N.norm1.', 'decoder.layers.N.norms.1.'),
+    ('transformer.decoder.layers.N.norm3.', 'decoder.layers.N.norms.2.'),
+    ('transformer.reference_points.', 'reference_points_fc.'),
+    ('class_embed.N.', 'bbox_head.cls_branches.N.'),
+    ('bbox_embed.N.layers.0.', 'bbox_head.reg_branches.N.0.'),
+    ('bbox_embed.N.layers.1.', 'bbox_head.reg_branches.N.2.'),
+    ('bbox_embed.N.layers.2.', 'bbox_head.reg_branches.N.4.'),
+)
+# The head of Deformable DETR's first decoder layer, which the layers share, and ours.
+HEAD = (
+    ('bbox_head.cls_branches.0.', 'bbox_head.fc_cls.'),
+    ('bbox_head.reg_branches.0.0.', 'bbox_head.reg_ffn.layers.0.0.'),
+    ('bbox_head.reg_branches.0.2.', 'bbox_head.reg_ffn.layers.1.'),
+    ('bbox_head.reg_branches.0.4.', 'bbox_head.fc_reg.'),
+)
+BRANCH = re.compile(r'bbox_head\.(cls|reg)_branches\.(\d+)\.')
+# Parts whose tensors belong together: all of them are carried over, or none.
+PARTS = re.compile(
+    r'backbone|neck\.(?:extra_)?convs\.\d+|encoder\.layers\.\d+|bbox_head\.\w+'
+    r'|decoder\.layers\.\d+\.(?:self_attn|cross_attn\.attn|ffn|norms)'
+)
+# Parts of ours that have another meaning in DETR.
+DETR_DIFFERS = {
+    'bbox_head.fc_cls': 'classes and "no object" share a softmax there, each has a sigmoid here',
+    'bbox_head.fc_reg': 'boxes are relative to the image there, to the centre of the query here',
+}
+REFINEMENT = 'every decoder layer has a head of its own there and refines the box before it'
+# Tensors by which a model is recognised.
+SOURCES = {
+    'DETR of MMDetection': (
+        'decoder.layers.0.cross_attn.attn.in_proj_weight',
+        'bbox_head.fc_reg.weight',
+    ),
+    'DETR of facebookresearch': (
+        'transformer.decoder.layers.0.multihead_attn.in_proj_weight',
+        'bbox_embed.layers.2.weight',
+    ),
+    'Deformable DETR of MMDetection': (
+        'encoder.layers.0.self_attn.sampling_offsets.weight',
+        'bbox_head.reg_branches.0.4.weight',
+    ),
+    'Deformable DETR of fundamentalvision': (
+        'transformer.encoder.layers.0.self_attn.sampling_offsets.weight',
+        'bbox_embed.0.layers.2.weight',
+    ),
+}
+
+
+class Candidate(NamedTuple):
+    """A tensor of the source, before it is known whether it fits.
+
+    Attributes:
+        source: Its name in the source.
+        tensor: Its values, as far as they are taken.
+        excerpt: What is taken of it, if not all. Defaults to ''.
+    """
+
+    source: str
+    tensor: Tensor
+    excerpt: str = ''
+
+
+class WarmStart(NamedTuple):
+    """What is carried over, and why the rest is not; every tensor of both models is in it.
+
+    Attributes:
+        source: The model recognised, a key of :data:`SOURCES`.
+        state_dict: Tensors carried over, under our names.
+        loaded: Where a tensor of ours comes from, by our name.
+        fresh: Why a tensor of ours starts as the config initialises it, by our name.
+        unused: Why a tensor of the source is left behind, by its name.
+    """
+
+    source: str
+    state_dict: dict[str, Tensor]
+    loaded: dict[str, str]
+    fresh: dict[str, str]
+    unused: dict[str, str]
+
+
+def model_tensors(config: str) -> dict[str, Tensor]:
+    """Tensors of the SMCA of a config, as far as their names and shapes go.
+
+    Args:
+        config: Path of the config. Its ``init_cfg`` are left alone: nothing is downloaded.
+
+    Returns:
+        The state dict of the model.
+
+    Raises:
+        CheckpointError: If the config is no config of SMCA, or its model cannot be built.
+    """
+    register_all_modules()
+    try:
+        state_dict = MODELS.build(Config.fromfile(config).model).state_dict()
+    except Exception as error:  # a config is Python code: anything can be wrong with it
+        raise CheckpointError(f'the model of {config} cannot be built: {error}') from error
+    if 'decoder.center_head.layers.0.weight' not in state_dict:
+        raise CheckpointError(f'the model of {config} is no SMCA: name a config of one')
+    return state_dict
+
+
+def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> WarmStart:
+    """Carry over what DETR or Deformable DETR shares with an SMCA.
+
+    Args:
+        source: State dict of a DETR or Deformable DETR, by MMDetection's names or the originals'.
+        model: State dict of the SMCA to start; only names and shapes count.
+
+    Returns:
+        The tensors to load and the account of all.
+
+    Raises:
+        CheckpointError: If the source is neither model, or nothing of it fits.
+    """
+    kind = _recognise(source)
+    candidates, differs, unused = _candidates(kind, source, model)
+    misfits = {**_misfits(candidates, model), **differs}
+    state_dict, loaded = {}, {}
+    for name, candidate in candidates.items():
+        if (part := _part(name)) in misfits:
+            unused[candidate.source] = misfits[part]
+        else:
+            state_dict[name] = candidate.tensor
+            loaded[name] = candidate.source + candidate.excerpt
+    if not loaded:
+        raise CheckpointError(f'nothing of this {kind} fits the config')
+    fresh = {
+        name: misfits.get(_part(name), 'a counter, not stored there')
+        for name in model
+        if name not in loaded
+    }
+    return WarmStart(kind, state_dict, loaded, fresh, unused)
+
+
+def _recognise(source: Mapping[str, Tensor]) -> str:
+    """Key of :data:`SOURCES`."""
+    if any('.norm4.' in name or '.spatial_prior.' in name for name in source):
+        raise CheckpointError(
+            'this is an SMCA already: convert it without --warm-start, or name ours in load_from'
+        )
+    for kind, names in SOURCES.items():
+        if all(name in source for name in names):
+            return kind
+    raise CheckpointError(f'this is none of the models to start from: {", ".join(SOURCES)}')
+
+
+def _candidates(
+    kind: str, source: Mapping[str, Tensor], model: Mapping[str, Tensor]
+) -> tuple[dict[str, Candidate], dict[str, str], dict[str, str]]:
+    """Candidates by our name; why parts of ours differ; why tensors of the source are left."""
+    original = {
+        'DETR of facebookresearch': NAMES['single_scale'],
+        'Deformable DETR of fundamentalvision': DEFORMABLE_NAMES,
+    }.get(kind)
+    named, unused = {}, {}
+    for name, tensor in source.items():
+        if (ours := new_name(name, original) if original else name) is None:
+            unused[name] = 'not in this SMCA'
+        else:
+            named[ours] = Candidate(name, tensor)
+    if kind.startswith('Deformable'):
+        candidates, differs = _from_deformable(named, unused, len(model['bbox_head.fc_cls.bias']))
+        return candidates, differs, unused
+    # DETR projects the last map of the backbone only.
+    last = sum(bool(re.fullmatch(r'neck\.convs\.\d+\.conv\.weight', name)) for name in model) - 1
+    candidates = {
+        name.replace('neck.convs.0.', f'neck.convs.{last}.'): candidate
+        for name, candidate in named.items()
+    }
+    return candidates, DETR_DIFFERS, unused
+
+
+def _from_deformable(
+    named: Mapping[str, Candidate], unused: dict[str, str], num_classes: int
+) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """Candidates and differences of a Deformable DETR under MMDetection's names."""
+    candidates, others, refines = {}, [], False
+    for name, candidate in named.items():
+        source, tensor, _ = candidate
+        branch = BRANCH.match(name)
+        if branch and branch[2] != '0':
+            others.append(source)
+            first = named.get(BRANCH.sub(r'bbox_head.\1_branches.0.', name))
+            refines |= first is None or not torch.equal(tensor, first.tensor)
+        elif name == 'query_embedding.weight':
+            # Its other half is the queries' initial content, zeros in SMCA.
+            half = tensor[:, : tensor.size(1) // 2].clone()
+            candidates[name] = Candidate(source, half, ' (first half, the position)')
+        elif branch and branch[1] == 'cls' and (len(tensor), num_classes) == (91, 80):
+            ours = new_name(name, HEAD)
+            candidates[ours] = Candidate(source, coco_rows(tensor), " (rows of COCO's categories)")
+        else:
+            candidates[new_name(name, HEAD) or name] = candidate
+    reason = REFINEMENT if refines else 'shared by the decoder layers: the first is taken'
+    unused.update(dict.fromkeys(others, reason))
+    head = ('bbox_head.fc_cls', 'bbox_head.reg_ffn', 'bbox_head.fc_reg')
+    return candidates, dict.fromkeys(head, REFINEMENT) if refines else {}
+
+
+def _part(name: str) -> str:
+    match = PARTS.match(name)
+    return match[0] if match else name.rpartition('.')[0] or name
+
+
+def _misfits(candidates: Mapping[str, Candidate], model: Mapping[str, Tensor]) -> dict[str, str]:
+    """Why a part cannot be carried over, by part."""
+    theirs, ours = defaultdict(dict), defaultdict(dict)
+    for name, candidate in candidates.items():
+        theirs[_part(name)][name] = tuple(candidate.tensor.shape)
+    for name, tensor in model.items():
+        ours[_part(name)][name] = tuple(tensor.shape)
+    misfits = {}
+    for part in theirs | ours:
+        if part not in ours:
+            misfits[part] = 'not in this SMCA'
+        elif part not in theirs:
+            misfits[part] = 'not in the source'
+        elif odd := sorted(
+            name
+            for name in theirs[part].keys() ^ ours[part].keys()
+            # Frozen batch norms of the originals do not count batches.
+            if not name.endswith('.num_batches_tracked')
+        ):
+            where = 'there' if odd[0] in theirs[part] else 'here'
+            misfits[part] = f'{part} is built otherwise: {odd[0]} is only {where}'
+        else:
+            for name in theirs[part].keys() & ours[part].keys():
+                there, here = theirs[part][name], ours[part][name]
+                if there != here:
+                    misfits[part] = f'{name} has shape {there} there, {here} here'
+    return misfits
