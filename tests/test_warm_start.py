@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import golden
 import mmengine
 import pytest
 import torch
@@ -10,14 +11,15 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from test_checkpoints import convert
+from test_checkpoints import assert_equal_to_the_bit, convert
 from torch import nn
-from utils import build_detector, load_config
+from utils import ROOT, build_detector, load_config
 
 from mmsmca import checkpoint_files
 from mmsmca.checkpoint_files import CheckpointError
 from mmsmca.warm_start import warm_start
 
+AUTHORS = 'multi_scale_conv'
 SMCA = 'smca/smca_r50_8xb2-50e_coco.py'
 MULTI_SCALE = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
 HYBRID = 'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py'
@@ -412,3 +414,34 @@ def test_command(detr, tmp_path):
         assert 'Traceback' not in refused.stderr
     assert not (tmp_path / 'never.pth').exists()
     assert checkpoint_files.read(started_from).keys() <= model.state_dict().keys()
+
+
+def test_documented_commands(tmp_path, monkeypatch):
+    """Every command of the page, on full-sized models of random weights."""
+    page = (ROOT / 'docs' / 'checkpoints.md').read_text()
+    blocks = re.findall(r'```(\w+)\n(.*?)```', page, re.DOTALL)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    monkeypatch.chdir(tmp_path)
+    authors = {k: torch.from_numpy(x) for k, x in golden.load(AUTHORS).state_dict().items()}
+    checkpoint_files.write(authors, 'authors.pth', key='model')
+    for path, name in {
+        'detr_r50.pth': 'detr/detr_r50_8xb2-150e_coco.py',
+        'deformable_detr_r50.pth': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    }.items():
+        checkpoint_files.write(mmdet_model(name, {}).state_dict(), path)
+    said = ''
+    for language, block in blocks:
+        if language == 'python':
+            Path('hybrid.py').write_text(block)
+            continue
+        for command in block.strip().splitlines():
+            assert command.startswith('python tools/convert_checkpoint.py ')
+            done = convert(*command.split()[2:])
+            assert done.returncode == 0, done.stderr
+            said += done.stdout
+    assert_equal_to_the_bit(checkpoint_files.read('again.pth'), authors)
+    # The page quotes these numbers.
+    for source, loaded, fresh in ((' DETR', 506, 47), ('Deformable DETR', 520, 80)):
+        counted = f'{source} of MMDetection: {loaded} tensors loaded, {fresh} start fresh'
+        assert counted in said
+        assert f'{loaded}' in page and f'{loaded + fresh} tensors' in page
