@@ -1,5 +1,6 @@
 """Curves: AP over training, over training time, and against what it costs."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,12 +148,16 @@ def _cost_panels(study: Study, costs: dict) -> dict[str, dict[str, float]]:
 
 
 def _scatter(study: Study, panels: dict[str, dict[str, float]]) -> Figure:
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(3.2 + 2.6 * len(panels), 3.9), layout='constrained', sharey=True,
-        squeeze=False,
+        rows, columns, figsize=(2.2 + 2.6 * columns, 3.4 * rows), layout='constrained',
+        sharey=True, squeeze=False,
     )  # fmt: skip
+    for axes in grid.flat[len(panels) :]:
+        axes.axis('off')
     aps = {e.name: final_metrics(e)['AP'] for e in study.experiments}
-    for axes, (label, costs) in zip(grid[0], panels.items(), strict=True):
+    for axes, (label, costs) in zip(grid.flat, panels.items(), strict=False):
         for name in sorted(costs, key=lambda n: -aps[n].mean if aps[n] else 0):
             if aps[name] is None:
                 continue
@@ -167,13 +172,15 @@ def _scatter(study: Study, panels: dict[str, dict[str, float]]) -> Figure:
                 **style,
             )
         axes.set(xlabel=label)
+        axes.locator_params(nbins=5)
         _from_zero(axes)
-    grid[0][0].set_ylabel('final box AP, %')
+    for axes in grid[:, 0]:
+        axes.set_ylabel('final box AP, %')
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right upper', fontsize=10)
     return figure
 
 
 def _from_zero(axes: Axes) -> None:
-    for set_limits, limits in ((axes.set_xlim, axes.get_xlim()), (axes.set_ylim, axes.get_ylim())):
-        set_limits(0, limits[1])
+    axes.set_xlim(0, 1.04 * axes.get_xlim()[1])
+    axes.set_ylim(0, 1.04 * axes.get_ylim()[1])

@@ -1,0 +1,437 @@
+"""Reports: numbers computed by hand, logs as runs leave them, files as reports leave them."""
+
+import csv
+import json
+import math
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from utils import ROOT
+
+from mmsmca.report import costs as model_costs
+from mmsmca.report import figures
+from mmsmca.report.logs import METRICS, read_log
+from mmsmca.report.published import PublishedError, find_published, literature
+from mmsmca.report.runs import ReportError, read_study
+from mmsmca.report.statistics import (
+    Value,
+    at_time,
+    curve,
+    equal_time,
+    final_metrics,
+    reached,
+    value,
+)
+from mmsmca.report.summary import csv_table, summary
+from mmsmca.report.tables import latex, markdown, tables
+
+# Of the slower method every iteration takes 0.2 s, of the other 0.1 s; evaluated every 100.
+APS = {
+    'slow': {0: [0.10, 0.20, 0.30, 0.40], 1: [0.20, 0.20, 0.32, 0.44]},
+    'fast': {0: [0.05, 0.10, 0.20, 0.30], 1: [0.09, 0.16, 0.24, 0.26]},
+}
+SECONDS = {'slow': 0.2, 'fast': 0.1}
+
+
+def train_line(iteration: int, seconds: float = 0.1, **more) -> dict:
+    line = dict(loss=1.0, time=seconds, data_time=0.01, iter=iteration, step=iteration)
+    return line | more
+
+
+def eval_line(ap: float, step: int = 0, **more) -> dict:
+    """As MMEngine logs it: step 0 where the run counts iterations."""
+    sizes = dict(zip(METRICS.values(), (ap, 1.5 * ap, 0.8 * ap, -1, ap, 1.2 * ap), strict=True))
+    return {**sizes, 'data_time': 0.02, 'time': 0.05, 'step': step} | more
+
+
+def write_log(folder: Path, lines: list[dict], timestamp: str = '20260101_000000') -> Path:
+    path = folder / timestamp / 'vis_data/scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return path
+
+
+def write_config(scalars: Path, seed: int, name: str = 'm', train_cfg: str = '') -> None:
+    train_cfg = train_cfg or "dict(type='IterBasedTrainLoop', max_iters=400, val_interval=100)"
+    scalars.with_name('config.py').write_text(
+        f'train_cfg = {train_cfg}\n'
+        'default_hooks = dict(logger=dict(interval=50))\n'
+        f'randomness = dict(seed={seed})\nmethod = {name!r}\n'
+        f"work_dir = '{scalars.parents[2]}'\n"
+    )
+
+
+def write_run(folder: Path, name: str, seed: int, aps: list[float], finished: bool = True) -> None:
+    lines = []
+    for k, ap in enumerate(aps, 1):
+        lines += [train_line(100 * k - 50, SECONDS.get(name, 0.1), memory=2048)]
+        lines += [train_line(100 * k, SECONDS.get(name, 0.1), memory=2048), eval_line(ap)]
+    write_config(write_log(folder, lines), seed, name)
+    (folder / 'run.json').write_text(
+        json.dumps(dict(id='1', git='abc', versions=dict(torch='2.13'), hardware=dict(cpu='x')))
+    )
+    if finished:
+        (folder / 'result.json').write_text('{"finished": "now"}')
+
+
+@pytest.fixture
+def study_dir(tmp_path) -> Path:
+    """Two experiments of two seeds, as a sweep leaves them, and a run of an older definition."""
+    runs = []
+    for name, seeds in APS.items():
+        for seed, aps in seeds.items():
+            folder = f'{name}/seed{seed}-1'
+            write_run(tmp_path / folder, name, seed, aps)
+            runs.append(dict(experiment=name, seed=seed, id='1', dir=folder))
+    write_run(tmp_path / 'fast/seed0-0', 'fast', 0, [0.9] * 4)
+    published = {'slow': 'mmdet::detr/detr_r50_8xb2-150e_coco.py', 'fast': 'smca_r50_8xb2-50e_coco'}
+    experiments = [dict(name=name, published=published[name]) for name in APS]
+    definition = dict(name='pair', baseline='slow', experiments=experiments, runs=runs)
+    (tmp_path / 'study.json').write_text(json.dumps(definition))
+    return tmp_path
+
+
+def close(a: Value, mean: float, std: float | None, n: int) -> bool:
+    same_std = a.std is None if std is None else math.isclose(a.std, std, rel_tol=1e-12)
+    return math.isclose(a.mean, mean, rel_tol=1e-12) and same_std and a.n == n
+
+
+def test_mean_deviation_and_difference_by_hand():
+    # Mean 2.5; squared distances 2.25 + 0.25 + 0.25 + 2.25 = 5 over n - 1 = 3.
+    assert close(value([1.0, 2.0, 3.0, 4.0]), 2.5, math.sqrt(5 / 3), 4)
+    assert close(value([7.0]), 7.0, None, 1)
+    assert close(value([None, 7.0]), 7.0, None, 1)
+    assert value([None]) is None
+    # The standard error of the difference: variances 2 and 8 over two numbers each.
+    assert close(value([6.0, 10.0]) - value([1.0, 3.0]), 6.0, math.sqrt(8 / 2 + 2 / 2), 2)
+
+
+def test_final_metrics_by_hand(study_dir):
+    study = read_study(study_dir)
+    final = {name: final_metrics(study[name]) for name in APS}
+    # Two numbers a, b have the sample deviation |a - b| / sqrt(2).
+    assert close(final['slow']['AP'], 0.42, 0.04 / math.sqrt(2), 2)
+    assert close(final['fast']['AP'], 0.28, 0.04 / math.sqrt(2), 2)
+    assert close(final['fast']['AP75'], 0.224, 0.032 / math.sqrt(2), 2)
+    assert final['slow']['AP_S'] is None  # -1: there are no small objects.
+    assert close(final['fast']['AP'] - final['slow']['AP'], -0.14, 0.04 / math.sqrt(2), 2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'threshold', 'step', 'seeds'),
+    [
+        ('slow', 0.15, 100, [200, 100]),  # Means 0.15, 0.20, 0.31, 0.42.
+        ('slow', 0.31, 300, [400, 300]),
+        ('slow', 0.42, 400, [None, 400]),
+        ('fast', 0.22, 300, [400, 300]),  # Means 0.07, 0.13, 0.22, 0.28.
+        ('fast', 0.29, None, [400, None]),
+    ],
+)
+def test_steps_to_an_ap_by_hand(study_dir, name, threshold, step, seeds):
+    found = reached(read_study(study_dir)[name], threshold, 'iterations')
+    assert (found.step, found.seeds) == (step, seeds)
+    if step:
+        assert math.isclose(found.seconds, step * SECONDS[name])
+
+
+def test_equal_training_time_by_hand(study_dir):
+    """The fast one takes 40 s; by then the slow one is at iteration 200 of 400."""
+    study = read_study(study_dir)
+    seconds, points = equal_time(study, ['slow', 'fast'])
+    assert math.isclose(seconds, 40)
+    assert [points[name].iteration for name in ('slow', 'fast')] == [200, 400]
+    assert math.isclose(points['slow'].metrics['AP'].mean, 0.2)
+    assert at_time(study['slow'], 39, 'iterations').iteration == 100
+    assert at_time(study['slow'], 19, 'iterations') is None
+
+
+def test_curve_has_the_range_over_the_seeds(study_dir):
+    first = curve(read_study(study_dir)['slow'], 'iterations')[0]
+    assert (first.iteration, first.lowest, first.highest) == (100, 0.1, 0.2)
+
+
+def test_evaluations_between_logged_lines_are_at_their_interval(tmp_path):
+    lines = [train_line(50), train_line(100), eval_line(0.1), train_line(150), train_line(200)]
+    lines += [train_line(250), eval_line(0.2), train_line(300), eval_line(0.3)]
+    write_log(tmp_path, lines)
+    log = read_log(tmp_path, dict(max_iters=310, val_interval=125), 50)
+    assert [e.iteration for e in log.evaluations] == [125, 250, 310]
+
+
+def test_several_evaluations_before_the_first_line(tmp_path):
+    write_log(tmp_path, [eval_line(0.1), eval_line(0.2), train_line(50), eval_line(0.3)])
+    log = read_log(tmp_path, dict(max_iters=60, val_interval=20), 50)
+    assert [e.iteration for e in log.evaluations] == [20, 40, 60]
+
+
+def test_epochs(tmp_path):
+    """Epochs of 70 iterations, logged every 50: the last 20 of an epoch are not logged."""
+    lines = []
+    for epoch in (1, 2, 3):
+        lines += [train_line(70 * epoch - 20, 0.1 * epoch, epoch=epoch), eval_line(0.1, epoch)]
+    write_log(tmp_path, lines)
+    log = read_log(tmp_path, dict(max_epochs=3, val_interval=1), 50)
+    assert [(e.epoch, e.iteration) for e in log.evaluations] == [(1, 70), (2, 140), (3, 210)]
+    # 50 at 0.1 s, 70 at 0.2 s, 70 at 0.3 s, and the last 20 as those before.
+    assert math.isclose(log.evaluations[-1].seconds, 5 + 14 + 21 + 6)
+    assert math.isclose(log.iteration_seconds, 0.2)
+
+
+def test_of_a_resumed_run_the_later_lines_count(tmp_path):
+    first = [train_line(50), train_line(100), eval_line(0.1), train_line(150), train_line(200)]
+    write_log(tmp_path, [*first, eval_line(0.5), train_line(250)], '20260101_000000')
+    again = [train_line(150, 0.3), train_line(200, 0.3), eval_line(0.2)]
+    write_log(tmp_path, again, '20260101_000001')
+    log = read_log(tmp_path, dict(max_iters=400, val_interval=100), 50)
+    assert [(e.iteration, e.metrics['AP']) for e in log.evaluations] == [(100, 0.1), (200, 0.2)]
+    assert log.iterations == 200
+    assert math.isclose(log.evaluations[-1].seconds, 100 * 0.1 + 100 * 0.3)
+
+
+def test_what_an_evaluation_takes_is_no_training_time(tmp_path):
+    """MMEngine logs it as waiting for the batch after it, here 50 ms a line's iteration."""
+    lines = [train_line(50), train_line(100), eval_line(0.1)]
+    lines += [train_line(150, 0.15, data_time=0.06), train_line(200), eval_line(0.2)]
+    write_log(tmp_path, lines)
+    log = read_log(tmp_path, dict(max_iters=200, val_interval=100), 50)
+    assert math.isclose(log.evaluations[-1].seconds, 200 * 0.1)
+
+
+@pytest.mark.parametrize(
+    'line', ['{"loss": 1.0, "ti', '\x00\x01', '[1]', '{"iter": "x"}', '{"coco/bbox_mAP": 0.4}']
+)
+def test_broken_lines_are_counted_and_left_out(tmp_path, line):
+    path = write_log(tmp_path, [train_line(50), eval_line(0.1)])
+    path.write_text(path.read_text() + line)
+    log = read_log(tmp_path, dict(max_iters=50, val_interval=50), 50)
+    assert len(log.evaluations) == 1
+    assert log.problems == [f'{path.relative_to(tmp_path)}: 1 of 3 lines cannot be read']
+
+
+def test_runs_of_an_older_definition_are_not_mixed_in(study_dir):
+    names = [run.name for run in read_study(study_dir)['fast'].runs]
+    assert names == ['fast/seed0-1', 'fast/seed1-1']
+
+
+def test_partial_results(study_dir):
+    """What is not finished is named and counts in no mean; the rest is there."""
+    folder = study_dir / 'fast/seed1-1'
+    (folder / 'result.json').unlink()
+    (folder / 'failed.json').write_text('{"exit_code": 1, "log_tail": "Trace\\nKeyError: x"}')
+    definition = json.loads((study_dir / 'study.json').read_text())
+    definition['runs'].append(dict(experiment='fast', seed=2, id='1', dir='fast/seed2-1'))
+    (study_dir / 'study.json').write_text(json.dumps(definition))
+    study = read_study(study_dir)
+    assert close(final_metrics(study['fast'])['AP'], 0.30, None, 1)
+    assert {row['run']: row['state'] for row in study.missing} == {
+        'fast/seed1-1': 'failed: exit code 1, KeyError: x, at iteration 400 of 400, AP 26.0 so far',
+        'fast/seed2-1': 'not started',
+    }
+    assert 'KeyError: x' in markdown(tables(study, {}))
+
+
+def test_nothing_finished_yet(study_dir):
+    for result in study_dir.glob('*/*/result.json'):
+        result.unlink()
+    study = read_study(study_dir)
+    found = [table.name for table in tables(study, {})]
+    assert found == ['results', 'costs', 'published', 'missing']
+    assert summary(study, {}, None, [], '')['experiments'][0]['final']['AP'] is None
+    assert csv_table(summary(study, {}, None, [], '')).count('\n') == 3
+
+
+def test_broken_files_are_named(study_dir):
+    (study_dir / 'slow/seed0-1/run.json').write_text('{')
+    (study_dir / 'slow/seed1-1/result.json').write_text('')
+    config = study_dir / 'fast/seed0-1/20260101_000000/vis_data/config.py'
+    config.write_text('train_cfg = dict(')
+    (study_dir / 'fast/seed1-1/20260101_000000/vis_data/scalars.json').write_text('{"lo')
+    study = read_study(study_dir)
+    assert [problem.split(':')[0] for problem in study.problems] == [
+        'slow/seed0-1/run.json',
+        'slow/seed1-1/result.json',
+        'fast/seed0-1/20260101_000000/vis_data/config.py',
+        'fast/seed1-1/20260101_000000/vis_data/scalars.json',
+        'fast/seed1-1',
+    ]
+    assert {row['run'] for row in study.missing} == {'slow/seed1-1', 'fast/seed1-1'}
+
+
+def test_any_work_directories(tmp_path):
+    """Runs whose configs differ in the seed only are one experiment."""
+    for seed in (0, 1):
+        write_run(tmp_path / f'x/smca_seed{seed}', 'smca', seed, [0.1, 0.2, 0.3, 0.4], False)
+    write_run(tmp_path / 'detr', 'detr', 0, [0.1, 0.2], False)
+    study = read_study(tmp_path)
+    assert {e.name: [run.seed for run in e.runs] for e in study.experiments} == {
+        'detr': [0],
+        'x/smca': [0, 1],
+    }
+    assert study.baseline == 'detr'
+    assert [row['state'] for row in study.missing] == ['at iteration 200 of 400, AP 20.0 so far']
+    assert close(final_metrics(study['x/smca'])['AP'], 0.4, 0.0, 2)
+    assert read_study(tmp_path / 'detr').experiments[0].name == 'detr'
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'has no run'), ('{"name": "x"}', 'study.json cannot be read'), ('{', 'study.json')],
+)
+def test_folders_that_cannot_be_reported_on(tmp_path, content, message):
+    if content:
+        (tmp_path / 'study.json').write_text(content)
+    with pytest.raises(ReportError, match=message):
+        read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('reference', 'ap', 'epochs'),
+    [
+        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 0.399, 150),
+        ('mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py', 0.462, 50),
+        ('smca/smca_r50_8xb2-50e_coco.py', 0.41, 50),
+        ('smca/ablation/smca_r50_head-shared_8xb2-50e_coco.py', 0.402, 50),
+        ('DETR with focal loss', 0.348, 50),
+    ],
+)
+def test_published_numbers(reference, ap, epochs):
+    published = find_published(reference)
+    assert math.isclose(published.metrics['AP'], ap)
+    assert published.epochs == epochs
+
+
+def test_published_numbers_by_size():
+    metrics = find_published('smca/smca-multi-scale_r50_8xb1-108e_coco.py').metrics
+    assert metrics == pytest.approx(dict(AP=0.456, AP_S=0.259, AP_L=0.626))
+
+
+@pytest.mark.parametrize(
+    'reference', ['smca/no.py', 'mmdet::detr/no.py', 'smca/smca_r101_8xb2-50e_coco.py']
+)
+def test_numbers_that_are_not_published(reference):
+    with pytest.raises(PublishedError, match=reference):
+        find_published(reference)
+
+
+def test_literature_names_its_sources():
+    assert all(row.source.startswith('published by the paper of') for row in literature())
+    assert len({row.name for row in literature()}) == len(literature())
+
+
+def test_costs_are_measured_once(tmp_path):
+    path = write_log(tmp_path / 'a', [train_line(50), eval_line(0.1)])
+    config = ROOT / 'configs/shapes/smca_r18_shapes.py'
+    path.with_name('config.py').write_text(
+        f'_base_ = {str(config)!r}\nmodel = dict(num_queries=4, test_cfg=dict(max_per_img=4))\n'
+    )
+    study = read_study(tmp_path)
+    assert model_costs.load(tmp_path, study) == {}
+    measured = model_costs.load_or_measure(tmp_path, study)
+    row = measured['experiments']['a']
+    model = model_costs.MODELS.build(study['a'].runs[0].config.model)
+    assert row['parameters'] == sum(p.numel() for p in model.parameters())
+    assert row['flops'] > row['parameters']
+    assert row['latency_ms'] > 0
+    assert row['image'] == list(model_costs.image_size(study['a'].runs[0].config))
+    assert model_costs.load_or_measure(tmp_path, study) == measured  # Timings never repeat.
+
+    study['a'].runs[0].config.model.num_queries = 5
+    assert model_costs.load(tmp_path, study)['experiments'] == {}
+    (tmp_path / model_costs.FILE).write_text('{')
+    assert model_costs.load(tmp_path, study) == {}
+    assert model_costs.FILE in study.problems[-1]
+
+
+def run_tool(monkeypatch, *arguments: object) -> None:
+    """Run ``tools/report.py`` here: importing all of it again takes seconds."""
+    monkeypatch.setattr(sys, 'argv', ['tools/report.py', *map(str, arguments)])
+    runpy.run_path(str(ROOT / 'tools/report.py'), run_name='__main__')
+
+
+def test_report_in_every_format(study_dir, tmp_path_factory, monkeypatch):
+    out = tmp_path_factory.mktemp('out')
+    run_tool(monkeypatch, study_dir, '--out', out, '--ap', '0.2')
+    names = [f'ap_over_{x}' for x in ('cost', 'iterations', 'time')]
+    expected = {f'{name}.{suffix}' for name in names for suffix in figures.FORMATS}
+    expected |= {f'report.{suffix}' for suffix in ('csv', 'json', 'md', 'tex')}
+    assert {path.name for path in out.iterdir()} == expected
+
+    text = (out / 'report.md').read_text()
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
+    final = '42.0 ± 2.8', '–', '63.0 ± 4.2', '33.6 ± 2.3', '–', '42.0 ± 2.8', '50.4 ± 3.4'
+    assert ['slow', '2', *final, '39.9 (150 epochs)'] in cells
+    assert ['fast', '300', 'never', '–', '–'] in cells
+    assert ['fast − slow', '40.0', '+8.0 ± 2.0', '–', '+8.0 ± 2.0', '+9.6 ± 2.4'] in cells
+    content = json.loads((out / 'report.json').read_text())
+    assert content['command'].startswith('python tools/report.py')
+    assert content['environments'][0]['versions'] == {'torch': '2.13'}
+    (row, _) = csv.DictReader((out / 'report.csv').open())
+    assert float(row['AP_mean']) == content['experiments'][0]['final']['AP']['mean'] == 0.42
+    tex = (out / 'report.tex').read_text()
+    assert r'42.0 $\pm$ 2.8' in tex
+    assert tex.isascii()
+    assert tex.count(r'\begin{tabular}') == tex.count(r'\end{tabular}') == tex.count(r'\toprule')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--ap', '40'], '--ap 40 is not between 0 and 1'),
+        (['--baseline', 'x'], "baseline 'x' is none of the experiments: slow, fast"),
+        (['--compare', 'y'], "--compare 'y' is none of the experiments"),
+    ],
+)
+def test_wrong_arguments_are_refused(study_dir, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        run_tool(monkeypatch, study_dir, *arguments)
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (study_dir / 'report').exists()
+
+
+def test_colours_belong_to_experiments(study_dir):
+    """Also where one of them is not drawn."""
+    study = read_study(study_dir)
+    colours = {name: figures._style(study, name)['color'] for name in APS}
+    assert colours['slow'] != colours['fast']
+    study['slow'].runs.clear()
+    assert figures._style(study, 'fast')['color'] == colours['fast']
+
+
+def test_latex_escapes_names(study_dir):
+    text = (study_dir / 'study.json').read_text().replace('"fast"', '"a_b & 5%"')
+    (study_dir / 'study.json').write_text(text)
+    tex = latex(tables(read_study(study_dir), {}))
+    assert r'a\_b \& 5\%' in tex
+    assert 'a_b' not in tex
+
+
+def test_a_hundred_runs_of_300_evaluations_in_ten_seconds(tmp_path):
+    """Processor time: others may use the machine too."""
+    runs, experiments = [], [f'm{i}' for i in range(10)]
+    for name in experiments:
+        lines = []
+        for k in range(1, 301):
+            losses = {f'd{i}.loss_{kind}': 1.5 for i in range(6) for kind in ('cls', 'bbox', 'iou')}
+            lines += [train_line(50 * k, **losses), eval_line(0.001 * k)]
+        for seed in range(10):
+            folder = tmp_path / name / f'seed{seed}'
+            write_config(
+                write_log(folder, lines), seed, name, 'dict(max_iters=15000, val_interval=50)'
+            )
+            (folder / 'result.json').write_text('{}')
+            runs.append(dict(experiment=name, seed=seed, id='1', dir=f'{name}/seed{seed}'))
+    definition = dict(name='large', baseline='m0', runs=runs)
+    definition['experiments'] = [dict(name=name) for name in experiments]
+    (tmp_path / 'study.json').write_text(json.dumps(definition))
+    start = time.process_time()
+    study = read_study(tmp_path)
+    assert len(study['m9'].finished[-1].log.evaluations) == 300
+    text = markdown(tables(study, {})) + json.dumps(summary(study, {}, None, [], ''))
+    figures.write_figures(study, {}, tmp_path)
+    assert 'm9' in text
+    assert time.process_time() - start < 10
