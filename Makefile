@@ -1,5 +1,6 @@
 # make quickstart   install if needed, generate the shapes data, train and evaluate SMCA on it
 # make test         install if needed, run the tests
+# make study        install if needed, SMCA beside other detectors on generated data, with a report
 # make install      virtual environment with everything in it
 # make lint         ruff
 #
@@ -26,7 +27,7 @@ INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt 
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
 
-.PHONY: quickstart test install lint
+.PHONY: quickstart study test install lint
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -59,3 +60,10 @@ lint: install
 
 quickstart: install
 	$(BIN)/python tools/quickstart.py
+
+STUDY := head_to_head_shapes
+JOBS ?= 2
+study: install
+	$(BIN)/python tools/make_shapes.py data/shapes192 --size 192 --val 200
+	$(BIN)/python tools/sweep.py configs/studies/$(STUDY).py --jobs $(JOBS)
+	$(BIN)/python tools/report.py work_dirs/$(STUDY) --costs

@@ -1,0 +1,177 @@
+"""Studies: what is refused, and what identifies a run."""
+
+from pathlib import Path
+
+import pytest
+from utils import ROOT
+
+from mmsmca.studies import StudyError, load_study
+
+STUDIES = sorted((ROOT / 'configs/studies').glob('*.py'))
+
+CONFIG = """
+model = dict(num_queries=25, layers=[dict(width=8)])
+randomness = dict(seed=7, deterministic=True)
+"""
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    """A study of two experiments; None drops a key."""
+    (folder / 'small.py').write_text(CONFIG)
+    content = dict(
+        baseline='plain',
+        seeds=[0, 1],
+        experiments=[
+            dict(name='plain', config='small.py'),
+            dict(name='wide', config='small.py', cfg_options={'model.layers.0.width': 16}),
+        ],
+    )
+    content.update(changes)
+    path = folder / 'study.py'
+    path.write_text('\n'.join(f'{k} = {v!r}' for k, v in content.items() if v is not None))
+    return path
+
+
+def experiment(**changes: object) -> list[dict]:
+    entry = dict(name='plain', config='small.py')
+    entry.update(changes)
+    return [{key: value for key, value in entry.items() if value is not None}]
+
+
+WRONG = {
+    'no baseline': (dict(baseline=None), "key 'baseline' is missing"),
+    'no seeds': (dict(seeds=None), "key 'seeds' is missing"),
+    'no experiments': (dict(experiments=None), "key 'experiments' is missing"),
+    'wrong key': (dict(seed=3), "unknown key 'seed'. Known: baseline, experiments, seeds"),
+    'other baseline': (dict(baseline='detr'), "'detr' is no experiment of the study (plain, wide)"),
+    'empty': (dict(experiments=[]), 'give a list of at least one experiment'),
+    'experiments as dict': (dict(experiments={}), 'give a list of at least one experiment'),
+    'experiment as string': (dict(experiments=['plain']), "experiments[0]: 'plain' is not a dict"),
+    'wrong key of an experiment': (
+        dict(experiments=experiment(cfg_option={})),
+        "experiments[0]: unknown key 'cfg_option'",
+    ),
+    'no config': (dict(experiments=experiment(config=None)), "experiments[0]: key 'config' is mis"),
+    'no name': (dict(experiments=experiment(name=None)), "experiments[0]: key 'name' is missing"),
+    'config that is not there': (
+        dict(experiments=experiment(config='smal.py')),
+        'smal.py does not exist. The path is relative to the study',
+    ),
+    'name that leaves the folder': (
+        dict(experiments=experiment(name='../plain')),
+        "'../plain' must start with a letter or digit",
+    ),
+    'one name twice': (
+        dict(experiments=experiment() + experiment()),
+        "two experiments are named 'plain'. Rename one",
+    ),
+    'cfg_options as list': (
+        dict(experiments=experiment(cfg_options=['a=1'])),
+        "cfg_options: ['a=1'] is not a dict",
+    ),
+    'cfg_options beside the config': (
+        dict(experiments=experiment(cfg_options={'modle.num_queries': 3})),
+        "'modle.num_queries' changes nothing that",
+    ),
+    'cfg_options beyond a list': (
+        dict(experiments=experiment(cfg_options={'model.layers.1.width': 3})),
+        "'model.layers.1.width' changes nothing that",
+    ),
+    'published as a number': (
+        dict(experiments=experiment(published=41.0)),
+        'published: 41.0 is not a string',
+    ),
+    'one seed': (dict(seeds=0), 'seeds: 0 is not a list of different integers'),
+    'seed twice': (dict(seeds=[1, 1]), 'seeds: [1, 1] is not a list of different integers'),
+    'negative seed': (dict(seeds=[-1]), 'seeds: [-1] is not a list of different integers'),
+    'seed that is true': (dict(seeds=[True]), 'seeds: [True] is not a list of different'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_studies_are_refused(case, tmp_path):
+    changes, message = WRONG[case]
+    path = write_study(tmp_path, **changes)
+    with pytest.raises(StudyError) as error:
+        load_study(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(StudyError, match='no such file. Studies are in configs/studies'):
+        load_study(tmp_path / 'none.py')
+    broken = tmp_path / 'broken.py'
+    broken.write_text('baseline = ')
+    with pytest.raises(StudyError, match='cannot be read as a config'):
+        load_study(broken)
+
+
+def test_runs_have_the_options_and_the_seed(tmp_path):
+    runs = load_study(write_study(tmp_path)).runs
+    assert [(run.experiment.name, run.seed) for run in runs] == [
+        ('plain', 0),
+        ('wide', 0),
+        ('plain', 1),
+        ('wide', 1),
+    ]
+    assert [run.cfg.model.layers[0].width for run in runs] == [8, 16, 8, 16]
+    assert runs[2].cfg.randomness.to_dict() == dict(seed=1, deterministic=True)
+
+
+def test_a_run_is_its_resolved_config(tmp_path):
+    ids = [run.id for run in load_study(write_study(tmp_path)).runs]
+    assert len(set(ids)) == 4
+    # Name and order of what says the same do not matter; what it says does.
+    renamed = [
+        dict(name='wider', config='small.py', cfg_options={'model.layers.0.width': 16}),
+        dict(name='plain', config='small.py', cfg_options={'model.num_queries': 25}),
+    ]
+    again = [run.id for run in load_study(write_study(tmp_path, experiments=renamed)).runs]
+    assert again == [ids[1], ids[0], ids[3], ids[2]]
+    (tmp_path / 'small.py').write_text(CONFIG.replace('25', '26'))
+    study = tmp_path / 'study.py'
+    study.write_text(study.read_text().replace("{'model.num_queries': 25}", '{}'))
+    assert not set(again) & {run.id for run in load_study(study).runs}
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_studies_of_the_package(path):
+    study = load_study(path)
+    assert len({run.id for run in study.runs}) == len(study.experiments) * len(study.seeds)
+
+
+COMMON = dict(
+    coco=('train_dataloader', 'param_scheduler'),
+    shapes=(
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'val_evaluator',
+        'test_evaluator',
+        'param_scheduler',
+        'train_cfg',
+        'default_hooks',
+        'randomness',
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ('data', 'name'), [('coco', 'head_to_head'), ('shapes', 'head_to_head_shapes')]
+)
+def test_head_to_head_has_one_recipe(data, name):
+    study = load_study(ROOT / f'configs/studies/{name}.py')
+    first, *others = [run.cfg for run in study.runs[: len(study.experiments)]]
+    for cfg in others:
+        for key in COMMON[data]:
+            assert cfg[key] == first[key], key
+        assert cfg.optim_wrapper.optimizer == first.optim_wrapper.optimizer
+        assert cfg.optim_wrapper.clip_grad == first.optim_wrapper.clip_grad
+        assert cfg.auto_scale_lr.base_batch_size == first.auto_scale_lr.base_batch_size
+        assert cfg.model.num_queries == first.model.num_queries
+        assert cfg.train_cfg.get('max_epochs') == first.train_cfg.get('max_epochs')
+        assert cfg.model.test_cfg == first.model.test_cfg
+        assert {key: cfg.model.backbone[key] for key in ('type', 'depth', 'init_cfg')} == {
+            key: first.model.backbone[key] for key in ('type', 'depth', 'init_cfg')
+        }
