@@ -107,6 +107,8 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
                     after_evaluation=after_evaluation,
                 )
                 after_evaluation = False
+            elif record.keys().isdisjoint(METRICS.values()):
+                continue  # Not of an evaluation: what a hook logged.
             elif by_epoch:
                 epoch = record['step']
                 evaluations[epoch] = Evaluation(reached, epoch, _metrics(record))
