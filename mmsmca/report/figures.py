@@ -8,7 +8,6 @@ import matplotlib
 
 matplotlib.use('agg')
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from .runs import Study  # noqa: E402
@@ -109,7 +108,8 @@ def _curves(study: Study, curves: dict[str, list[tuple]], x_label: str) -> Figur
         lowest, highest = ([100 * getattr(p, end) for p in points] for end in ('lowest', 'highest'))
         axes.fill_between(xs, lowest, highest, color=style['color'], alpha=0.15, linewidth=0)
     axes.set(xlabel=x_label, ylabel='box AP, %')
-    _from_zero(axes)
+    axes.set_xlim(0, 1.04 * axes.get_xlim()[1])
+    axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
     figure.legend(loc='outside right upper', fontsize=10, ncols=1 + len(curves) // 20)
     seeds = max(len(study[name].finished) for name in curves)
     if seeds > 1:
@@ -148,7 +148,7 @@ def _cost_panels(study: Study, costs: dict) -> dict[str, dict[str, float]]:
 
 
 def _scatter(study: Study, panels: dict[str, dict[str, float]]) -> Figure:
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(2.2 + 2.6 * columns, 3.4 * rows), layout='constrained',
@@ -173,14 +173,11 @@ def _scatter(study: Study, panels: dict[str, dict[str, float]]) -> Figure:
             )
         axes.set(xlabel=label)
         axes.locator_params(nbins=5)
-        _from_zero(axes)
+        axes.set_xlim(0, 1.08 * max(costs.values()))
+    # One scale for all panels.
+    grid[0][0].set_ylim(0, 1.04 * grid[0][0].get_ylim()[1])
     for axes in grid[:, 0]:
         axes.set_ylabel('final box AP, %')
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right upper', fontsize=10)
     return figure
-
-
-def _from_zero(axes: Axes) -> None:
-    axes.set_xlim(0, 1.04 * axes.get_xlim()[1])
-    axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
