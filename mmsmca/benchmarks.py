@@ -41,7 +41,7 @@ def interleaved_times(
     for name, call in calls.items():
         call()
         repeats[name] = max(1, round(min_seconds / _seconds(call, 1)))
-    times = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(_seconds(call, repeats[name]))
@@ -96,6 +96,7 @@ def peak_memory(
     Returns:
         MiB, or None if the memory did not suffice.
     """
+    peak: Callable[[], int]
     if device != 'cpu':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -10,6 +10,7 @@ Delete this module once every MMEngine that :mod:`mmsmca.compat` accepts reads i
 
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ def statistics_method(owner: type, name: str) -> Callable:
 
 def register() -> None:
     """Declare safe what MMEngine's checkpoints hold; doing so again changes nothing."""
-    rebuild_array = np.empty(0).__reduce__()[0]
-    rebuild_scalar = np.float64(0).__reduce__()[0]
+    rebuild_array: Any = np.empty(0).__reduce__()[0]
+    rebuild_scalar: Any = np.float64(0).__reduce__()[0]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,

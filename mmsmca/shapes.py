@@ -14,6 +14,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -117,7 +118,7 @@ def make_shapes(
         ValueError: If a parameter is out of its range.
         FileExistsError: If ``out_dir`` holds a set made with other parameters, or anything else.
     """
-    parameters = {
+    parameters: dict[str, Any] = {
         'num_train': num_train,
         'num_val': num_val,
         'size': size,
@@ -217,7 +218,8 @@ def _write_split(
 ) -> None:
     folder = out_dir / split
     folder.mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in track(range(count), description=f'{split} images'):
         pixels, objects = draw_image(size, max_objects, variant, seed, split, index)
         name = f'{index:06d}.png'
@@ -319,7 +321,8 @@ def _draw_look(
 ) -> np.ndarray:
     """Colour and texture of an object all over the image, uint8, (size, size, 3)."""
     if variant == 'easy':
-        colour, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
+        base, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
+        colour = np.array(base)
     else:
         texture = TEXTURES[rng.randint(len(TEXTURES))]
         # Any colour that stands out from the image's mean.

@@ -218,9 +218,10 @@ class Sweep:
         job_file = run_dir / 'job.json'
         if self.resources.slurm is not None and job_file.exists():
             # Still in Slurm's queue from an earlier sweep, or ended there.
-            job = submitit.SlurmJob(self.work_dir / 'jobs', json.loads(job_file.read_text())['id'])
-            if not job.done(force_check=True):
-                self.active[run.id] = job
+            job_id = json.loads(job_file.read_text())['id']
+            earlier: submitit.Job = submitit.SlurmJob(self.work_dir / 'jobs', job_id)
+            if not earlier.done(force_check=True):
+                self.active[run.id] = earlier
                 return
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / 'failed.json').unlink(missing_ok=True)
@@ -256,13 +257,13 @@ class Sweep:
         slot = min(set(range(resources.jobs)) - set(self._slots.values()))
         self._slots[run.id] = slot
         gpus = resources.gpus_per_job
-        executor = submitit.LocalExecutor(folder)
-        executor.update_parameters(
+        local = submitit.LocalExecutor(folder)
+        local.update_parameters(
             timeout_min=UNLIMITED_MINUTES,
             gpus_per_node=gpus,
             visible_gpus=list(range(slot * gpus, (slot + 1) * gpus)),
         )
-        return executor
+        return local
 
     def collect(self) -> list[Run]:
         """Take the runs that have ended off ``active``.
@@ -270,13 +271,12 @@ class Sweep:
         Returns:
             The runs that have ended since the last call.
         """
-        ended = [
-            run
-            for run in self.study.runs
-            if run.id in self.active
-            and not is_held(self.dir_of(run))
-            and (self.active[run.id] is None or self.active[run.id].done())
-        ]
+        ended = []
+        for run in self.study.runs:
+            if run.id in self.active and not is_held(self.dir_of(run)):
+                job = self.active[run.id]
+                if job is None or job.done():
+                    ended.append(run)
         for run in ended:
             del self.active[run.id]
             self._slots.pop(run.id, None)

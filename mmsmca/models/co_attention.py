@@ -153,6 +153,7 @@ class CoAttention(BaseModule):
         if len(levels) == 1:
             return levels[0]
         if self.scale_selection is None:
-            return sum(levels) / len(levels)
+            return sum(levels[1:], levels[0]) / len(levels)
         alpha = self.scale_selection(features).softmax(-1)[:, None]
-        return sum(x * alpha[..., j : j + 1] for j, x in enumerate(levels))
+        weighed = [x * alpha[..., j : j + 1] for j, x in enumerate(levels)]
+        return sum(weighed[1:], weighed[0])

@@ -32,9 +32,11 @@ class SMCADETR(DETR):
 
     def _init_layers(self) -> None:
         """Build what lies between the neck and the head."""
-        self.positional_encoding = SinePositionalEncoding(**self.positional_encoding)
-        self.encoder = MODELS.build({'type': 'SMCAEncoder', **self.encoder})
-        self.decoder = MODELS.build({'type': 'SMCADecoder', **self.decoder})
+        # Under these names MMDetection's DETR keeps the configs first, then the modules.
+        encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
+        self.positional_encoding = SinePositionalEncoding(**encoding)
+        self.encoder = MODELS.build({'type': 'SMCAEncoder', **encoder})
+        self.decoder = MODELS.build({'type': 'SMCADecoder', **decoder})
         self.embed_dims = self.encoder.embed_dims
         self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)
         num_feats = self.positional_encoding.num_feats
@@ -84,7 +86,7 @@ class SMCADETR(DETR):
         """
         height, width = batch_data_samples[0].batch_input_shape
         shapes = [sample.img_shape[:2] for sample in batch_data_samples]
-        level_shapes = [tuple(feat.shape[-2:]) for feat in img_feats]
+        level_shapes = [(feat.shape[-2], feat.shape[-1]) for feat in img_feats]
         self._check_level_shapes(level_shapes, (height, width))
         # Not of the maps' precision: bfloat16 would round an image of 1333 pixels to 1336.
         like = self.query_embedding.weight
