@@ -1,5 +1,6 @@
 """Parameters, multiply-adds and latency of a study's models, measured once and kept."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ class Case:
     """A config's model, and a random image of its test size.
 
     Args:
-        cfg: The config.
+        cfg: The config, which is changed.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -98,7 +99,7 @@ def measure(study: Study, rounds: int = 9) -> dict:
         for name, cfg in _configs(study).items():
             if 'custom_imports' in cfg:
                 import_modules_from_strings(**cfg.custom_imports)
-            case = cases[name] = Case(cfg, device)
+            case = cases[name] = Case(copy.deepcopy(cfg), device)
             rows[name] = dict(
                 model=_digest(cfg), image=[case.height, case.width], **case.complexity()
             )
@@ -150,7 +151,7 @@ def _configs(study: Study) -> dict[str, Config]:
     for experiment in study.experiments:
         found = [run.config for run in experiment.runs if run.config]
         if found:
-            configs[experiment.name] = found[0].copy()
+            configs[experiment.name] = found[0]
     return configs
 
 
