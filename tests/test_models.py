@@ -43,6 +43,12 @@ CONFIGS = {
     'smca/ablation/smca_r50_fixed-scale_8xb2-50e_coco.py': 41_534_998 - 6 * 16 * 257,
     'smca/ablation/smca_r50_isotropic-scale_8xb2-50e_coco.py': 41_534_998 - 6 * 8 * 257,
     'smca/ablation/smca_r50_covariance-scale_8xb2-50e_coco.py': 41_534_998 + 6 * 8 * 257,
+    # DETR: no norm and linear maps in the six layers, no centres from an MLP of three layers.
+    'smca/ablation/detr_r50_focal-loss_8xb2-50e_coco.py': 41_534_998
+    - 6 * (2 * 256 + 2 * 16 * 257)
+    - 257 * (2 * 256 + 2),
+    'smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py': 41_534_998,
+    'smca/strategy/smca_r50_deepspeed_8xb2-50e_coco.py': 41_534_998,
     'smca/smca-multi-scale_r50_8xb1-50e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r50_8xb1-108e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r101_8xb1-50e_coco.py': MULTI_SCALE + R101,
