@@ -1,0 +1,76 @@
+"""Training hook that shows how the spatial priors move."""
+
+import torch
+from mmcv.transforms import Compose
+from mmdet.registry import HOOKS
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from .visualization.inspection import check_spatial_prior, inspect_image, read_image
+from .visualization.prior_history import history_image, measure, scalars
+
+
+@HOOKS.register_module()
+class SpatialPriorHook(Hook):
+    """Shows on one image how centres, offsets and scales of all queries move over training.
+
+    Before the first iteration, every ``interval`` iterations and after the last, the detector is
+    run on the image, in evaluation mode, and the runner's visualizer is given the curves and the
+    picture of :mod:`mmsmca.visualization.prior_history`: local files, TensorBoard or whatever its
+    backends are. Training itself is not changed. The history is part of the checkpoints.
+
+    Args:
+        image: Image file, loaded as the config's test data are.
+        interval: Iterations from one look to the next. Defaults to 500.
+
+    Raises:
+        ConfigError: If the detector has no spatial prior; before the first iteration.
+        DataError: If the image cannot be read; before the first iteration.
+    """
+
+    def __init__(self, image: str, interval: int = 500) -> None:
+        self.image = image
+        self.interval = interval
+        self.history: dict[str, torch.Tensor] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the priors as training finds them."""
+        self.pipeline = Compose(get_test_pipeline_cfg(runner.cfg))
+        if not self.history or self.history['iterations'][-1] != runner.iter:
+            self._look(runner, runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **batch) -> None:
+        """Look at the priors when it is time, and in the end."""
+        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+            self._look(runner, runner.iter + 1)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the history."""
+        checkpoint['spatial_prior_history'] = self.history
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on with the history of the training that is resumed."""
+        if runner._resume:
+            self.history = checkpoint.get('spatial_prior_history', {})
+
+    def _look(self, runner: Runner, iteration: int) -> None:
+        if not is_main_process():
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_spatial_prior(model)
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        measured = measure(inspect_image(model, self.pipeline, self.image))
+        for module, training in modes.items():
+            module.training = training
+        new = dict(measured, iterations=torch.tensor(iteration))
+        for name, value in new.items():
+            before = [self.history[name]] if self.history else []
+            new[name] = torch.cat([*before, value[None]])
+        self.history = new
+        picture = history_image(self.history, read_image(self.image))
+        runner.visualizer.add_scalars(scalars(measured), step=iteration)
+        runner.visualizer.add_image('spatial_prior', picture, step=iteration)

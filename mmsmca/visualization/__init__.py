@@ -1,0 +1,1 @@
+"""Pictures of where the queries look: see ``docs/visualization.md``."""

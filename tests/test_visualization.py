@@ -1,0 +1,371 @@
+"""Pictures of the co-attention show what the layers compute, and the hook changes no training."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from mmdet.structures import DetDataSample
+from mmengine.runner import Runner
+from test_training import options
+from utils import ROOT, build_detector, load_config
+
+from mmsmca.errors import ConfigError
+from mmsmca.hooks import SpatialPriorHook
+from mmsmca.shapes import make_shapes
+from mmsmca.visualization.figures import ImageFrame
+from mmsmca.visualization.inspection import Inspection, VisualizationError, record
+
+SINGLE = 'shapes/smca_r18_shapes.py'
+MULTI = 'shapes/smca-multi-scale_r18_shapes.py'
+DETR = 'head_to_head/detr_r18_head-to-head_shapes.py'
+CONV_ENCODER = dict(
+    _delete_=True,
+    type='SMCAConvEncoder',
+    num_layers=1,
+    num_levels=3,
+    layer_cfg=dict(
+        self_attn_cfg=dict(embed_dims=128),
+        ffn_cfg=dict(embed_dims=128, feedforward_channels=64, ffn_drop=0.0),
+    ),
+)
+MODELS = {
+    'single scale': (SINGLE, {}),
+    'head-shared': (SINGLE, dict(spatial_prior_cfg=dict(head_shared=True))),
+    'fixed': (SINGLE, dict(spatial_prior_cfg=dict(scale='fixed'))),
+    'isotropic': (SINGLE, dict(spatial_prior_cfg=dict(scale='isotropic'))),
+    'covariance': (SINGLE, dict(spatial_prior_cfg=dict(scale='covariance'))),
+    'learned': (MULTI, {}),
+    'uniform': (MULTI, dict(cross_attn_cfg=dict(scale_selection='uniform'))),
+    'joint': (MULTI, dict(cross_attn_cfg=dict(scale_selection='joint'))),
+    'conv': (MULTI, {}),
+}
+SIZE = (72, 104)  # height and width; padded to 96 x 128
+QUERIES = [3, 0, 17]
+
+
+def build(kind):
+    """Detector in float64 with weights that no symmetry hides behind."""
+    torch.manual_seed(0)
+    name, layer_cfg = MODELS.get(kind, (DETR, {}))
+    model_options = dict(data_preprocessor=dict(pad_size_divisor=32))
+    if layer_cfg:
+        model_options['decoder'] = dict(layer_cfg=layer_cfg)
+    if kind == 'conv':
+        model_options['encoder'] = CONV_ENCODER
+        model_options['decoder'] = dict(strides=[16, 16, 32])
+    model = build_detector(name, model_options).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def look(model):
+    """Inspect a random image of half its size in the network; its predictions as well."""
+    sample = DetDataSample(
+        metainfo=dict(img_shape=SIZE, ori_shape=(36, 52), scale_factor=(2.0, 2.0), img_id=0)
+    )
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (3, *SIZE), generator=generator, dtype=torch.uint8)
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
+    with torch.no_grad(), record(model) as calls:
+        samples = model.predict(data['inputs'].double(), data['data_samples'])
+    return Inspection(model, calls, samples[0]), samples[0].pred_instances
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def modulated(request):
+    model = build(request.param)
+    return request.param, model, look(model)[0]
+
+
+def weighted_values(maps, value):
+    """Sum of the values, (M, N, d), by the weights of the maps: (M, Q, d)."""
+    weights = [
+        maps.level_weights[..., level, None] * weights.flatten(-2)
+        for level, weights in enumerate(maps.weights)
+    ]
+    return torch.cat(weights, dim=-1) @ value
+
+
+@torch.no_grad()
+def test_maps_times_values_are_the_layers_output(modulated):
+    _, model, inspection = modulated
+    for number, layer in enumerate(model.decoder.layers):
+        maps = inspection.maps(QUERIES, number)
+        given, result = inspection.calls[layer.cross_attn]
+        attention = layer.cross_attn.attn
+        out = weighted_values(maps, attention.value(given['memory'])[0])
+        expected = (result - given['query'])[:, QUERIES]
+        torch.testing.assert_close(attention.output(out[None]), expected, rtol=1e-9, atol=1e-11)
+
+
+@torch.no_grad()
+def test_maps_of_detr_times_values_are_its_output():
+    model = build('detr')
+    inspection, _ = look(model)
+    for number, layer in enumerate(model.decoder.layers):
+        maps = inspection.maps(QUERIES, number)
+        attention = layer.cross_attn.attn
+        given, (result, _) = inspection.calls[attention]
+        channels = attention.embed_dim
+        weight, bias = attention.in_proj_weight[-channels:], attention.in_proj_bias[-channels:]
+        value = torch.nn.functional.linear(given['value'][:, 0], weight, bias)
+        value = value.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+        out = attention.out_proj(weighted_values(maps, value).transpose(0, 1).flatten(1))
+        torch.testing.assert_close(out, result[QUERIES, 0], rtol=1e-9, atol=1e-11)
+        assert maps.strides == (16.0,)
+        # Averaged over heads, as the model itself asks for, they would all be the same.
+        assert not torch.allclose(maps.weights[0][0], maps.weights[0][1])
+
+
+def test_gaussian_times_attention_without_it_is_attention_with_it(modulated):
+    kind, _, inspection = modulated
+    maps = inspection.maps(QUERIES)
+    products = [g * w for g, w in zip(maps.gaussians, maps.unmodulated, strict=True)]
+    sums = torch.stack([product.sum(dim=(-2, -1)) for product in products])
+    if kind == 'joint':
+        sums = sums.sum(0).expand_as(sums)
+    for product, total, weights in zip(products, sums, maps.weights, strict=True):
+        torch.testing.assert_close(product / total[..., None, None], weights)
+
+
+def test_gaussians_peak_where_centres_and_offsets_say(modulated):
+    kind, _, inspection = modulated
+    maps = inspection.maps(QUERIES)
+    for prior, gaussian, offsets, stride in zip(
+        maps.priors, maps.gaussians, maps.offsets, maps.strides, strict=True
+    ):
+        height, width = gaussian.shape[-2:]
+        place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(1)
+        distance = place - (maps.centers / stride + offsets)[..., None, :]
+        terms = prior.scales[..., None, :2] * distance
+        exponent = terms.square().sum(-1)
+        if kind == 'covariance':
+            exponent += (prior.scales[..., 2:] * distance.prod(-1)).square()
+        torch.testing.assert_close((-exponent / prior.beta).exp(), gaussian.flatten(-2))
+        if kind == 'head-shared':
+            assert offsets.abs().max() < 1e-12
+
+
+def test_level_shares_are_parts_of_the_whole(modulated):
+    kind, model, inspection = modulated
+    shares = inspection.maps(QUERIES).level_shares
+    torch.testing.assert_close(shares.sum(-1), torch.ones_like(shares[..., 0]))
+    if kind == 'uniform':
+        torch.testing.assert_close(shares, torch.full_like(shares, 1 / 3))
+    if kind == 'learned':
+        layer = model.decoder.layers[-1].cross_attn
+        features = inspection.calls[layer].arguments['features'][0, QUERIES]
+        alpha = layer.scale_selection(features).softmax(-1)
+        torch.testing.assert_close(shares, alpha.detach().expand_as(shares))
+
+
+def test_padding_gets_no_weight(modulated):
+    _, _, inspection = modulated
+    maps = inspection.maps(QUERIES)
+    padded = 0
+    for weights, stride in zip(maps.weights, maps.strides, strict=True):
+        height, width = (-(-side // stride) for side in SIZE)
+        assert not weights[..., height:, :].any() and not weights[..., width:].any()
+        padded += weights.shape[-2] > height
+    assert padded  # otherwise nothing was tested
+
+
+@pytest.mark.parametrize('kind', ['single scale', 'detr'])
+def test_boxes_and_scores_are_the_predictions(kind):
+    inspection, predictions = look(build(kind))
+    best = inspection.best_queries(5)
+    for query in best:
+        same = (predictions.bboxes - inspection.boxes[query]).abs().amax(dim=1) < 1e-9
+        of_class = predictions.labels == inspection.labels[query]
+        scores = predictions.scores[same & of_class]
+        assert torch.isclose(scores, inspection.scores[query]).any()
+    assert torch.isclose(inspection.scores[best[0]], predictions.scores.max())
+
+
+def test_query_nearest_is_the_one_of_that_box():
+    inspection, _ = look(build('single scale'))
+    query, overlap = inspection.query_nearest(inspection.boxes[7])
+    assert torch.equal(inspection.boxes[query], inspection.boxes[7])
+    assert overlap == pytest.approx(1)
+
+
+def frame_of(inspection, strides):
+    return ImageFrame(np.zeros((36, 52, 3), np.uint8), inspection, strides)
+
+
+def test_cells_are_drawn_around_their_places():
+    inspection, _ = look(build('single scale'))
+    frame = frame_of(inspection, (16, 32))
+    fine, coarse = torch.zeros(5, 7), torch.zeros(3, 4)
+    fine[1, 2], coarse[1, 0] = 1, 1
+    rasters = frame.rasters([fine, coarse])
+    # Half a fine cell a step: cell (2, 1) lies at pixel (32, 16), a square from 24 and 8 on.
+    assert rasters.shape == (2, 9, 13)
+    assert [list(i) for i in np.nonzero(rasters[0])] == [[1, 1, 2, 2], [3, 4, 3, 4]]
+    rows, columns = np.nonzero(rasters[1])
+    assert (set(rows), set(columns)) == ({2, 3, 4, 5}, {0, 1})
+    # A coarse cell's weight is spread over four fine ones.
+    assert frame.density([fine, coarse]).max() == 1
+    assert frame.density([0 * fine, coarse]).max() == 0.25
+
+
+def test_share_inside_goes_by_area():
+    inspection, _ = look(build('single scale'))
+    frame = frame_of(inspection, (16,))
+    weights = torch.zeros(5, 7)
+    weights[1, 2], weights[3, 5] = 0.75, 0.25
+    # In pixels of the image, two of the network's: the cell (2, 1) is from 12 to 20, 4 to 12.
+    assert frame.share_inside([weights], torch.tensor([12.0, 4, 20, 12])) == pytest.approx(0.75)
+    assert frame.share_inside([weights], torch.tensor([12.0, 4, 16, 12])) == pytest.approx(0.375)
+    assert frame.share_inside([weights], torch.tensor([0.0, 0, 52, 36])) == pytest.approx(1)
+    assert frame.share_inside([weights], torch.tensor([24.0, 0, 30, 12])) == 0
+
+
+@pytest.mark.parametrize('query', [-1, 25])
+def test_query_out_of_range_is_named(query):
+    inspection, _ = look(build('single scale'))
+    with pytest.raises(VisualizationError, match=f'query {query} does not exist.*0 to 24'):
+        inspection.maps([0, query])
+
+
+def test_layer_out_of_range_is_named():
+    inspection, _ = look(build('single scale'))
+    with pytest.raises(VisualizationError, match='layer 3 does not exist.*0 to 2'):
+        inspection.maps([0], layer=3)
+
+
+@pytest.fixture(scope='module')
+def workplace(tmp_path_factory):
+    """Generated data, and config and untrained checkpoint of an SMCA and a DETR."""
+    folder = tmp_path_factory.mktemp('visualization')
+    make_shapes(
+        folder / 'shapes', num_train=4, num_val=4, size=64, max_objects=2, variant='easy', seed=0
+    )
+    for name, config in (('smca', SINGLE), ('multi', MULTI), ('detr', DETR)):
+        cfg = load_config(config)
+        cfg.merge_from_dict(
+            {
+                'test_dataloader.dataset.data_root': f'{folder}/shapes/',
+                'test_evaluator.ann_file': f'{folder}/shapes/annotations/instances_val.json',
+            }
+        )
+        cfg.dump(folder / f'{name}.py')
+        torch.manual_seed(0)
+        meta = dict(dataset_meta=dict(classes=cfg.test_dataloader.dataset.metainfo.classes))
+        weights = build_detector(config).state_dict()
+        torch.save(dict(state_dict=weights, meta=meta), folder / f'{name}.pth')
+    return folder
+
+
+def run_tool(monkeypatch, name, *arguments):
+    """Run a tool in this process; its exit code."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+    return tool.main()
+
+
+@pytest.mark.parametrize('name', ['smca', 'multi'])
+def test_visualize_attention_writes_its_pictures(name, workplace, monkeypatch, tmp_path, capsys):
+    image = workplace / 'shapes/val/000001.png'
+    files = [workplace / f'{name}.py', workplace / f'{name}.pth', image]
+    assert run_tool(monkeypatch, 'visualize_attention', *files, '--out', tmp_path, '--best', 1) == 0
+    printed = capsys.readouterr().out.split()[-5:]
+    assert {Path(p).name.split('_')[0] for p in printed} == {
+        'detections.png', 'summary.png', 'summary.svg', 'query',
+    }  # fmt: skip
+    for path in printed:
+        if path.endswith('.png'):
+            assert imread(path)[..., :3].std() > 0.05  # something is drawn
+        else:
+            assert '</svg>' in Path(path).read_text()
+
+
+def test_compare_attention_writes_its_picture(workplace, monkeypatch, tmp_path):
+    arguments = ['--out', tmp_path / 'both', '--images', annotated_image(workplace)]
+    for name in ('detr', 'smca'):
+        arguments += ['--detector', name, workplace / f'{name}.py', workplace / f'{name}.pth']
+    assert run_tool(monkeypatch, 'compare_attention', *arguments) == 0
+    assert imread(tmp_path / 'both.png')[..., :3].std() > 0.05
+    assert '</svg>' in (tmp_path / 'both.svg').read_text()
+
+
+def annotated_image(workplace):
+    """File name of an image that has an object, whole and not a crowd."""
+    content = json.loads((workplace / 'shapes/annotations/instances_val.json').read_text())
+    ids = {entry['image_id'] for entry in content['annotations'] if not entry['iscrowd']}
+    return next(image['file_name'] for image in content['images'] if image['id'] in ids)
+
+
+@pytest.mark.parametrize(
+    ('config', 'checkpoint', 'image', 'more', 'message'),
+    [
+        ('smca.py', 'gone.pth', '000001.png', [], 'gone.pth does not exist'),
+        ('gone.py', 'smca.pth', '000001.png', [], 'gone.py does not exist'),
+        ('smca.py', 'detr.pth', '000001.png', [], 'detr.pth'),
+        ('smca.py', 'smca.pth', 'gone.png', [], 'gone.png does not exist'),
+        ('smca.py', 'smca.pth', '000001.png', ['--queries', 25], 'query 25 does not exist'),
+        ('smca.py', 'smca.pth', '000001.png', ['--layer', 3], 'layer 3 does not exist'),
+        ('detr.py', 'detr.pth', '000001.png', [], 'no spatial prior'),
+    ],
+)
+def test_visualize_attention_names_what_is_wrong(
+    config, checkpoint, image, more, message, workplace, monkeypatch, tmp_path, capsys
+):
+    files = [workplace / config, workplace / checkpoint, workplace / 'shapes/val' / image]
+    out = ['--out', tmp_path / 'out', *more]
+    assert run_tool(monkeypatch, 'visualize_attention', *files, *out) == 2
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last_line.startswith('visualize_attention.py: error: ') and message in last_line
+    assert not (tmp_path / 'out').exists()
+
+
+def train(workplace, work_dir, epochs, hook=None, resume=False):
+    """Train two iterations an epoch."""
+    cfg = load_config(SINGLE)
+    cfg.merge_from_dict(options(workplace / 'shapes', epochs))
+    cfg.merge_from_dict({'train_dataloader.batch_size': 2, 'train_cfg.val_interval': 99})
+    cfg.work_dir, cfg.resume, cfg.param_scheduler = str(work_dir), resume, []
+    cfg.experiment_name = f'{work_dir.name}_{epochs}'
+    cfg.custom_hooks = [hook] if hook else []
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def test_hook_shows_the_priors_and_changes_nothing(workplace, tmp_path):
+    image = str(workplace / 'shapes/val/000001.png')
+    hook = dict(type='SpatialPriorHook', image=image, interval=3)
+    with_hook = train(workplace, tmp_path / 'with', 2, hook)
+    without = train(workplace, tmp_path / 'without', 2)
+    for name, weight in without.model.state_dict().items():
+        assert torch.equal(weight, with_hook.model.state_dict()[name]), name
+
+    pictures = sorted(p.name for p in tmp_path.glob('with/*/vis_data/vis_image/*'))
+    assert pictures == [f'spatial_prior_{i}.png' for i in (0, 3, 4)]
+    (log,) = tmp_path.glob('with/*/vis_data/scalars.json')
+    first = next(line for line in log.read_text().splitlines() if 'spatial_prior' in line)
+    assert '"spatial_prior/layer_0/level_0/scale_x": 1.0' in first  # where scales start
+
+    resumed = train(workplace, tmp_path / 'with', 3, hook, resume=True)
+    (found,) = [h for h in resumed.hooks if isinstance(h, SpatialPriorHook)]
+    assert found.history['iterations'].tolist() == [0, 3, 4, 6]
+    assert found.history['centers'].shape == (4, 25, 2)
+    centers = found.history['centers']
+    assert not torch.equal(centers[1], centers[3])
+
+
+def test_hook_needs_a_spatial_prior(workplace):
+    model = build('detr')
+    hook = SpatialPriorHook(image=str(workplace / 'shapes/val/000001.png'))
+    runner = type('FakeRunner', (), dict(cfg=load_config(DETR), model=model, iter=0))()
+    with pytest.raises(ConfigError, match='no spatial prior'):
+        hook.before_train(runner)

@@ -1,0 +1,79 @@
+"""Draw where the queries of an SMCA detector look in an image.
+
+Example: python tools/visualize_attention.py CONFIG CHECKPOINT IMAGE --out DIRECTORY
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import mmcv
+
+from mmsmca.preflight import ConfigError, DataError
+from mmsmca.visualization.figures import (
+    detections_image,
+    query_figure,
+    save_figure,
+    summary_figure,
+)
+from mmsmca.visualization.inspection import (
+    VisualizationError,
+    check_spatial_prior,
+    inspect_image,
+    load_detector,
+    read_image,
+)
+
+
+def draw(args: argparse.Namespace) -> list[Path]:
+    """Draw what the command line asks for; the files."""
+    model, pipeline = load_detector(args.config, args.checkpoint, args.device)
+    check_spatial_prior(model)
+    inspection = inspect_image(model, pipeline, args.image)
+    queries = args.queries or inspection.best_queries(args.best)
+    maps = inspection.maps(queries, args.layer)
+    image, classes = read_image(args.image), model.dataset_meta['classes']
+    args.out.mkdir(parents=True, exist_ok=True)
+    detections = detections_image(image, inspection, maps, queries, model.dataset_meta)
+    files = [args.out / 'detections.png']
+    mmcv.imwrite(detections[..., ::-1], str(files[0]))
+    summary = summary_figure(image, inspection, queries, args.layer, classes)
+    files += save_figure(summary, args.out / 'summary')
+    for query in queries:
+        figure = query_figure(image, inspection, query, args.layer, classes)
+        files += save_figure(figure, args.out / f'query_{query}')
+    return files
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file of a detector with a spatial prior')
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument('image', help='image file')
+    parser.add_argument('--out', type=Path, required=True, help='directory for the pictures')
+    parser.add_argument(
+        '--queries', type=int, nargs='+', help='numbers of the queries; default: the best ones'
+    )
+    parser.add_argument(
+        '--best', type=int, default=3, help='how many, of the highest score; default: 3'
+    )
+    parser.add_argument(
+        '--layer', type=int, default=-1, help='decoder layer, from 0; default: the last'
+    )
+    parser.add_argument('--device', default='cpu', help='default: cpu')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Draw, and say which files there are."""
+    try:
+        files = draw(parse_args())
+    except (ConfigError, DataError, VisualizationError) as error:
+        print(f'visualize_attention.py: error: {error}', file=sys.stderr)
+        return 2
+    print(*files, sep='\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
