@@ -7,6 +7,7 @@ itself, by MMDetection's own path, beside the graph.
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
+import onnxscript  # noqa: F401 - PyTorch's exporter needs it, and asks late
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models import DetDataPreprocessor
@@ -191,9 +193,10 @@ def load_model(cfg: Config) -> tuple[nn.Module, dict]:
     try:
         checkpoint = load_checkpoint(model, cfg.load_from, map_location='cpu', strict=True)
     except RuntimeError as error:
-        reason = next(line for line in str(error).splitlines()[1:] if line.strip())
+        reason = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+        reason = textwrap.shorten(reason, 300, placeholder=' ...')
         raise ExportError(
-            f'checkpoint {cfg.load_from} does not fit the config: {reason.strip()} Name the config '
+            f'checkpoint {cfg.load_from} does not fit the config: {reason}. Name the config '
             'that it was trained with.'
         ) from error
     dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')

@@ -231,7 +231,7 @@ model = dict(encoder=dict(num_layers=1), decoder=dict(num_layers=1))
         ('deformable.py', [], 'deformable attention has no standard ONNX operator'),
         ('smca.py', ['model.decoder.num_layers=2'], 'decoder.layers.2'),
         ('smca.py', ['model.bbox_head.num_classes=80'], 'model.bbox_head.num_classes is 80'),
-        ('smca.py', ['load_from=x', 'test_dataloader.dataset.pipeline.1.keep_ratio=False'],
+        ('smca.py', ['test_dataloader.dataset.pipeline.1.keep_ratio=False'],
          'no Resize with keep_ratio=True'),
     ],
 )  # fmt: skip
