@@ -5,7 +5,7 @@ from .version import __version__
 
 check_openmmlab()
 
-from . import atomic_checkpoint, epoch_seed, flops, models, safe_globals  # noqa: E402, F401
+from . import atomic_checkpoint, compile_hook, epoch_seed, flops, fsdp, models, safe_globals  # noqa: E402, F401
 
 safe_globals.register()
 flops.register()

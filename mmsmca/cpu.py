@@ -1,8 +1,8 @@
 """What MMEngine does on accelerators only, on a CPU: several processes, and mixed precision.
 
-``--launcher pytorch`` calls ``torch.cuda.set_device`` and gives ``DistributedDataParallel`` a GPU to
-run on; ``--amp`` refuses to. Both serve on a CPU too: processes communicate through gloo, and mixed
-precision is bfloat16. Our tools do so where MMEngine finds no accelerator.
+``--launcher pytorch`` calls ``torch.cuda.set_device`` and gives ``DistributedDataParallel`` a GPU
+to run on; ``--amp`` refuses to run. Both serve on a CPU too: processes communicate through gloo,
+and mixed precision is bfloat16. Our tools do so where MMEngine finds no accelerator.
 """
 
 from argparse import Namespace

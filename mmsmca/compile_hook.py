@@ -1,0 +1,37 @@
+"""``torch.compile`` for the parts of a detector that are tensors in, tensors out."""
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+# Between them is Python over the images of a batch, which differs with every batch: masks from the
+# images' sizes, the matching, the detections.
+PARTS = ('extract_feat', 'forward_encoder', 'forward_decoder')
+
+
+@HOOKS.register_module()
+class CompileHook(Hook):
+    """Compile backbone and neck, encoder, and decoder of a DETR-like detector.
+
+    MMEngine's option ``compile`` compiles the whole training step, with what is different for every
+    batch, and nothing for inference. This hook does for both::
+
+        custom_hooks = [dict(type='CompileHook')]
+
+    Image sizes are dynamic: a part is compiled once for batches with padding, once for those
+    without, and again for batches of a single image.
+
+    Args:
+        options: Arguments of ``torch.compile``. ``dynamic`` defaults to True.
+    """
+
+    def __init__(self, **options) -> None:
+        self.options = {'dynamic': True, **options}
+
+    def before_run(self, runner: Runner) -> None:
+        """Compile the parts; that happens when each first runs."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for part in PARTS:
+            setattr(model, part, torch.compile(getattr(model, part), **self.options))

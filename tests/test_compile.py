@@ -1,0 +1,80 @@
+"""``torch.compile``: the results are the same, and image sizes do not compile anew."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.registry import HOOKS
+from test_models import sample
+from torch._dynamo.testing import CompileCounterWithBackend
+from utils import build_detector
+
+from mmsmca.compile_hook import PARTS
+
+# The paper's models with ResNet-18 and fewer layers.
+MODELS = {
+    'single scale': (
+        'smca/smca_r50_8xb2-50e_coco.py',
+        dict(neck=dict(in_channels=[512]), encoder=dict(num_layers=1)),
+    ),
+    'multi scale': (
+        'smca/smca-multi-scale_r50_8xb1-50e_coco.py',
+        dict(
+            neck=dict(in_channels=[256, 512]),
+            encoder=dict(num_layers=2, layer_kinds=['intra', 'multi']),
+        ),
+    ),
+}
+SIZES = [(96, 128), (128, 160), (160, 96), (64, 64), (192, 160)]
+
+
+def build(name):
+    config, options = MODELS[name]
+    options = dict(
+        options, backbone=dict(depth=18), num_queries=12, decoder=dict(num_layers=2),
+        test_cfg=dict(max_per_img=12),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return build_detector(config, options).eval()
+
+
+def batches():
+    """Batches of five sizes and changing numbers of objects, without padding and with it."""
+    generator = torch.Generator().manual_seed(0)
+    for i, (height, width) in enumerate(SIZES):
+        for padding in (0, 16):
+            images = torch.randn(2, 3, height, width, generator=generator)
+            sizes = [(height, width), (height - padding, width)]
+            yield images, [sample(s, (height, width), (i + j) % 3) for j, s in enumerate(sizes)]
+
+
+def train(model, images, samples):
+    model.zero_grad()
+    losses = model(images, samples, mode='loss')
+    sum(losses.values()).backward()
+    return [*losses.values(), model.query_embedding.weight.grad.clone()]
+
+
+@torch.no_grad()
+def predict(model, images, samples):
+    detections = [s.pred_instances for s in model(images, samples, mode='predict')]
+    return [x for d in detections for x in (d.scores, d.bboxes)]
+
+
+@pytest.mark.parametrize('step', [train, predict])
+@pytest.mark.parametrize('name', MODELS)
+def test_every_part_is_compiled_once_with_padding_and_once_without(name, step):
+    torch._dynamo.reset()
+    # In evaluation mode, without dropout; gradients flow.
+    model, compiled = build(name), build(name)
+    counter = CompileCounterWithBackend('eager')
+    hook = HOOKS.build(dict(type='CompileHook', backend=counter))
+    hook.before_run(SimpleNamespace(model=compiled))
+    for images, samples in batches():
+        for actual, expected in zip(
+            step(compiled, images, samples), step(model, images, samples), strict=True
+        ):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    # Backbone and neck do not see the padding.
+    assert len(PARTS) == 3
+    assert counter.frame_count == 1 + 2 + 2

@@ -1,0 +1,299 @@
+"""Two processes on a CPU train, evaluate and clip as one does with the same global batch.
+
+Started by torchrun, this file is one of two processes that write down losses and gradients.
+"""
+
+import pickle
+import subprocess
+import sys
+from inspect import signature
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine._strategy import DeepSpeedStrategy
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import Runner
+from test_models import sample
+from torch import distributed
+from utils import ROOT, build_detector, load_config
+
+from mmsmca.cpu import LauncherError, support
+from mmsmca.fsdp import FSDPOptimWrapper
+from mmsmca.shapes import make_shapes
+
+# ResNet-18 in place of ResNet-50; its batch norm is frozen, as in every config for COCO.
+C5 = dict(backbone=dict(depth=18), neck=dict(in_channels=[512]))
+C4_C5 = dict(backbone=dict(depth=18), neck=dict(in_channels=[256, 512]))
+C3_C4_C5 = dict(backbone=dict(depth=18), neck=dict(in_channels=[128, 256, 512]))
+MODELS = {
+    'single scale': ('smca/smca_r50_8xb2-50e_coco.py', C5, dict(num_layers=1)),
+    'multi scale': (
+        'smca/smca-multi-scale_r50_8xb1-50e_coco.py',
+        C4_C5,
+        dict(num_layers=2, layer_kinds=['intra', 'multi']),
+    ),
+    'conv': ('smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py', C3_C4_C5, dict(num_layers=1)),
+    'deformable': (
+        'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py',
+        C3_C4_C5,
+        dict(num_layers=1),
+    ),
+}
+# Numbers of boxes of the images of each process.
+BATCHES = {
+    'even': ([3, 1], [2, 4]),
+    'uneven': ([3, 1, 2], [4]),
+    'a process without boxes': ([3, 2], [0, 0]),
+}
+CASES = [(model, batch) for model in MODELS for batch in BATCHES]
+
+
+def build(name):
+    config, options, encoder = MODELS[name]
+    options = dict(options, num_queries=12, encoder=encoder, decoder=dict(num_layers=2))
+    for part in ('encoder', 'decoder'):
+        options[part]['layer_cfg'] = dict(
+            self_attn_cfg=dict(dropout=0.0), ffn_cfg=dict(ffn_drop=0.0)
+        )
+    options['decoder']['layer_cfg']['cross_attn_cfg'] = dict(dropout=0.0)
+    torch.manual_seed(0)
+    return build_detector(config, options).double().train()
+
+
+def batch_of(boxes_of_processes):
+    """Images of different sizes and their annotations, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    numbers = [number for numbers in boxes_of_processes for number in numbers]
+    images = torch.randn(len(numbers), 3, 96, 128, generator=generator, dtype=torch.float64)
+    samples = [
+        sample((96 - 8 * i, 128 - 16 * i), (96, 128), number, dtype=torch.float64)
+        for i, number in enumerate(numbers)
+    ]
+    return images, samples
+
+
+def loss_and_gradients(model, images, samples):
+    module = getattr(model, 'module', model)
+    module.zero_grad()
+    loss, _ = module.parse_losses(model(images, samples, mode='loss'))
+    loss.backward()
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
+    return loss.detach(), gradients
+
+
+def worker(out):
+    distributed.init_process_group('gloo')
+    rank = distributed.get_rank()
+    results = {}
+    for name in MODELS:
+        model = MMDistributedDataParallel(build(name), broadcast_buffers=False)
+        for batch, boxes in BATCHES.items():
+            images, samples = batch_of(boxes)
+            first = sum(len(numbers) for numbers in boxes[:rank])
+            own = slice(first, first + len(boxes[rank]))
+            loss, gradients = loss_and_gradients(model, images[own], samples[own])
+            distributed.all_reduce(loss)
+            gradients = {n: g.clone() for n, g in gradients.items()}
+            results[name, batch] = (loss / distributed.get_world_size(), gradients)
+    if rank == 0:
+        torch.save(results, out)
+    distributed.destroy_process_group()
+
+
+def checked(*command):
+    command = [str(part) for part in command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def torchrun(*command):
+    module = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
+    return checked(sys.executable, *module, *command)
+
+
+@pytest.fixture(scope='module')
+def of_two(tmp_path_factory):
+    out = tmp_path_factory.mktemp('two') / 'gradients.pth'
+    torchrun(__file__, out)
+    return torch.load(out)
+
+
+@pytest.mark.parametrize('case', CASES, ids=' - '.join)
+def test_loss_and_gradients_are_those_of_one_process(of_two, case):
+    name, batch = case
+    images, samples = batch_of(BATCHES[batch])
+    loss, gradients = loss_and_gradients(build(name), images, samples)
+    loss_of_two, gradients_of_two = of_two[case]
+    # MMDetection divides by the number of boxes and an epsilon; two processes, by half and it.
+    boxes, eps = sum(map(sum, BATCHES[batch])), torch.finfo(torch.float32).eps
+    ratio = (boxes + 2 * eps) / (boxes + eps)
+    torch.testing.assert_close(loss_of_two * ratio, loss, rtol=1e-12, atol=0)
+    assert gradients_of_two.keys() == gradients.keys()
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradients_of_two[key] * ratio, gradient, rtol=1e-9, atol=1e-12 * largest, msg=key
+        )
+
+
+@pytest.mark.parametrize(
+    'config', sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs/smca').rglob('*.py'))
+)
+def test_no_config_for_coco_has_statistics_to_synchronise(config):
+    cfg = Config.fromfile(ROOT / config)
+    assert cfg.get('sync_bn') is None
+    assert cfg.model.backbone.norm_cfg == dict(type='BN', requires_grad=False)
+    assert cfg.model.backbone.norm_eval is True
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    make_shapes(
+        folder / 'data', num_train=8, num_val=5, size=64, max_objects=2, variant='easy', seed=0
+    )
+    return folder
+
+
+def shapes_config(folder, batch_size, **changes):
+    """Two iterations on eight images; every step has the length to which gradients are clipped."""
+    cfg = load_config('shapes/smca_r18_shapes.py')
+    options = {
+        'model.backbone.norm_eval': True,
+        'model.backbone.norm_cfg.requires_grad': False,
+        'train_cfg.max_epochs': 1,
+        'train_dataloader.batch_size': batch_size,
+        'train_dataloader.dataset.pipeline.2.scale': (64, 64),
+        'train_dataloader.dataset.pipeline.3.prob': 0.0,
+        'default_hooks.logger.interval': 1,
+        # An untrained detector overlaps objects that much.
+        'test_evaluator.iou_thrs': [0.05],
+        'load_from': str(folder / 'start.pth'),
+        **changes,
+    }
+    for phase in ('train', 'val', 'test'):
+        options[f'{phase}_dataloader.dataset.data_root'] = f'{folder}/data/'
+        options[f'{phase}_dataloader.num_workers'] = 0
+        options[f'{phase}_dataloader.persistent_workers'] = False
+    for phase in ('val', 'test'):
+        options[f'{phase}_dataloader.batch_size'] = 2
+        options[f'{phase}_dataloader.dataset.pipeline.1.scale'] = (64, 64)
+        options[f'{phase}_evaluator.ann_file'] = f'{folder}/data/annotations/instances_val.json'
+    cfg.merge_from_dict(options)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    cfg.param_scheduler = []
+    return cfg
+
+
+def weights(path):
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def assert_same_step(start, one, other):
+    """The weights differ by less than 1e-4 of what training changed."""
+    assert one.keys() == other.keys()
+    step = torch.stack([(one[k] - start[k]).norm() for k in one if one[k].is_floating_point()])
+    diff = torch.stack([(one[k] - other[k]).norm() for k in one if one[k].is_floating_point()])
+    assert step.norm() > 0.1
+    assert diff.norm() < 1e-4 * step.norm()
+
+
+@pytest.fixture(scope='module')
+def of_one(folder):
+    """What one process gives, started from a checkpoint that all runs start from."""
+    torch.manual_seed(0)
+    model = build_detector('shapes/smca_r18_shapes.py')
+    model.init_weights()
+    start = model.state_dict()
+    torch.save(dict(state_dict=start), folder / 'start.pth')
+    cfg = shapes_config(folder, batch_size=4)
+    cfg.work_dir = str(folder / 'one')
+    cfg.test_evaluator = [
+        cfg.test_evaluator,
+        dict(type='DumpDetResults', out_file_path=str(folder / 'one.pkl')),
+    ]
+    cfg.experiment_name = 'one_process'
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return start, runner.model.state_dict(), runner.test()
+
+
+def write_config(folder, name, cfg):
+    path = folder / f'{name}.py'
+    cfg.dump(path)
+    return path
+
+
+def test_mim_trains_and_evaluates_on_two_processes(of_one, folder):
+    start, weights_of_one, metrics_of_one = of_one
+    config = write_config(folder, 'two', shapes_config(folder, batch_size=2))
+
+    def mim(command, *args):
+        options = ('--launcher', 'pytorch', '--gpus', 2, '--work-dir', folder / 'two')
+        return checked(sys.executable, '-m', 'mim', command, 'mmsmca', config, *options, *args)
+
+    mim('train')
+    assert_same_step(start, weights_of_one, weights(folder / 'two/epoch_1.pth'))
+
+    # Five images: one process has three, the other two and one again.
+    torch.save(dict(state_dict=weights_of_one), folder / 'one.pth')
+    log = mim('test', '--checkpoint', folder / 'one.pth', '--out', folder / 'two.pkl')
+    ap = metrics_of_one['coco/bbox_mAP']
+    assert ap > 0
+    assert f'coco/bbox_mAP: {ap:.4f}' in log
+    ours, theirs = (pickle.loads((folder / name).read_bytes()) for name in ('one.pkl', 'two.pkl'))
+    assert [image['img_id'] for image in ours] == [image['img_id'] for image in theirs]
+    assert len(ours) == 5
+    for one, two in zip(ours, theirs, strict=True):
+        for key in ('scores', 'bboxes'):
+            torch.testing.assert_close(
+                one['pred_instances'][key], two['pred_instances'][key], rtol=1e-3, atol=1e-3
+            )
+
+
+def test_fsdp_takes_the_steps_of_one_process(of_one, folder):
+    start, weights_of_one, _ = of_one
+    fsdp = load_config('smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py')
+    cfg = shapes_config(folder, batch_size=2)
+    cfg.runner_type, cfg.strategy = fsdp.runner_type, fsdp.strategy
+    cfg.optim_wrapper.type = fsdp.optim_wrapper.type
+    assert cfg.optim_wrapper.clip_grad == fsdp.optim_wrapper.clip_grad
+    # In the proportion of the models: encoder and decoder are wrapped.
+    cfg.strategy.model_wrapper.auto_wrap_policy.min_num_params = 300_000
+    config = write_config(folder, 'fsdp', cfg)
+    torchrun(
+        ROOT / 'tools/train.py', config, '--launcher', 'pytorch', '--work-dir', folder / 'fsdp'
+    )
+    assert_same_step(start, weights_of_one, weights(folder / 'fsdp/epoch_1.pth'))
+
+
+@pytest.mark.parametrize('clip_grad', [dict(max_norm=1.0, norm_type=1), dict(clip_value=1.0)])
+def test_fsdp_refuses_another_kind_of_clipping(clip_grad):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match='clip_grad=.*norm of type 2'):
+        FSDPOptimWrapper(optimizer=optimizer, clip_grad=clip_grad)
+
+
+def test_deepspeed_config_fits_the_strategy():
+    """DeepSpeed itself is not installed; its strategy takes what the config gives."""
+    cfg = load_config('smca/strategy/smca_r50_deepspeed_8xb2-50e_coco.py')
+    base = load_config('smca/smca_r50_8xb2-50e_coco.py')
+    assert cfg.runner_type == 'FlexibleRunner'
+    assert cfg.strategy.keys() - {'type'} <= signature(DeepSpeedStrategy).parameters.keys()
+    assert cfg.strategy.gradient_clipping == base.optim_wrapper.clip_grad.max_norm
+    assert cfg.optim_wrapper.optimizer == base.optim_wrapper.optimizer
+    assert cfg.optim_wrapper.paramwise_cfg == base.optim_wrapper.paramwise_cfg
+
+
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+def test_other_launchers_are_refused_on_a_cpu(launcher):
+    args = Config(dict(launcher=launcher, cfg_options=None))
+    with pytest.raises(LauncherError, match=f'{launcher} needs an accelerator.*torchrun'):
+        support(load_config('shapes/smca_r18_shapes.py'), args)
+
+
+if __name__ == '__main__':
+    worker(Path(sys.argv[1]))

@@ -1,0 +1,123 @@
+"""Mixed precision: what stays in float32, confident scores, and 300 steps with ``--amp``."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmdet.registry import OPTIM_WRAPPERS
+from mmengine.config import Config
+from test_models import sample
+from utils import ROOT, build_detector, load_config
+
+from mmsmca import cpu
+from mmsmca.shapes import make_shapes
+
+SMALL = dict(num_queries=12, encoder=dict(num_layers=1), decoder=dict(num_layers=2))
+CONFIGS = {
+    'single scale': ('shapes/smca_r18_shapes.py', {}),
+    'multi scale': (
+        'shapes/smca-multi-scale_r18_shapes.py',
+        dict(encoder=dict(layer_kinds=['multi'])),
+    ),
+}
+
+
+def build(name):
+    config, options = CONFIGS[name]
+    options = dict(SMALL, encoder={**SMALL['encoder'], **options.get('encoder', {})})
+    torch.manual_seed(0)
+    model = build_detector(config, options).train()
+    model.init_weights()
+    return model
+
+
+def losses(model, dtype=None):
+    """Losses of two images, one without objects, under autocast."""
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    samples = [sample((64, 96), (64, 96)), sample((48, 96), (64, 96), num_boxes=0)]
+    samples[0].gt_instances.labels %= 6
+    with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
+        return model(images, samples, mode='loss')
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_matching_and_losses_are_in_float32(name, dtype):
+    model = build(name)
+    inputs = []
+    model.bbox_head.register_forward_hook(lambda module, args, out: inputs.append((args, out)))
+    expected, mixed = losses(model), losses(model, dtype)
+    # Mixed precision is in effect before the head.
+    assert not torch.equal(inputs[0][0][0], inputs[1][0][0])
+    assert all(out.dtype == torch.float32 for out in inputs[1][1])
+    for key, loss in mixed.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[key], rtol=0.02, atol=0)
+    sum(mixed.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_confident_scores_survive_half_precision():
+    """A score that half precision rounds to 1 has no finite cost of being background there."""
+    model = build('single scale')
+    with torch.no_grad():
+        model.bbox_head.fc_cls.bias.fill_(10.0)
+    mixed = losses(model, torch.float16)
+    assert all(loss.isfinite() for loss in mixed.values())
+
+
+def mixed_precision_wrapper(**options):
+    """What ``--amp`` gives where there is no accelerator."""
+    cpu.support(
+        load_config('shapes/smca_r18_shapes.py'), Config(dict(launcher='none', cfg_options=None))
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cfg = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=optimizer)
+    return OPTIM_WRAPPERS.build(dict(cfg, **options))
+
+
+def test_mixed_precision_on_a_cpu_is_bfloat16():
+    wrapper, linear = mixed_precision_wrapper(), torch.nn.Linear(2, 2)
+    with wrapper.optim_context(linear):
+        assert linear(torch.ones(2)).dtype == torch.bfloat16
+    assert linear(torch.ones(2)).dtype == torch.float32
+    with pytest.raises(ValueError, match="optim_wrapper.dtype='float16' needs an accelerator"):
+        mixed_precision_wrapper(dtype='float16')
+
+
+def test_300_steps_with_amp_stay_finite(tmp_path):
+    data = tmp_path / 'data'
+    make_shapes(data, num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0)
+    cfg = load_config('shapes/smca_r18_shapes.py')
+    options = {
+        'train_cfg.max_epochs': 30,
+        'train_cfg.val_interval': 30,
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.dataset.pipeline.2.scale': (64, 64),
+        'default_hooks.logger.interval': 1,
+    }
+    for phase in ('train', 'val', 'test'):
+        options[f'{phase}_dataloader.dataset.data_root'] = f'{data}/'
+        options[f'{phase}_dataloader.num_workers'] = 0
+        options[f'{phase}_dataloader.persistent_workers'] = False
+    for phase in ('val', 'test'):
+        options[f'{phase}_evaluator.ann_file'] = f'{data}/annotations/instances_val.json'
+    cfg.merge_from_dict(options)
+    cfg.dump(tmp_path / 'config.py')
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', 'config.py', '--amp', '--work-dir', 'run'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (scalars,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    steps = [json.loads(line) for line in scalars.read_text().splitlines()]
+    steps = [step for step in steps if 'loss' in step]
+    assert len(steps) == 300
+    assert all(math.isfinite(value) for step in steps for value in step.values())
+    assert sum(s['loss'] for s in steps[-50:]) < 0.8 * sum(s['loss'] for s in steps[:50])
