@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import runpy
 import sys
 import time
@@ -146,6 +147,15 @@ def test_equal_training_time_by_hand(study_dir):
     assert math.isclose(points['slow'].metrics['AP'].mean, 0.2)
     assert at_time(study['slow'], 39, 'iterations').iteration == 100
     assert at_time(study['slow'], 19, 'iterations') is None
+
+
+def test_memory_without_a_gpu_is_what_the_sweep_recorded(study_dir):
+    for scalars in study_dir.glob('fast/*-1/*/vis_data/scalars.json'):
+        scalars.write_text(scalars.read_text().replace('"memory"', '"no_memory"'))
+    (study_dir / 'fast/seed1-1/result.json').write_text('{"peak_memory_mib": 700}')
+    study = read_study(study_dir)
+    assert [run.log.peak_memory_mib for run in study['fast'].runs] == [None, 700]
+    assert [run.log.peak_memory_mib for run in study['slow'].runs] == [2048, 2048]
 
 
 def test_curve_has_the_range_over_the_seeds(study_dir):
@@ -294,7 +304,8 @@ def test_folders_that_cannot_be_reported_on(tmp_path, content, message):
         ('mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py', 0.462, 50),
         ('smca/smca_r50_8xb2-50e_coco.py', 0.41, 50),
         ('smca/ablation/smca_r50_head-shared_8xb2-50e_coco.py', 0.402, 50),
-        ('DETR with focal loss', 0.348, 50),
+        ('smca/detr_r50_focal-loss_8xb2-50e_coco.py', 0.348, 50),
+        ('DETR-DC5', 0.433, 500),
     ],
 )
 def test_published_numbers(reference, ap, epochs):
@@ -308,10 +319,20 @@ def test_published_numbers_by_size():
     assert metrics == pytest.approx(dict(AP=0.456, AP_S=0.259, AP_L=0.626))
 
 
-@pytest.mark.parametrize(
-    'reference', ['smca/no.py', 'mmdet::detr/no.py', 'smca/smca_r101_8xb2-50e_coco.py']
-)
-def test_numbers_that_are_not_published(reference):
+def test_studies_refer_to_what_is_published():
+    text = ''.join(path.read_text() for path in (ROOT / 'configs/studies').glob('*.py'))
+    references = set(re.findall(r"published='(.+?)'", text))
+    assert len(references) > 10
+    for reference in references:
+        find_published(reference)
+
+
+def test_nothing_is_published_of_some_configs():
+    assert find_published('smca/smca_r101_8xb2-50e_coco.py') is None
+
+
+@pytest.mark.parametrize('reference', ['smca/no.py', 'mmdet::detr/no.py', 'mmdet::no/no.py'])
+def test_published_numbers_of_no_config(reference):
     with pytest.raises(PublishedError, match=reference):
         find_published(reference)
 

@@ -46,7 +46,8 @@ class Log:
         evaluations: In the order of training.
         iterations: Last iteration that was logged.
         iteration_seconds: Median of the logged times per iteration, in seconds.
-        peak_memory_mib: Most memory of a GPU, in MiB; None without a GPU.
+        peak_memory_mib: Most memory of a GPU, in MiB; without a GPU that of the training process,
+            if a sweep recorded it.
         problems: What could not be read, by file name.
     """
 

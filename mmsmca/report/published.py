@@ -34,16 +34,19 @@ class Published:
     source: str
 
 
-def find_published(reference: str) -> Published:
+def find_published(reference: str) -> Published | None:
     """What was published of a config.
 
     Args:
-        reference: MMDetection's config as ``mmdet::detr/detr_r50_8xb2-150e_coco.py``; or the path
-            below ``configs`` of one of ours, ``smca/smca_r50_8xb2-50e_coco.py``; or a name of
+        reference: MMDetection's config as ``mmdet::detr/detr_r50_8xb2-150e_coco.py``; or the name
+            of one of ours, ``smca/smca_r50_8xb2-50e_coco.py``, folders as you like; or a name of
             ``configs/smca/published.yml``.
 
+    Returns:
+        None if the metafile lists the config without a box AP: nothing was published of it.
+
     Raises:
-        PublishedError: If there is no such config, or no box AP of it.
+        PublishedError: If there is no such config.
     """
     if reference.startswith(MMDET):
         config = reference.removeprefix(MMDET)
@@ -53,10 +56,8 @@ def find_published(reference: str) -> Published:
         config = reference
         rows = [*_read(_configs() / 'smca/metafile.yml'), *_others()]
     for row in rows:
-        if f'configs/{config}' == row.get('Config') or config == row['Name']:
-            if 'Results' not in row:
-                raise PublishedError(f"published '{reference}': its metafile has no box AP")
-            return _parse(row)
+        if f'configs/{config}' == row.get('Config') or row['Name'] in (config, Path(config).stem):
+            return _parse(row) if 'Results' in row else None
     raise PublishedError(
         f"published '{reference}' is neither a config of a metafile nor a name in "
         "configs/smca/published.yml: correct it in the study's file"

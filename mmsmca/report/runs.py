@@ -220,6 +220,8 @@ class _Reader:
         log = read_log(folder, train_cfg, interval)
         self.problems += [f'{name}/{problem}' for problem in log.problems]
         result = self.json(folder / 'result.json')
+        if result and log.peak_memory_mib is None:
+            log.peak_memory_mib = result.get('peak_memory_mib')
         failed = self.json(folder / 'failed.json')
         info = self.json(folder / 'run.json') or {}
         if seed is None and (dump := _config_dump(folder)):
