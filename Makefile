@@ -2,7 +2,7 @@
 # make test         install if needed, run the tests
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
 # make install      virtual environment with everything in it
-# make lint         ruff
+# make lint         ruff, mypy
 #
 # STACK=onedl (default) or openmmlab chooses the OpenMMLab distributions, each in its own virtual
 # environment. PYTHON chooses the interpreter, TORCH what pip installs as PyTorch: for another build
@@ -52,11 +52,12 @@ $(STAMP):
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 quickstart: install
 	$(BIN)/python tools/quickstart.py

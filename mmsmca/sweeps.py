@@ -227,7 +227,7 @@ class Sweep:
         (run_dir / 'failed.json').unlink(missing_ok=True)
         config = self.work_dir / 'jobs' / f'{run.experiment.name}-seed{run.seed}-{run.id}.py'
         config.parent.mkdir(exist_ok=True)
-        run.cfg.dump(config)
+        _with_atomic_checkpoints(run.cfg).dump(config)
         write_json(run_dir / 'run.json', describe(self.study.name, run))
         job = self._executor(run).submit(train_run, run_dir, self._command(config, run_dir))
         write_json(job_file, {'id': job.job_id})
@@ -287,6 +287,15 @@ class Sweep:
         for job in self.active.values():
             if job is not None:
                 job.cancel()
+
+
+def _with_atomic_checkpoints(cfg: Config) -> Config:
+    """The config with MMEngine's checkpoint hook replaced by one that a kill cannot hurt."""
+    cfg = Config(cfg.to_dict())
+    hook = cfg.get('default_hooks', {}).get('checkpoint', {})
+    if hook.get('type') == 'CheckpointHook':
+        hook.type = 'AtomicCheckpointHook'
+    return cfg
 
 
 def train_run(run_dir: Path, command: Sequence[str]) -> None:

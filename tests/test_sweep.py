@@ -404,6 +404,8 @@ def test_killed_sweep_of_real_runs(tmp_path):
         trained.append(len(list(run_dir.glob('*/vis_data/scalars.json'))))
     assert sorted(trained) == [1, 2]
     resumed = runs[trained.index(2)]
+    (config,) = resumed.glob('*.py')
+    assert "type='AtomicCheckpointHook'" in config.read_text()
     assert 'resumed from' in (resumed / 'train.log').read_text().lower()
 
     logs = {path: path.stat().st_mtime_ns for path in work_dir.rglob('scalars.json')}
