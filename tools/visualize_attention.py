@@ -39,9 +39,9 @@ def draw(args: argparse.Namespace) -> list[Path]:
     mmcv.imwrite(detections[..., ::-1], str(files[0]))
     summary = summary_figure(image, inspection, queries, args.layer, classes)
     files += save_figure(summary, args.out / 'summary')
-    for query in queries:
+    for row, query in enumerate(queries, start=1):
         figure = query_figure(image, inspection, query, args.layer, classes)
-        files += save_figure(figure, args.out / f'query_{query}')
+        files += save_figure(figure, args.out / f'row_{row}')
     return files
 
 
