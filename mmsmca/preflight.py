@@ -5,103 +5,59 @@ a trace minutes later (a wrong path, categories of another data set, a checkpoin
 ends it at once with one line that names the key or the file and the remedy.
 
 Images are not opened before the run: that takes many minutes for COCO's 118,000. One that cannot be
-decoded (any truncated JPEG or PNG, with OpenCV 4.12) ends the run when its turn comes, by its name.
-A JPEG damaged in the middle decodes to wrong pixels, which nothing here notices.
+decoded (any truncated JPEG or PNG, with OpenCV 4.12) ends the run when its turn comes, by its name:
+see :mod:`.load_image`. A JPEG damaged in the middle decodes to wrong pixels, which nothing notices.
 """
 
+import copy
+import difflib
 import importlib.util
-import json
+import inspect
 import os
-import re
 import sys
-import zipfile
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 
 import mmdet
-import torch
-from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import DATASETS, METRICS, TRANSFORMS
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
 from mmengine.registry import Registry
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmsmca import cpu, safe_globals
+from . import cpu, load_image  # noqa: F401  (load_image registers a transform)
+from .checkpoint_check import check_checkpoint, check_pretrained, is_local, read_checkpoint
+from .coco_file import CocoFile, duplicates, read_coco
+from .errors import ConfigError, DataError, few, first_difference, one_line
 
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
-
-IMAGE_KEYS = {'id', 'file_name', 'height', 'width'}
-CATEGORY_KEYS = {'id', 'name'}
-ANNOTATION_KEYS = {'id', 'image_id', 'category_id', 'bbox', 'area'}
-
-
-class ConfigError(ValueError):
-    """A config, or a checkpoint it names, that cannot work. The message names key and remedy."""
-
-
-class DataError(ValueError):
-    """Annotations or images that cannot be used. The message names file and remedy."""
-
-
-class ImageError(DataError):
-    """An image that cannot be read while a run is under way."""
-
-    def __str__(self) -> str:
-        # A data-loading worker hands an error over with its whole trace as the message; the last
-        # line is ours. In the main process there is no other line.
-        last_line = super().__str__().strip().splitlines()[-1]
-        return last_line.removeprefix(f'{__name__}.{type(self).__name__}: ')
-
-
-@TRANSFORMS.register_module(name='LoadImageFromFile')
-class LoadImage(LoadImageFromFile):
-    """MMCV's ``LoadImageFromFile``, naming the file whatever goes wrong.
-
-    MMCV itself names it only in some cases: an empty file ends in OpenCV's assertion, and MMCV 2.1
-    fails on every image it cannot decode with "'NoneType' object has no attribute 'shape'".
-    MMDetection's registry is searched before MMCV's, so that configs keep their pipelines; the
-    name is taken only where this module is imported, that is in our tools.
-    """
-
-    def transform(self, results: dict) -> dict | None:
-        """Load the image.
-
-        Args:
-            results: A sample with ``img_path``.
-
-        Returns:
-            The sample with ``img``, ``img_shape`` and ``ori_shape``.
-
-        Raises:
-            ImageError: If the image cannot be read or decoded.
-        """
-        try:
-            return super().transform(results)
-        except Exception as error:
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise ImageError(
-                f'image {results["img_path"]} cannot be loaded ({reason}). Restore the file, or '
-                'take the image out of the annotation file.'
-            ) from error
-
-
-@dataclass(frozen=True)
-class CocoFile:
-    """What the checks need of an annotation file; the rest, up to gigabytes, is let go."""
-
-    categories: tuple[str, ...]
-    image_ids: frozenset[int]
-    file_names: tuple[str, ...]
-    has_annotations: bool
-    has_iscrowd: bool
+# What a phase cannot do without.
+SECTIONS = {
+    'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+    'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
+}
+# Top-level keys that MMEngine and MMDetection read, besides the runner's arguments.
+OTHER_KEYS = {
+    'activation_checkpointing',
+    'auto_scale_lr',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
 
 
 def check_config(cfg: Config, phases: Sequence[str]) -> None:
@@ -119,6 +75,7 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
         ConfigError: If keys of the config, or config and checkpoint, do not fit together.
         DataError: If annotations or images are missing or cannot be used.
     """
+    _check_sections(cfg, phases)
     datasets = [
         (key, dataset)
         for phase in phases
@@ -139,7 +96,10 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
         _check_paths(key, dataset)
     for key, evaluator, _ in evaluators:
         _check_ann_file(key, evaluator.ann_file)
-    _check_checkpoint(cfg, datasets, fine_tuning='train' in phases and not cfg.get('resume'))
+    if 'train' in phases:
+        check_pretrained(cfg.model, 'model')
+    model = _build_model(cfg)
+    check_checkpoint(cfg, model, datasets, fine_tuning='train' in phases and not cfg.get('resume'))
 
     files: dict[str, CocoFile] = {}
     for key, dataset in datasets:
@@ -148,7 +108,7 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
         if not dataset.test_mode and not file.has_annotations:
             raise DataError(
                 f'{key}.ann_file: {dataset.ann_file} has no annotations to train on. '
-                "Name an annotation file that has a list 'annotations'."
+                "Name an annotation file that has a list 'annotations', with boxes in the images."
             )
         # Of a subset, the images of the rest need not be there.
         if dataset._indices is None:
@@ -169,7 +129,7 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
             if unknown:
                 raise DataError(
                     f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
-                    f'images of {dataset_key} (ids {_few(sorted(unknown))}). Set {key}.ann_file to '
+                    f'images of {dataset_key} (ids {few(sorted(unknown))}). Set {key}.ann_file to '
                     f"the data set's, {dataset.ann_file}."
                 )
 
@@ -185,16 +145,22 @@ def effective_config(args: Namespace) -> Config:
         starts from (:func:`latest_checkpoint` for ``--resume`` without a path) or None.
 
     Raises:
-        ConfigError: If there is no config file of that name.
+        ConfigError: If there is no config file of that name, or it or an option is wrong.
     """
     if not os.path.isfile(args.config):
         raise ConfigError(
             f'config {args.config} does not exist. Give the path of a config file, or start with '
             '`mim`, which finds the configs of mmsmca by their file name.'
         )
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:  # a config is Python code
+        raise ConfigError(
+            f'config {args.config} cannot be read ({one_line(error)}). Correct the file, or the '
+            'one that it inherits.'
+        ) from error
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        _merge_options(cfg, args.cfg_options)
     if 'checkpoint' in args:
         cfg.load_from, cfg.resume = args.checkpoint, False
     elif args.resume is not None:
@@ -220,13 +186,13 @@ def latest_checkpoint(work_dir: str) -> str | None:
         one the path in ``last_checkpoint``; without that None.
     """
     named = find_latest_checkpoint(work_dir) or None
-    if named and not _is_local(named, None):
+    if named and not is_local(named):
         return named
     written = [path for kind in ('epoch', 'iter') for path in Path(work_dir).glob(f'{kind}_*.pth')]
     newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
     for path in filter(None, (named, *map(str, newest_first))):
         try:
-            _read_checkpoint(path)
+            read_checkpoint(path)
         except ConfigError as error:
             print(f'Not resumed from: {error}', file=sys.stderr)
         else:
@@ -274,6 +240,7 @@ def run_tool(name: str) -> int:
     try:
         script = mmdet_script(name)
         args = script.parse_args()
+        _check_arguments(args)
         cfg = effective_config(args)
         if _first_on_machine(args.launcher):
             check_config(cfg, PHASES[name])
@@ -296,8 +263,78 @@ def _first_on_machine(launcher: str) -> bool:
     return int(os.environ.get(ranks.get(launcher, 'LOCAL_RANK'), 0)) == 0
 
 
-def _is_local(path: str, backend_args: dict | None) -> bool:
-    return not backend_args and '://' not in path
+def _check_arguments(args: Namespace) -> None:
+    if args.work_dir is not None and os.path.isfile(args.work_dir):
+        raise ConfigError(
+            f'--work-dir {args.work_dir} is a file. Name a folder; it is created if need be.'
+        )
+    out = vars(args).get('out')
+    if out is not None and not out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(
+            f'--out {out} has to end in .pkl or .pickle, the format it is written in.'
+        )
+
+
+def _merge_options(cfg: Config, options: dict) -> None:
+    """Merge ``--cfg-options``; one that nobody would read is most often misspelt."""
+    known = sorted({*cfg, *inspect.signature(Runner).parameters, *OTHER_KEYS})
+    for option in options:
+        name = option.split('.')[0]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f'--cfg-options {option}: the config has no {name}'
+                + (f'; did you mean {close[0]}?' if close else '. Correct the name.')
+            )
+        try:
+            cfg.merge_from_dict({option: options[option]})
+        except Exception as error:
+            raise ConfigError(
+                f'--cfg-options {option}={options[option]!r} cannot be merged ({one_line(error)}). '
+                'Correct the key; `mim run mmdet print_config CONFIG` shows those there are.'
+            ) from error
+
+
+def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
+    if 'model' not in cfg:
+        raise ConfigError(
+            "the config has no key 'model'. Name a complete config; those in _base_ folders are "
+            'parts of others.'
+        )
+    for phase in phases:
+        lacking = [name for name in SECTIONS[phase] if cfg.get(name) is None]
+        # A run without validation is fine, one that validates by halves is not.
+        if lacking and (phase != 'val' or len(lacking) < len(SECTIONS[phase])):
+            raise ConfigError(
+                f'the config has no {" and no ".join(lacking)}, without which it cannot {phase}. '
+                'Set it, or inherit (_base_) a config that does.'
+            )
+        if not lacking:
+            _check_loader(f'{phase}_dataloader', cfg[f'{phase}_dataloader'])
+
+
+def _check_loader(key: str, loader: ConfigDict) -> None:
+    # Without a size, the loader has a batch sampler that knows it.
+    for name, least in (('batch_size', 1), ('num_workers', 0)):
+        value = loader.get(name, least)
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f'{key}.{name} is {value!r}. Set it to an integer, at least {least}.')
+    if loader.get('persistent_workers') and not loader.get('num_workers'):
+        raise ConfigError(
+            f'{key}.persistent_workers is True, but {key}.num_workers is 0. '
+            f'Set {key}.persistent_workers=False too.'
+        )
+
+
+def _build_model(cfg: Config) -> BaseModel:
+    """Build the model, which is when most of its wrong values show."""
+    try:
+        # Some models write into their config.
+        return MODELS.build(copy.deepcopy(cfg.model))
+    except Exception as error:
+        raise ConfigError(
+            f"model: {one_line(error)}. Correct the config's model, or --cfg-options model.*."
+        ) from error
 
 
 def _class_of(node: ConfigDict, registry: Registry) -> type:
@@ -323,7 +360,7 @@ def _coco_datasets(node: ConfigDict, key: str) -> Iterator[tuple[str, CocoDatase
             # Built without reading the annotations, it joins its paths and merges its metainfo.
             dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
             paths = (dataset.ann_file, *dataset.data_prefix.values())
-            if all(_is_local(path, dataset.backend_args) for path in paths):
+            if all(is_local(path, dataset.backend_args) for path in paths):
                 yield key, dataset
 
 
@@ -333,7 +370,7 @@ def _evaluators(node: ConfigDict | list | None, key: str) -> Iterator[tuple[str,
         for i, evaluator in enumerate(node):
             yield from _evaluators(evaluator, f'{key}.{i}')
     elif node is not None and issubclass(_class_of(node, METRICS), CocoMetric):
-        if node.get('ann_file') and _is_local(node.ann_file, node.get('backend_args')):
+        if node.get('ann_file') and is_local(node.ann_file, node.get('backend_args')):
             yield key, node
 
 
@@ -343,11 +380,16 @@ def _check_classes(key: str, classes: Sequence[str] | None, model: ConfigDict) -
             f'{key}.metainfo.classes is {classes!r}, and must be the sequence of the category '
             "names: metainfo=dict(classes=('first', 'second')); a single one is ('first',)."
         )
+    if duplicates(classes):
+        raise ConfigError(
+            f'{key}.metainfo.classes lists {few(duplicates(classes))} more than once. '
+            'List every category once.'
+        )
     num_classes = model.get('bbox_head', {}).get('num_classes')
     if num_classes is not None and num_classes != len(classes):
         raise ConfigError(
             f'model.bbox_head.num_classes is {num_classes}, but {key} has {len(classes)} classes '
-            f'({_few(classes)}). Set model.bbox_head.num_classes={len(classes)}, or list the '
+            f'({few(classes)}). Set model.bbox_head.num_classes={len(classes)}, or list the '
             f'{num_classes} categories in {key}.metainfo.classes.'
         )
 
@@ -382,58 +424,8 @@ def _check_paths(key: str, dataset: CocoDataset) -> None:
 def _read_once(files: dict[str, CocoFile], path: str, key: str) -> CocoFile:
     real_path = os.path.realpath(path)
     if real_path not in files:
-        files[real_path] = _read_coco(path, key)
+        files[real_path] = read_coco(path, key)
     return files[real_path]
-
-
-def _read_coco(path: str, key: str) -> CocoFile:
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'{key}.ann_file: {path} cannot be read as JSON ({error}). '
-            'Restore the file; it may have been copied in part.'
-        ) from error
-
-    def entries(name: str, keys: set[str]) -> list[dict]:
-        found = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(found, list):
-            raise DataError(
-                f"{key}.ann_file: {path} is not a COCO annotation file: it has no list '{name}'. "
-                "Name an instances file in COCO's format, or convert yours to it."
-            )
-        for i, entry in enumerate(found):
-            if not (isinstance(entry, dict) and keys <= entry.keys()):
-                lacking = sorted(keys.difference(entry if isinstance(entry, dict) else ()))
-                raise DataError(
-                    f'{key}.ann_file: {path} is not a COCO annotation file: {name}[{i}] has no '
-                    f"'{lacking[0]}'. Add it to every entry of '{name}'."
-                )
-        return found
-
-    images = entries('images', IMAGE_KEYS)
-    categories = entries('categories', CATEGORY_KEYS)
-    # The files of COCO's test images have none.
-    has_annotations = 'annotations' in content
-    annotations = entries('annotations', ANNOTATION_KEYS) if has_annotations else []
-    if not images:
-        raise DataError(
-            f'{key}.ann_file: {path} lists no images. Name an annotation file that does.'
-        )
-    unknown = {entry['category_id'] for entry in annotations} - {c['id'] for c in categories}
-    if unknown:
-        raise DataError(
-            f'{key}.ann_file: {path} uses the category ids {_few(sorted(unknown))}, which its list '
-            "'categories' does not have. Add them there."
-        )
-    return CocoFile(
-        categories=tuple(category['name'] for category in categories),
-        image_ids=frozenset(image['id'] for image in images),
-        file_names=tuple(image['file_name'] for image in images),
-        has_annotations=bool(annotations),
-        has_iscrowd=all('iscrowd' in entry for entry in annotations),
-    )
 
 
 def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: str) -> None:
@@ -443,18 +435,24 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
         return
     # `metainfo` belongs to the data set; its evaluator takes the classes from there.
     dataset = key if '_dataloader' in key else f'{key.split("_")[0]}_dataloader.dataset'
+    repeated = duplicates(in_file)
+    if repeated:
+        raise DataError(
+            f'{key}.ann_file: {path} has several categories of the name {few(repeated)}. '
+            'Merge them, or give them different names.'
+        )
     lacking = [name for name in classes if name not in in_file]
     if lacking:
         raise DataError(
             f'{key}.ann_file: {path} does not have {len(lacking)} of the {len(classes)} classes of '
-            f'{dataset}: {_few(lacking)}. It has {len(file.categories)} categories: '
-            f'{_few(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
+            f'{dataset}: {few(lacking)}. It has {len(file.categories)} categories: '
+            f'{few(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
             'model.bbox_head.num_classes to their number.'
         )
     # MMDetection numbers the classes as the file lists them, and names them as `classes` does.
     raise DataError(
         f'{key}.ann_file: {path} lists the categories in another order than '
-        f'{dataset}.metainfo.classes: {_first_difference(in_file, classes)}, so labels would get '
+        f'{dataset}.metainfo.classes: {first_difference(in_file, classes)}, so labels would get '
         'wrong names. List them in the order of the file, the same for every data set.'
     )
 
@@ -472,107 +470,6 @@ def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
     if missing:
         raise DataError(
             f'{key}: {len(missing)} of the {len(file.file_names)} images that {dataset.ann_file} '
-            f'lists do not exist: {_few(missing)}. Restore them, point {key}.data_prefix.img to '
+            f'lists do not exist: {few(missing)}. Restore them, point {key}.data_prefix.img to '
             'their folder, or take them out of the annotation file.'
         )
-
-
-def _check_checkpoint(
-    cfg: Config, datasets: Sequence[tuple[str, CocoDataset]], fine_tuning: bool
-) -> None:
-    path = cfg.get('load_from')
-    if not path or not _is_local(path, None):
-        return
-    checkpoint = _read_checkpoint(os.path.expanduser(path))
-    state = checkpoint.get('state_dict', checkpoint)
-    names = [str(name).removeprefix('module.') for name in state]
-    # A model without a backbone of its own wraps another, whose weights have other names.
-    if 'backbone' in cfg.model and not any(name.split('.')[0] in cfg.model for name in names):
-        raise ConfigError(
-            f'checkpoint {path} holds no weights of {cfg.model.type} (top level: '
-            f'{_few(list(checkpoint))}). Name a checkpoint of this model; one of the reference '
-            'implementation is converted with tools/convert_checkpoint.py.'
-        )
-    if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
-        raise ConfigError(
-            f'checkpoint {path} holds weights only, so training cannot resume from it. Start from '
-            f'its weights instead: leave out --resume and set load_from={path} (--cfg-options).'
-        )
-    # MMEngine leaves weights out that do not fit, with no more than a warning.
-    remedy = 'Use a checkpoint of a model trained on these categories, or set the config to its.'
-    if fine_tuning:
-        remedy += (
-            " To fine-tune on other categories, start from a copy of it without 'meta' and "
-            "without 'bbox_head.fc_cls.*' in 'state_dict'."
-        )
-    head = cfg.model.get('bbox_head', {})
-    weight = state.get('bbox_head.fc_cls.weight', state.get('module.bbox_head.fc_cls.weight'))
-    if weight is not None and 'num_classes' in head:
-        loss = head.get('loss_cls', {})
-        # A softmax scores "no object" too.
-        background = not loss.get('use_sigmoid', 'FocalLoss' in str(loss.get('type')))
-        if len(weight) != head.num_classes + background:
-            raise ConfigError(
-                f'checkpoint {path} scores {len(weight) - background} classes, but '
-                f'model.bbox_head.num_classes is {head.num_classes}. {remedy}'
-            )
-    trained_on = _checkpoint_classes(checkpoint)
-    for key, dataset in datasets:
-        classes = list(dataset.metainfo['classes'])
-        if trained_on and trained_on != classes:
-            raise ConfigError(
-                f'checkpoint {path} was trained on {len(trained_on)} classes, {key} has '
-                f'{len(classes)}; {_first_difference(trained_on, classes)}. {remedy}'
-            )
-
-
-def _read_checkpoint(path: str) -> dict:
-    if not os.path.isfile(path):
-        raise ConfigError(
-            f'checkpoint {os.path.abspath(path)} does not exist. Give the path of a checkpoint, '
-            'as training writes it to its work directory.'
-        )
-    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
-    safe_globals.register()
-    try:
-        # Tensors stay on disk where the format allows it: only names and shapes are looked at.
-        checkpoint = torch.load(
-            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:
-        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
-        raise ConfigError(
-            f'checkpoint {path} holds a {unsafe[1]}, which PyTorch does not load from files that '
-            "are not trusted. Save its weights alone: torch.save({'state_dict': ...}, file)."
-            if unsafe
-            else f'checkpoint {path} cannot be read: it is truncated, or no checkpoint of PyTorch. '
-            'Copy it again, or name another.'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ConfigError(
-            f'checkpoint {path} holds a {type(checkpoint).__name__}, not the weights of a model. '
-            'Name a checkpoint as training writes it to its work directory.'
-        )
-    return checkpoint
-
-
-def _checkpoint_classes(checkpoint: dict) -> list[str] | None:
-    meta = checkpoint.get('meta', {})
-    # MMDetection 3 stores the names below `dataset_meta` (a list of them after training on several
-    # unlike data sets), MMDetection 2 stored them as `CLASSES`.
-    dataset_meta = meta.get('dataset_meta', meta)
-    if not isinstance(dataset_meta, dict):
-        return None
-    classes = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
-    return list(classes) if isinstance(classes, (list, tuple)) else None
-
-
-def _first_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    pairs = enumerate(zip_longest(there, here))
-    i, (name, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    return f'class {i} is {name!r} there and {other!r} here'
-
-
-def _few(names: Sequence, limit: int = 5) -> str:
-    shown = ', '.join(map(str, names[:limit]))
-    return shown if len(names) <= limit else f'{shown}, ... ({len(names)} in all)'

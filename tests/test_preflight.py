@@ -4,19 +4,23 @@ import copy
 import json
 import pickle
 from argparse import Namespace
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from utils import load_config
 
-from mmsmca import preflight
-from mmsmca.preflight import ConfigError, DataError, ImageError, LoadImage, check_config
+from mmsmca import coco_file, load_image, preflight
+from mmsmca.errors import ConfigError, DataError
+from mmsmca.load_image import ImageError, LoadImage
+from mmsmca.preflight import check_config
 
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 HEAD_WEIGHT = 'bbox_head.fc_cls.weight'
@@ -69,8 +73,22 @@ def cfg(shapes_config: Config, root: Path) -> Config:
     return cfg
 
 
-def save_checkpoint(path: Path, classes=CLASSES, rows: int = 6, **content) -> str:
-    state = {'backbone.conv1.weight': torch.zeros(4, 3, 7, 7), HEAD_WEIGHT: torch.zeros(rows, 8)}
+def model_state(model: ConfigDict) -> dict[str, torch.Tensor]:
+    return MODELS.build(copy.deepcopy(model)).state_dict()
+
+
+@cache
+def shapes_state() -> dict[str, torch.Tensor]:
+    return model_state(load_config('shapes/smca_r18_shapes.py').model)
+
+
+def save_checkpoint(
+    path: Path, classes=CLASSES, rows: int = 6, model: ConfigDict | None = None, **content
+) -> str:
+    """Write a checkpoint of a model, of configs/shapes by default, as training writes it."""
+    state = dict(model_state(model) if model else shapes_state())
+    state[HEAD_WEIGHT] = torch.zeros(rows, state[HEAD_WEIGHT].size(1))
+    state[HEAD_WEIGHT.replace('weight', 'bias')] = torch.zeros(rows)
     meta = dict(dataset_meta=dict(classes=classes))
     torch.save(dict(meta=meta, state_dict=state, message_hub={}) | content, path)
     return str(path)
@@ -321,7 +339,7 @@ def test_other_datasets_are_left_alone(cfg: Config, changes: dict):
 def test_file_is_parsed_once(cfg: Config, monkeypatch):
     parsed = []
     load = json.load
-    monkeypatch.setattr(preflight.json, 'load', lambda file: parsed.append(file.name) or load(file))
+    monkeypatch.setattr(coco_file.json, 'load', lambda file: parsed.append(file.name) or load(file))
     check_config(cfg, ('train', 'val'))
     assert sorted(Path(name).name for name in parsed) == [
         'instances_train.json',
@@ -448,8 +466,10 @@ def test_classes_of_unlike_datasets_are_not_compared(cfg: Config, tmp_path: Path
 
 
 def test_wrapped_models_name_their_weights_otherwise(cfg: Config, tmp_path: Path):
-    cfg.model = ConfigDict(type='SoftTeacher', detector=cfg.model)
-    cfg.load_from = save_checkpoint(tmp_path / 'student.pth', state_dict={'student.a': 0})
+    cfg.model = ConfigDict(type='SoftTeacher', detector=cfg.model, semi_train_cfg={})
+    state = model_state(cfg.model)
+    assert 'student.bbox_head.fc_cls.weight' in state
+    cfg.load_from = save_checkpoint(tmp_path / 'student.pth', state_dict=state)
     check_config(cfg, ('test',))
 
 
@@ -513,7 +533,7 @@ def test_image_is_named_where_mmcv_does_not(tmp_path: Path, monkeypatch):
     def transform(self, results: dict) -> dict:  # MMCV 2.1 after a failed decoding
         return results | dict(img_shape=None.shape)
 
-    monkeypatch.setattr(preflight.LoadImageFromFile, 'transform', transform)
+    monkeypatch.setattr(load_image.LoadImageFromFile, 'transform', transform)
     with pytest.raises(ImageError, match='image some.jpg cannot be loaded .AttributeError'):
         LoadImage()(dict(img_path='some.jpg'))
 

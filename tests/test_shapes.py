@@ -304,5 +304,5 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert 'already there' in run(*few, '--variant', 'outline', '--seed', '7')
     with pytest.raises(SystemExit) as exit_info:
         run(*few)
-    assert exit_info.value.code == 1
+    assert exit_info.value.code == 2
     assert 'error: ' in capsys.readouterr().err

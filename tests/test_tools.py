@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import mmdet
 import pytest
-from test_preflight import CLASSES, save_checkpoint, write_data
+from mmengine.config import Config
+from test_preflight import save_checkpoint, write_data
 from utils import ROOT
 
 from mmsmca import preflight
@@ -164,7 +165,7 @@ def test_script_prints_mmdetections_help():
 
 def test_script_names_corrupt_image_of_worker():
     Path('data/shapes/val/2.jpg').write_bytes(b'')
-    checkpoint = save_checkpoint(Path('some.pth'), classes=CLASSES)
+    checkpoint = save_checkpoint(Path('some.pth'), model=Config.fromfile('config.py').model)
     done = start(
         str(ROOT / 'tools/test.py'), 'config.py', checkpoint, '--cfg-options',
         'test_dataloader.num_workers=1',

@@ -27,8 +27,8 @@ def main() -> None:
             variant=args.variant,
             seed=args.seed,
         )
-    except (ValueError, FileExistsError) as error:
-        parser.exit(1, f'error: {error}\n')
+    except (ValueError, OSError) as error:
+        parser.exit(2, f'make_shapes.py: error: {error}\n')
     print(f'{args.out_dir}: {"written" if written else "already there, nothing to do"}')
 
 

@@ -1,0 +1,193 @@
+"""Checkpoints that a run starts from, checked against its config and its model."""
+
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+
+import torch
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from . import safe_globals
+from .errors import ConfigError, few, first_difference
+
+
+def is_local(path: str, backend_args: dict | None = None) -> bool:
+    """Whether a path is one of this machine's file system."""
+    return not backend_args and '://' not in path
+
+
+def check_checkpoint(
+    cfg: Config,
+    model: BaseModel,
+    datasets: Sequence[tuple[str, CocoDataset]],
+    fine_tuning: bool,
+) -> None:
+    """Check ``cfg.load_from``, if it is a file, against the model and the classes of the data.
+
+    Args:
+        cfg: The config as it will run.
+        model: The model that it describes.
+        datasets: Data sets of the run, by their keys.
+        fine_tuning: Whether a model is trained that may differ from the checkpoint's.
+
+    Raises:
+        ConfigError: If the run cannot start from the checkpoint.
+    """
+    path = cfg.get('load_from')
+    if not path or not is_local(path):
+        return
+    checkpoint = read_checkpoint(os.path.expanduser(path))
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict):
+        raise ConfigError(
+            f"checkpoint {path} holds a {type(state).__name__} as 'state_dict', not the weights of "
+            'a model. Name a checkpoint as training writes it to its work directory.'
+        )
+    names = [str(name).removeprefix('module.') for name in state]
+    # A model without a backbone of its own wraps another, whose weights have other names.
+    if 'backbone' in cfg.model and not any(name.split('.')[0] in cfg.model for name in names):
+        raise ConfigError(
+            f'checkpoint {path} holds no weights of {cfg.model.type} (top level: '
+            f'{few(list(checkpoint))}). Name a checkpoint of this model; one of the reference '
+            'implementation is converted with tools/convert_checkpoint.py.'
+        )
+    if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
+        raise ConfigError(
+            f'checkpoint {path} holds weights only, so training cannot resume from it. Start from '
+            f'its weights instead: leave out --resume and set load_from={path} (--cfg-options).'
+        )
+    # MMEngine leaves weights out that do not fit, with no more than a warning.
+    remedy = 'Use a checkpoint of a model trained on these categories, or set the config to its.'
+    if fine_tuning:
+        remedy += (
+            " To fine-tune on other categories, start from a copy of it without 'meta' and "
+            "without 'bbox_head.fc_cls.*' in 'state_dict'."
+        )
+    head = cfg.model.get('bbox_head', {})
+    weight = state.get('bbox_head.fc_cls.weight', state.get('module.bbox_head.fc_cls.weight'))
+    if weight is not None and 'num_classes' in head:
+        loss = head.get('loss_cls', {})
+        # A softmax scores "no object" too.
+        background = not loss.get('use_sigmoid', 'FocalLoss' in str(loss.get('type')))
+        if len(weight) != head.num_classes + background:
+            raise ConfigError(
+                f'checkpoint {path} scores {len(weight) - background} classes, but '
+                f'model.bbox_head.num_classes is {head.num_classes}. {remedy}'
+            )
+    trained_on = _checkpoint_classes(checkpoint)
+    for key, dataset in datasets:
+        classes = list(dataset.metainfo['classes'])
+        if trained_on and trained_on != classes:
+            raise ConfigError(
+                f'checkpoint {path} was trained on {len(trained_on)} classes, {key} has '
+                f'{len(classes)}; {first_difference(trained_on, classes)}. {remedy}'
+            )
+    _check_weights(path, state, model, fine_tuning)
+
+
+def check_pretrained(node: object, key: str) -> None:
+    """Check the files of ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+
+    MMEngine looks for them after everything else is built, and onedl-mmengine executes what they
+    hold if they hold more than data.
+
+    Args:
+        node: The config's model, or what is below it.
+        key: The key of that.
+
+    Raises:
+        ConfigError: If a local file is not there, or is not one that :func:`read_checkpoint` reads.
+    """
+    if isinstance(node, dict):
+        path = node.get('checkpoint')
+        if node.get('type') == 'Pretrained' and isinstance(path, str) and is_local(path):
+            try:
+                read_checkpoint(os.path.expanduser(path))
+            except ConfigError as error:
+                raise ConfigError(f'{key}: {error}') from error
+        for name, below in node.items():
+            check_pretrained(below, f'{key}.{name}')
+    elif isinstance(node, (list, tuple)):
+        for i, below in enumerate(node):
+            check_pretrained(below, f'{key}.{i}')
+
+
+def _check_weights(
+    path: str, state: dict[str, Tensor], model: BaseModel, fine_tuning: bool
+) -> None:
+    weights = {str(name).removeprefix('module.'): weight for name, weight in state.items()}
+    for name, weight in weights.items():
+        if torch.is_tensor(weight) and not weight.isfinite().all():
+            raise ConfigError(
+                f'checkpoint {path} holds NaN or infinity in {name}: its training has diverged. '
+                'Use an earlier checkpoint, and train with a lower learning rate.'
+            )
+    if fine_tuning:
+        return
+    for name, own in model.state_dict().items():
+        if name.endswith('num_batches_tracked'):  # absent from old checkpoints, and not needed
+            continue
+        there = tuple(weights[name].shape) if name in weights else None
+        if there != tuple(own.shape):
+            raise ConfigError(
+                f'checkpoint {path} is of another model: {name} is '
+                f'{"missing" if there is None else f"of shape {there}"}, and of shape '
+                f'{tuple(own.shape)} in the config. Use the config that it was trained with; a '
+                'copy lies in the work directory of that training.'
+            )
+
+
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint without executing anything that it holds.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content; where the format allows it, tensors stay on disk until they are used.
+
+    Raises:
+        ConfigError: If there is no such file, or it is no checkpoint, or holds other than data.
+    """
+    if not os.path.isfile(path):
+        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise ConfigError(
+            f'checkpoint {os.path.abspath(path)} {what}. Give the path of a checkpoint, '
+            'as training writes it to its work directory.'
+        )
+    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
+    safe_globals.register()
+    try:
+        checkpoint = torch.load(
+            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:
+        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
+        raise ConfigError(
+            f'checkpoint {path} holds a {unsafe[1]}, which PyTorch does not load from files that '
+            "are not trusted. Save its weights alone: torch.save({'state_dict': ...}, file)."
+            if unsafe
+            else f'checkpoint {path} cannot be read: it is truncated, or no checkpoint of PyTorch. '
+            'Copy it again, or name another.'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(
+            f'checkpoint {path} holds a {type(checkpoint).__name__}, not the weights of a model. '
+            'Name a checkpoint as training writes it to its work directory.'
+        )
+    return checkpoint
+
+
+def _checkpoint_classes(checkpoint: dict) -> list[str] | None:
+    meta = checkpoint.get('meta') or {}
+    # MMDetection 3 stores the names below `dataset_meta` (a list of them after training on several
+    # unlike data sets), MMDetection 2 stored them as `CLASSES`.
+    dataset_meta = meta.get('dataset_meta', meta)
+    if not isinstance(dataset_meta, dict):
+        return None
+    classes = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
+    return list(classes) if isinstance(classes, (list, tuple)) else None
