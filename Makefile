@@ -27,7 +27,7 @@ INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt 
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
 
-.PHONY: quickstart study test install lint
+.PHONY: quickstart study test install lint docs
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -58,6 +58,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m mkdocs build --strict
 
 quickstart: install
 	$(BIN)/python tools/quickstart.py

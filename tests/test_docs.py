@@ -1,0 +1,190 @@
+"""The pages: their commands and code are run, and the site is built.
+
+Every block of shell or Python in docs/*.md and README.md is run, page by page and in order, in a
+folder like a checkout, unless a comment in the line before it says otherwise:
+
+    <!-- file: NAME -->        it is the content of that file, which other blocks use
+    <!-- run by tests/X.py --> another test runs it
+    <!-- not run: REASON -->   it needs what a test does not have
+
+What takes long as written is shortened by arguments added to it, ``SHORTER``.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmdet.registry import MODELS
+from utils import ROOT, load_config
+
+from mmsmca import checkpoint_files
+from mmsmca.shapes import make_shapes
+
+PAGES = {path.name: path.read_text() for path in [*ROOT.glob('docs/*.md'), ROOT / 'README.md']}
+BLOCK = re.compile(r'(?:^<!-- (.*) -->\n)?^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+COMMAND_LANGUAGES = ('shell', 'python')
+OTHER_LANGUAGES = ('text', 'json', 'math', 'latex')
+START = 'index.md'
+NO_WORKERS = [
+    f'{phase}_dataloader.{key}'
+    for phase in ('train', 'val', 'test')
+    for key in ('num_workers=0', 'persistent_workers=False')
+]
+SHORTER = {
+    'tools/make_shapes.py': '--train 8 --val 2 --size 48'.split(),
+    'tools/train.py': ['--cfg-options', *NO_WORKERS, 'default_hooks.logger.interval=1'],
+    'tools/test.py': ['--cfg-options', *NO_WORKERS],
+}
+ITERATIONS = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+
+
+def blocks(page):
+    """Language, comment and content of every block."""
+    return [(language, comment, code) for comment, language, code in BLOCK.findall(PAGES[page])]
+
+
+def shorten(words):
+    added = SHORTER.get(words[1], []) if len(words) > 1 else []
+    # Head-to-head configs count iterations, not epochs.
+    return words + added + (ITERATIONS if 'conditional_smca.py' in words else [])
+
+
+def run_script(path, arguments, environment, log):
+    """In a process of its own: what ``python PATH ARGUMENTS`` does, without the imports' time."""
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.update(environment)
+    sys.path[:0] = [str(Path(path).parent.absolute()), *environment.get('PYTHONPATH', '').split()]
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name='__main__')
+
+
+class Checkout:
+    """A folder with what a checkout has, on generated data."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ('configs', 'tools', 'docs'):
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__')
+            )
+        self.processes = multiprocessing.get_context('forkserver')
+        self.processes.set_forkserver_preload(['mmdet.apis', 'mmsmca.preflight', __name__])
+
+    def run_page(self, page):
+        """Run the blocks of a page in order; a failure shows its output."""
+        said = []
+        for number, (language, comment, code) in enumerate(blocks(page)):
+            if language not in COMMAND_LANGUAGES or comment.startswith(('not run', 'run by')):
+                continue
+            if comment.startswith('file: '):
+                (self.folder / comment.removeprefix('file: ')).write_text(code)
+            elif language == 'python':
+                script = f'{Path(page).stem}_{number}.py'
+                (self.folder / script).write_text(code)
+                said.append(self.run(['python', script]))
+            else:
+                lines = code.replace('\\\n', ' ').splitlines()
+                said += [self.run(shlex.split(line, comments=True)) for line in lines]
+        return '\n'.join(said)
+
+    def run(self, words):
+        environment = {}
+        while '=' in words[0]:
+            name, value = words.pop(0).split('=')
+            environment[name] = value
+        assert words[0] == 'python', f'{words}: not known how to run'
+        _, path, *arguments = shorten(words)
+        log = self.folder / 'log'
+        log.unlink(missing_ok=True)
+        process = self.processes.Process(
+            target=run_script, args=(path, arguments, environment, str(log))
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            process.start()
+        process.join(300)
+        said = log.read_text() if log.exists() else ''
+        assert process.exitcode == 0, f'{words}: exit code {process.exitcode}\n{said[-4000:]}'
+        return said
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    """Where the first page has been followed, with what the others take for granted."""
+    checkout = Checkout(tmp_path_factory.mktemp('checkout'))
+    checkout.said = checkout.run_page(START)
+    write_own_data(checkout.folder / 'data' / 'mine')
+    cfg = load_config('smca/smca_r50_8xb2-50e_coco.py')
+    checkpoint_files.write(MODELS.build(cfg.model).state_dict(), checkout.folder / 'smca_r50.pth')
+    return checkout
+
+
+def write_own_data(folder):
+    """What custom_data.md starts from: another tree than the shapes', two categories."""
+    make_shapes(folder, num_train=4, num_val=2, size=48)
+    for split in ('train', 'val'):
+        path = folder / 'annotations' / f'instances_{split}.json'
+        content = json.loads(path.read_text())
+        content['categories'] = [dict(id=1, name='bolt'), dict(id=2, name='nut')]
+        for annotation in content['annotations']:
+            annotation['category_id'] = annotation['category_id'] % 2 + 1
+        path.with_name(f'{split}.json').write_text(json.dumps(content))
+        path.unlink()
+
+
+@pytest.mark.parametrize('page', sorted(PAGES))
+def test_every_block_is_run_or_says_why_not(page):
+    text = PAGES[page]
+    assert len(blocks(page)) == text.count('\n```') / 2, 'a block is indented or has no end'
+    outside = BLOCK.sub('', text)
+    assert not re.search(r'^(    |\t)(python|mim|make|pip|torchrun) ', outside, re.MULTILINE)
+    for language, comment, _ in blocks(page):
+        assert language in COMMAND_LANGUAGES + OTHER_LANGUAGES
+        if language in COMMAND_LANGUAGES and comment:
+            kind = re.fullmatch(r'not run: \w.+|file: \S+|run by (tests/\w+\.py)', comment)
+            assert kind, f'{comment}: unknown'
+            if kind[1]:
+                assert page in (ROOT / kind[1]).read_text()
+
+
+def test_start(checkout):
+    assert 'coco/bbox_mAP:' in checkout.said
+    assert (checkout.folder / 'detections' / 'vis' / '000000.png').exists()
+    # Label, score and box, as the page prints them.
+    assert re.search(r'^\d 0\.\d+ \[.*\]$', checkout.said, re.MULTILINE)
+
+
+@pytest.mark.parametrize('page', sorted(PAGES.keys() - {START}))
+def test_page_runs(page, checkout):
+    checkout.run_page(page)
+
+
+def test_site_is_built_without_warnings_and_network(tmp_path):
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for path in tmp_path.rglob('*.html'):
+        loaded = re.findall(
+            r'<(?:script|img|link|iframe)[^>]*(?:src|href)="([^"]*)"', path.read_text()
+        )
+        assert loaded
+        assert not [url for url in loaded if url.startswith(('http:', 'https:', '//'))], path
+
+    api = (tmp_path / 'api.html').read_text()
+    documented = set(re.findall(r'id="(mmsmca[\w.]*)"', api))
+    for path in (ROOT / 'mmsmca').rglob('*.py'):
+        module = '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+        assert module in documented or module == 'mmsmca.models', module
+    assert 'mmsmca.models.spatial_prior.SpatialPrior' in documented
+    # Formulas are pictures, and Sphinx's markup is translated.
+    assert r'alt="C = softmax(K^T Q / \sqrt{d} + \log G) V"' in api
+    assert not re.search(r'\.\. math::|:\w+:<code>|:(class|func|mod|meth|data|math):', api)
