@@ -24,7 +24,7 @@ class SweepProgress:
     def __rich__(self) -> Table:
         study = self.sweep.study
         table = Table(title=f'{study.name}: {self.summary()}', title_justify='left')
-        table.add_column('experiment')
+        table.add_column('experiment', overflow='fold')
         for column in ('seed', 'state', 'progress', 'loss', 'AP so far', 'time left'):
             table.add_column(column, justify='left' if column == 'state' else 'right')
         for run in study.runs:
