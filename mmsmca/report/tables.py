@@ -153,7 +153,7 @@ def cost_table(study: Study, costs: dict) -> Table:
                 plain(cost.get('parameters') and cost['parameters'] / 1e6),
                 plain(cost.get('flops') and cost['flops'] / 1e9),
                 plain(cost.get('latency_ms')),
-                plain(seconds and 1e3 * seconds.mean),
+                _milliseconds(seconds),
                 plain(total and total.mean / length),
                 plain(max(memory) if memory else None),
             ]
@@ -163,7 +163,7 @@ def cost_table(study: Study, costs: dict) -> Table:
         f'training, {unit}', 'peak memory, MiB',
     ]  # fmt: skip
     note = 'Training: median of the logged times per iteration, and its total without the '
-    note += 'evaluations; means over the seeds. Memory: of the GPU, or without one of the process. '
+    note += 'evaluations; means over the seeds, of the former with the deviation. Memory: of the GPU, or without one of the process. '
     if measured:
         height, width = next(iter(measured.values()))['image']
         environment = costs['environment']
@@ -179,6 +179,12 @@ def cost_table(study: Study, costs: dict) -> Table:
     return Table(
         'costs', 'Costs', [head[i] for i in keep], [[row[i] for i in keep] for row in rows], note
     )
+
+
+def _milliseconds(seconds: Value | None) -> str:
+    if seconds is None or seconds.std is None:
+        return plain(seconds and 1e3 * seconds.mean)
+    return f'{plain(1e3 * seconds.mean)} ± {plain(1e3 * seconds.std)}'
 
 
 def ap_thresholds(study: Study, thresholds: list[float] | None) -> list[float]:
@@ -215,8 +221,8 @@ def convergence(study: Study, thresholds: list[float] | None) -> Table | None:
         rows.append(row)
     note = (
         f'{study.unit.capitalize()} until the first evaluation with a mean AP over the seeds of '
-        'at least that; in brackets the first and the last seed by itself. The evaluations are '
-        'as far apart as the curves show.'
+        'at least that; in brackets the first and the last seed by itself, which can both be '
+        'earlier if an AP falls again. The evaluations are as far apart as the curves show.'
     )
     return Table('convergence', f'{study.unit.capitalize()} to reach an AP', head, rows, note)
 
