@@ -163,7 +163,8 @@ def cost_table(study: Study, costs: dict) -> Table:
         f'training, {unit}', 'peak memory, MiB',
     ]  # fmt: skip
     note = 'Training: median of the logged times per iteration, and its total without the '
-    note += 'evaluations; means over the seeds, of the former with the deviation. Memory: of the GPU, or without one of the process. '
+    note += 'evaluations; means over the seeds, of the former with the deviation. Memory: of the '
+    note += 'GPU, or without one of the process. '
     if measured:
         height, width = next(iter(measured.values()))['image']
         environment = costs['environment']
