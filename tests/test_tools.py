@@ -104,6 +104,7 @@ def stand_in(monkeypatch, launcher: str = 'none', main=lambda: None) -> None:
     )
     script = SimpleNamespace(parse_args=lambda: args, main=main)
     monkeypatch.setattr(preflight, 'mmdet_script', lambda name: script)
+    monkeypatch.setattr(preflight.cpu, 'support', lambda cfg, args: None)
 
 
 @pytest.mark.parametrize(
