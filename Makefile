@@ -3,6 +3,7 @@
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
 # make install      virtual environment with everything in it
 # make lint         ruff, mypy
+# make docs         the documentation, as a site in build/site
 #
 # STACK=onedl (default) or openmmlab chooses the OpenMMLab distributions, each in its own virtual
 # environment. PYTHON chooses the interpreter, TORCH what pip installs as PyTorch: for another build

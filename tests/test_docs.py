@@ -23,27 +23,38 @@ from pathlib import Path
 
 import pytest
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from utils import ROOT, load_config
 
 from mmsmca import checkpoint_files
+from mmsmca.errors import DataError
+from mmsmca.models import SpatialPrior
+from mmsmca.preflight import check_config
 from mmsmca.shapes import make_shapes
 
 PAGES = {path.name: path.read_text() for path in [*ROOT.glob('docs/*.md'), ROOT / 'README.md']}
-BLOCK = re.compile(r'(?:^<!-- (.*) -->\n)?^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-COMMAND_LANGUAGES = ('shell', 'python')
+BLOCK = re.compile(r'(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+COMMAND_LANGUAGES = ('shell', 'bash', 'python')
 OTHER_LANGUAGES = ('text', 'json', 'math', 'latex')
+LOADED = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="([^"]*)"')
 START = 'index.md'
 NO_WORKERS = [
     f'{phase}_dataloader.{key}'
     for phase in ('train', 'val', 'test')
     for key in ('num_workers=0', 'persistent_workers=False')
 ]
+# Of the quick start, all epochs, so that its last checkpoint has the name that pages mention.
+QUICKSTART = 'work_dirs/quickstart'
 SHORTER = {
-    'tools/make_shapes.py': '--train 8 --val 2 --size 48'.split(),
-    'tools/train.py': ['--cfg-options', *NO_WORKERS, 'default_hooks.logger.interval=1'],
+    'tools/make_shapes.py': '--train 8 --val 4 --size 48'.split(),
+    'tools/train.py': [
+        '--cfg-options',
+        *NO_WORKERS,
+        'default_hooks.checkpoint.interval=11',
+        'train_cfg.val_interval=11',
+    ],
     'tools/test.py': ['--cfg-options', *NO_WORKERS],
 }
-ITERATIONS = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
 
 
 def blocks(page):
@@ -52,9 +63,12 @@ def blocks(page):
 
 
 def shorten(words):
-    added = SHORTER.get(words[1], []) if len(words) > 1 else []
-    # Head-to-head configs count iterations, not epochs.
-    return words + added + (ITERATIONS if 'conditional_smca.py' in words else [])
+    added = SHORTER.get(words[1], [])
+    if words[1] != 'tools/train.py' or QUICKSTART in words:
+        return words + added
+    # Configs of the head-to-head count iterations.
+    unit = 'iters' if 'conditional_smca.py' in words else 'epochs'
+    return words + added + [f'train_cfg.max_{unit}=1']
 
 
 def run_script(path, arguments, environment, log):
@@ -147,13 +161,15 @@ def test_every_block_is_run_or_says_why_not(page):
     assert len(blocks(page)) == text.count('\n```') / 2, 'a block is indented or has no end'
     outside = BLOCK.sub('', text)
     assert not re.search(r'^(    |\t)(python|mim|make|pip|torchrun) ', outside, re.MULTILINE)
-    for language, comment, _ in blocks(page):
+    for language, comment, code in blocks(page):
         assert language in COMMAND_LANGUAGES + OTHER_LANGUAGES
         if language in COMMAND_LANGUAGES and comment:
             kind = re.fullmatch(r'not run: \w.+|file: \S+|run by (tests/\w+\.py)', comment)
             assert kind, f'{comment}: unknown'
             if kind[1]:
-                assert page in (ROOT / kind[1]).read_text()
+                test = (ROOT / kind[1]).read_text()
+                tools = re.findall(r'tools/(\w+\.py)', code)
+                assert page in test or all(tool in test for tool in tools)
 
 
 def test_start(checkout):
@@ -161,6 +177,23 @@ def test_start(checkout):
     assert (checkout.folder / 'detections' / 'vis' / '000000.png').exists()
     # Label, score and box, as the page prints them.
     assert re.search(r'^\d 0\.\d+ \[.*\]$', checkout.said, re.MULTILINE)
+
+
+def test_quoted_messages(checkout, monkeypatch):
+    monkeypatch.chdir(checkout.folder)
+    cfg = Config.fromfile(ROOT / 'configs/shapes/smca_r18_shapes.py')
+    cfg.model.bbox_head.num_classes = 2
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.update(
+            data_root='data/mine/', ann_file=f'annotations/{split}.json'
+        )
+        cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=('bolt', 'screw'))
+    with pytest.raises(DataError) as info:
+        check_config(cfg, ['train'])
+    assert str(info.value) in PAGES['custom_data.md']
+    with pytest.raises(ValueError) as info:
+        SpatialPrior(scale='round')
+    assert str(info.value) in PAGES['configs.md']
 
 
 @pytest.mark.parametrize('page', sorted(PAGES.keys() - {START}))
@@ -173,9 +206,7 @@ def test_site_is_built_without_warnings_and_network(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     for path in tmp_path.rglob('*.html'):
-        loaded = re.findall(
-            r'<(?:script|img|link|iframe)[^>]*(?:src|href)="([^"]*)"', path.read_text()
-        )
+        loaded = LOADED.findall(path.read_text())
         assert loaded
         assert not [url for url in loaded if url.startswith(('http:', 'https:', '//'))], path
 
