@@ -21,11 +21,14 @@ def growth(*arguments: str, warm_up: int) -> tuple[float, float]:
     return objects / iterations, 1024 * mebibytes / iterations
 
 
-@pytest.mark.parametrize(('what', 'warm_up'), [('inference', 300), ('training', 100)])
-def test_memory_is_flat(what: str, warm_up: int):
+# What an iteration may gain is less than the decoder's output for its images: 5 and 10 KiB.
+@pytest.mark.parametrize(
+    ('what', 'warm_up', 'limit'), [('inference', 300, 2.5), ('training', 100, 8.0)]
+)
+def test_memory_is_flat(what: str, warm_up: int, limit: float):
     objects, kibibytes = growth(what, warm_up=warm_up)
     assert objects < 0.1
-    assert kibibytes < 2.5
+    assert kibibytes < limit
 
 
 def test_a_leak_would_show():
