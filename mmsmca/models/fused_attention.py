@@ -3,6 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Attention weights that dropout on a CPU has in memory at a time: 64 MiB in float32.
+MAX_WEIGHTS = 2**24
 
 
 def fused_attention(
@@ -16,7 +20,8 @@ def fused_attention(
     """``scaled_dot_product_attention``, except for dropout on a CPU.
 
     PyTorch has no fused kernel for that, and keeps three matrices of the size of the attention
-    weights for the backward pass; this keeps two and one of booleans.
+    weights for the backward pass. Here it takes the queries in portions, and where there are
+    several, computes each again for its backward pass rather than keep its weights.
 
     Args:
         query: (B, M, Q, k).
@@ -42,7 +47,21 @@ def fused_attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
         )[..., :channels]
-    logits = (query * scale) @ key.transpose(-2, -1)
+    rows = max(1, MAX_WEIGHTS // (query.size(0) * query.size(1) * key.size(2)))
+    if query.size(2) <= rows:
+        return _drop_weights(query * scale, key, value, mask, dropout_p)
+    portions = [
+        checkpoint(_drop_weights, portion, key, value, mask, dropout_p, use_reentrant=False)
+        for portion in (query * scale).split(rows, dim=2)
+    ]
+    return torch.cat(portions, dim=2)
+
+
+def _drop_weights(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Attention with dropout of its weights; keeps two matrices of their size, one of booleans."""
+    logits = query @ key.transpose(-2, -1)
     if mask is not None:
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     weights = logits.softmax(-1)
