@@ -169,7 +169,7 @@ def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def write_json(path: str | Path, rows: Sequence[dict]) -> None:
-    """Write rows to a JSON file, making its folder if needed."""
+def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
+    """Write rows, or one object, to a JSON file, making its folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(rows, indent=2) + '\n')

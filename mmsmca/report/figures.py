@@ -1,8 +1,9 @@
 """Curves: AP over training, over training time, and against what it costs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -11,15 +12,18 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from .runs import Study  # noqa: E402
-from .statistics import curve, final_metrics, total_seconds, value  # noqa: E402
+from .statistics import Point, curve, final_metrics, total_seconds, value  # noqa: E402
 from .tables import time_unit  # noqa: E402
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 # Okabe and Ito's, told apart by the colour-blind too; the yellow is hardly seen on white.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 MARKERS = 'osD^vPX'
 LINES = ('-', '--', ':', '-.')
 FORMATS = ('png', 'svg')
-STYLE = {
+STYLE: 'dict[RcKeyType, Any]' = {
     'font.size': 11,
     'axes.grid': True,
     'axes.axisbelow': True,
@@ -56,18 +60,19 @@ def write_figures(study: Study, costs: dict, folder: Path) -> list[Path]:
 
 
 def _figures(study: Study, costs: dict) -> Iterator[tuple[str, Figure]]:
-    curves = {e.name: curve(e, study.unit) for e in study.experiments}
-    curves = {name: points for name, points in curves.items() if points}
+    curves = {e.name: points for e in study.experiments if (points := curve(e, study.unit))}
     if not curves:
         return
     over_steps = {n: [(p.step, p) for p in points] for n, points in curves.items()}
     yield f'ap_over_{study.unit}', _curves(study, over_steps, study.unit)
 
-    timed = {n: points for n, points in curves.items() if points[-1].seconds is not None}
+    timed = {
+        n: [(p.seconds, p) for p in points if p.seconds is not None] for n, points in curves.items()
+    }
+    timed = {n: points for n, points in timed.items() if points}
     if timed:
-        longest = max(points[-1].seconds for points in timed.values())
-        unit, length = time_unit(longest)
-        over_time = {n: [(p.seconds / length, p) for p in points] for n, points in timed.items()}
+        unit, length = time_unit(max(points[-1][0] for points in timed.values()))
+        over_time = {n: [(s / length, p) for s, p in points] for n, points in timed.items()}
         yield 'ap_over_time', _curves(study, over_time, f'training time, {unit}')
 
     panels = _cost_panels(study, costs)
@@ -89,16 +94,18 @@ def _label(study: Study, name: str) -> str:
     return name if study[name].finished else f'{name} (not finished)'
 
 
-def _curves(study: Study, curves: dict[str, list[tuple]], x_label: str) -> Figure:
+def _curves(
+    study: Study, curves: Mapping[str, Sequence[tuple[float, Point]]], x_label: str
+) -> Figure:
     figure, axes = plt.subplots(figsize=(9, 4.6), layout='constrained')
     # In the order of the curves' ends, so that the legend reads as the figure does.
-    for name in sorted(curves, key=lambda n: -curves[n][-1][1].metrics['AP'].mean):
+    for name in sorted(curves, key=lambda n: -curves[n][-1][1].ap.mean):
         xs = [x for x, _ in curves[name]]
         points = [point for _, point in curves[name]]
         style = _style(study, name)
         axes.plot(
             xs,
-            [100 * point.metrics['AP'].mean for point in points],
+            [100 * point.ap.mean for point in points],
             label=_label(study, name),
             linewidth=1.8,
             markersize=4.5,
@@ -122,9 +129,8 @@ def _curves(study: Study, curves: dict[str, list[tuple]], x_label: str) -> Figur
 def _cost_panels(study: Study, costs: dict) -> dict[str, dict[str, float]]:
     """Costs of the experiments by name of the cost, those that are known."""
     finished = [e for e in study.experiments if e.finished]
-    totals = {e.name: total_seconds(e) for e in finished}
-    totals = {name: total.mean for name, total in totals.items() if total}
-    panels = {}
+    totals = {e.name: total.mean for e in finished if (total := total_seconds(e))}
+    panels: dict[str, dict[str, float]] = {}
     if totals:
         unit, length = time_unit(max(totals.values()))
         panels[f'training time, {unit}'] = {n: s / length for n, s in totals.items()}
@@ -140,8 +146,11 @@ def _cost_panels(study: Study, costs: dict) -> dict[str, dict[str, float]]:
         }
         if known:
             panels[label] = known
-    memory = {e.name: value(run.log.peak_memory_mib for run in e.finished) for e in finished}
-    memory = {name: mib.mean / 1024 for name, mib in memory.items() if mib}
+    memory = {
+        e.name: mib.mean / 1024
+        for e in finished
+        if (mib := value(run.log.peak_memory_mib for run in e.finished))
+    }
     if memory:
         panels['training memory, GiB'] = memory
     return panels
@@ -156,16 +165,15 @@ def _scatter(study: Study, panels: dict[str, dict[str, float]]) -> Figure:
     )  # fmt: skip
     for axes in grid.flat[len(panels) :]:
         axes.axis('off')
-    aps = {e.name: final_metrics(e)['AP'] for e in study.experiments}
+    aps = {e.name: ap for e in study.experiments if (ap := final_metrics(e)['AP'])}
     for axes, (label, costs) in zip(grid.flat, panels.items(), strict=False):
-        for name in sorted(costs, key=lambda n: -aps[n].mean if aps[n] else 0):
-            if aps[name] is None:
-                continue
+        for name in sorted((n for n in costs if n in aps), key=lambda n: -aps[n].mean):
+            ap = aps[name]
             style = _style(study, name) | dict(linestyle='')
             axes.errorbar(
                 costs[name],
-                100 * aps[name].mean,
-                yerr=100 * aps[name].std if aps[name].std is not None else None,
+                100 * ap.mean,
+                yerr=100 * ap.std if ap.std is not None else None,
                 label=name,
                 markersize=7,
                 capsize=3,

@@ -104,8 +104,11 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
             if 'iter' in record:
                 reached = max(reached, record['iter'])
                 lines[record['iter']] = _Line(
-                    *(record.get(key) for key in ('time', 'data_time', 'memory', 'epoch')),
-                    after_evaluation=after_evaluation,
+                    record.get('time'),
+                    record.get('data_time'),
+                    record.get('memory'),
+                    record.get('epoch'),
+                    after_evaluation,
                 )
                 after_evaluation = False
             elif record.keys().isdisjoint(METRICS.values()):
@@ -170,8 +173,9 @@ def _epoch_length(lines: dict[int, _Line]) -> int | None:
     """Iterations per epoch, from where the epochs' first lines are; None of a single epoch."""
     starts: dict[int, int] = {}
     for i in sorted(lines):
-        starts.setdefault(lines[i].epoch, i)
-    starts.pop(None, None)
+        epoch = lines[i].epoch
+        if epoch is not None:
+            starts.setdefault(epoch, i)
     if len(starts) < 2:
         return None
     first, last = min(starts), max(starts)
@@ -187,8 +191,9 @@ class _Clock:
     """
 
     def __init__(self, lines: dict[int, _Line]) -> None:
-        waiting = _median(line.data_time for line in lines.values())
-        iterations, total, self.rate = [0], [0.0], None
+        waiting = _median(line.data_time for line in lines.values()) or 0.0
+        iterations, total = [0], [0.0]
+        self.rate: float | None = None
         for i in sorted(lines):
             line = lines[i]
             if line.time is None:
@@ -209,5 +214,5 @@ class _Clock:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    values = [value for value in values if value is not None]
-    return statistics.median(values) if values else None
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

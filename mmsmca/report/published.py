@@ -89,7 +89,9 @@ def _others() -> list[dict]:
 
 
 def _mmdet() -> Path:
-    return Path(importlib.util.find_spec('mmdet').origin).parent
+    spec = importlib.util.find_spec('mmdet')
+    assert spec is not None and spec.origin is not None  # mmsmca requires it.
+    return Path(spec.origin).parent
 
 
 def _configs() -> Path:

@@ -68,7 +68,7 @@ class Run:
     @property
     def by_epoch(self) -> bool:
         """Whether it counts epochs rather than iterations."""
-        return bool(self.config) and 'max_epochs' in self.config.train_cfg
+        return self.config is not None and 'max_epochs' in self.config.train_cfg
 
 
 @dataclass(eq=False)  # Hashed as the object that it is.

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
-from .logs import METRICS
+from .logs import METRICS, Evaluation
 from .runs import Experiment, Run, Study
 
 
@@ -36,11 +36,11 @@ class Value:
 
 def value(numbers: Iterable[float | None]) -> Value | None:
     """Mean and deviation of the numbers that are there; None if none is."""
-    numbers = [number for number in numbers if number is not None]
-    if not numbers:
+    known = [number for number in numbers if number is not None]
+    if not known:
         return None
-    std = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-    return Value(fmean(numbers), std, len(numbers))
+    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Value(fmean(known), std, len(known))
 
 
 def difference(a: Value | None, b: Value | None) -> Value | None:
@@ -74,6 +74,13 @@ class Point:
     lowest: float
     highest: float
 
+    @property
+    def ap(self) -> Value:
+        """AP, which :func:`curve` has of every point."""
+        ap = self.metrics['AP']
+        assert ap is not None
+        return ap
+
 
 @cache
 def curve(experiment: Experiment, unit: str) -> list[Point]:
@@ -90,15 +97,15 @@ def curve(experiment: Experiment, unit: str) -> list[Point]:
     points = []
     for step in sorted(set.intersection(*map(set, by_step))):
         evaluations = [run[step] for run in by_step]
-        aps = [e.metrics['AP'] for e in evaluations]
-        seconds = [e.seconds for e in evaluations]
-        if None in aps:
+        aps = [ap for e in evaluations if (ap := e.metrics['AP']) is not None]
+        seconds = [e.seconds for e in evaluations if e.seconds is not None]
+        if len(aps) < len(runs):
             continue
         points.append(
             Point(
                 evaluations[0].iteration,
                 step,
-                None if None in seconds else fmean(seconds),
+                fmean(seconds) if len(seconds) == len(runs) else None,
                 {name: value(e.metrics[name] for e in evaluations) for name in METRICS},
                 min(aps),
                 max(aps),
@@ -107,8 +114,11 @@ def curve(experiment: Experiment, unit: str) -> list[Point]:
     return points
 
 
-def _step(evaluation, unit: str) -> int:
-    return evaluation.epoch if unit == 'epochs' else evaluation.iteration
+def _step(evaluation: Evaluation, unit: str) -> int:
+    if unit == 'iterations':
+        return evaluation.iteration
+    assert evaluation.epoch is not None  # A study counts epochs only if all its runs do.
+    return evaluation.epoch
 
 
 @dataclass(frozen=True)
@@ -135,9 +145,11 @@ def reached(experiment: Experiment, threshold: float, unit: str) -> Reached:
         unit: "epochs" or "iterations".
     """
     points = curve(experiment, unit) if experiment.finished else []
-    first = next((p for p in points if p.metrics['AP'].mean >= threshold), None)
+    first = next((p for p in points if p.ap.mean >= threshold), None)
     seeds = [_first(run, threshold, unit) for run in experiment.finished]
-    return Reached(first and first.step, first and first.seconds, seeds)
+    if first is None:
+        return Reached(None, None, seeds)
+    return Reached(first.step, first.seconds, seeds)
 
 
 def _first(run: Run, threshold: float, unit: str) -> int | None:
@@ -159,8 +171,8 @@ def at_time(experiment: Experiment, seconds: float, unit: str) -> Point | None:
     Which evaluation that is, the mean time over the runs decides, so that all of them are
     compared at the same iteration.
     """
-    points = [p for p in curve(experiment, unit) if p.seconds is not None]
-    return next((p for p in reversed(points) if p.seconds <= seconds), None)
+    points = reversed(curve(experiment, unit))
+    return next((p for p in points if p.seconds is not None and p.seconds <= seconds), None)
 
 
 def equal_time(study: Study, names: Sequence[str]) -> tuple[float, dict[str, Point | None]]:
@@ -173,8 +185,8 @@ def equal_time(study: Study, names: Sequence[str]) -> tuple[float, dict[str, Poi
     Returns:
         That time in seconds, and where each experiment is then.
     """
-    curves = {name: curve(study[name], study.unit) for name in names}
-    budget = min(points[-1].seconds for points in curves.values())
+    totals = [curve(study[name], study.unit)[-1].seconds for name in names]
+    budget = min(seconds for seconds in totals if seconds is not None)
     return budget, {name: at_time(study[name], budget, study.unit) for name in names}
 
 

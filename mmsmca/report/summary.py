@@ -135,7 +135,7 @@ def _environments(study: Study) -> list[dict]:
 
 
 def _value(number: Value | None) -> dict | None:
-    return number and asdict(number)
+    return asdict(number) if number else None
 
 
 def _values(numbers: dict[str, Value | None]) -> dict[str, dict | None]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -76,7 +77,7 @@ def time_unit(seconds: float) -> tuple[str, int]:
 
 
 def tables(
-    study: Study, costs: dict, thresholds: list[float] | None = None, compare: list[str] = ()
+    study: Study, costs: dict, thresholds: list[float] | None = None, compare: Sequence[str] = ()
 ) -> list[Table]:
     """All tables of a study; those that have nothing to show are left out.
 
@@ -154,7 +155,7 @@ def cost_table(study: Study, costs: dict) -> Table:
                 plain(cost.get('flops') and cost['flops'] / 1e9),
                 plain(cost.get('latency_ms')),
                 _milliseconds(seconds),
-                plain(total and total.mean / length),
+                plain(total.mean / length if total else None),
                 plain(max(memory) if memory else None),
             ]
         )
@@ -184,7 +185,7 @@ def cost_table(study: Study, costs: dict) -> Table:
 
 def _milliseconds(seconds: Value | None) -> str:
     if seconds is None or seconds.std is None:
-        return plain(seconds and 1e3 * seconds.mean)
+        return plain(1e3 * seconds.mean if seconds else None)
     return f'{plain(1e3 * seconds.mean)} ± {plain(1e3 * seconds.std)}'
 
 
@@ -239,13 +240,14 @@ def _step(step: int | None, seeds: list[int | None]) -> str:
     return text if str(min(found)) == latest == text else f'{text} ({min(found)} to {latest})'
 
 
-def at_equal_time(study: Study, compare: list[str] = ()) -> list[Table]:
+def at_equal_time(study: Study, compare: Sequence[str] = ()) -> list[Table]:
     """Experiments at the same training time, all together and in pairs."""
     names = timed(study)
     if len(names) < 2:
         return []
     budget, points = equal_time(study, names)
-    fastest = min(names, key=lambda name: total_seconds(study[name]).mean)
+    totals = {name: total.mean for name in names if (total := total_seconds(study[name]))}
+    fastest = min(totals, key=lambda name: totals[name])
     reference = points.get(study.baseline)
     unit, length = time_unit(budget)
     rows = []
@@ -256,14 +258,12 @@ def at_equal_time(study: Study, compare: list[str] = ()) -> list[Table]:
             continue
         delta = DASH
         if reference and name != study.baseline:
-            delta = percent(
-                Value(point.metrics['AP'].mean - reference.metrics['AP'].mean, None, 1), signed=True
-            )
+            delta = percent(point.ap.mean - reference.ap.mean, signed=True)
         rows.append(
             [
                 name,
                 str(point.step),
-                plain(point.seconds / length),
+                plain(point.seconds and point.seconds / length),
                 *(percent(point.metrics[size]) for size in SIZES),
                 delta,
             ]
@@ -279,7 +279,8 @@ def at_equal_time(study: Study, compare: list[str] = ()) -> list[Table]:
     )
     together = Table('equal_time', title, head, rows, note)
 
-    best = max((name for name in names if points[name]), key=lambda n: points[n].metrics['AP'].mean)
+    aps = {name: point.ap.mean for name, point in points.items() if point}
+    best = max(aps, key=lambda name: aps[name])
     others = list(dict.fromkeys(compare or [best, study.baseline]))
     rows = []
     for pair in pairs(study, names, [name for name in others if name in names]):
