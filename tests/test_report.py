@@ -367,6 +367,79 @@ def test_costs_are_measured_once(tmp_path):
     assert model_costs.FILE in study.problems[-1]
 
 
+def test_epochs_to_the_tables(tmp_path):
+    """Two runs that count epochs, the first evaluation of one later than the end of the other."""
+    train_cfg = "dict(type='EpochBasedTrainLoop', max_epochs=2)"
+    for name, seconds in (('quick', 1000.0), ('slow', 3000.0)):
+        lines = []
+        for epoch in (1, 2):
+            lines += [train_line(4 * epoch - i, seconds, epoch=epoch) for i in (3, 2, 1, 0)]
+            lines += [eval_line(0.1 * epoch, step=epoch)]
+        write_config(write_log(tmp_path / name, lines), 0, name, train_cfg)
+    study = read_study(tmp_path)
+    assert study.unit == 'epochs'
+    assert [(p.step, p.iteration) for p in curve(study['slow'], 'epochs')] == [(1, 4), (2, 8)]
+    found = {table.name: table for table in tables(study, {})}
+    # 8 iterations of 1000 s are 8000 s.
+    assert '2.22 hours, the whole training of quick' in found['equal_time'].title
+    assert found['equal_time'].rows == [
+        ['quick', '2', '2.22', '20.0', '–', '20.0', '24.0', '–'],
+        ['slow', *['–'] * 7],
+    ]
+    assert 'pairs' not in found
+    assert found['convergence'].rows[1][-2:] == ['1.00', '6.67']
+    assert summary(study, {}, None, [], '')['equal_time']['experiments']['slow'] is None
+    drawn = dict(figures._figures(study, {}))
+    assert list(drawn) == ['ap_over_epochs', 'ap_over_time', 'ap_over_cost']
+    assert drawn['ap_over_time'].axes[0].get_xlabel() == 'training time, hours'
+
+
+def test_what_was_not_logged_or_could_not_be_measured(tmp_path):
+    """No times, no AP: the rest is reported."""
+    iterations = [dict(loss=1.0, iter=i, step=i) for i in (50, 100)]
+    for name, ap in (('a', 0.3), ('b', -1)):
+        lines = [*iterations, eval_line(ap), dict(loss=1.0, iter=400, step=400), eval_line(ap)]
+        write_config(write_log(tmp_path / name, lines), 0, name)
+    study = read_study(tmp_path)
+    assert [point.seconds for point in curve(study['a'], 'iterations')] == [None, None]
+    assert curve(study['b'], 'iterations') == []
+    found = {table.name: table for table in tables(study, {})}
+    assert set(found) == {'results', 'convergence'}
+    assert found['convergence'].rows == [
+        ['a', '100', '100', '100', '100', '0.25', '–'],
+        ['b', *['never'] * 4, '–', '–'],
+    ]
+    assert [name for name, _ in figures._figures(study, {})] == ['ap_over_iterations']
+    # Without a final AP of the baseline only the given thresholds are left.
+    of_none = {table.name: table for table in tables(read_study(tmp_path, 'b'), {}, [0.2])}
+    assert of_none['convergence'].head == ['experiment', 'AP 20.0']
+    assert of_none['convergence'].rows == [['a', '100'], ['b', 'never']]
+
+
+def test_no_figure_of_nothing(tmp_path):
+    write_config(write_log(tmp_path / 'a', [train_line(50)]), 0)
+    assert figures.write_figures(read_study(tmp_path), {}, tmp_path) == []
+
+
+def test_costs_are_shown(study_dir):
+    study = read_study(study_dir)
+    cost = dict(parameters=41e6, flops=90e9, latency_ms=12.5, image=[256, 320])
+    environment = dict(hardware='a CPU', threads=3, date='today')
+    costs = dict(environment=environment, rounds=9, experiments=dict(slow=cost))
+    table = next(table for table in tables(study, costs) if table.name == 'costs')
+    assert [row[:5] for row in table.rows] == [
+        ['slow', '41.0', '90.0', '12.5', '200 ± 0'],
+        ['fast', '–', '–', '–', '100 ± 0'],
+    ]
+    assert '320 x 256 on a CPU, 3 threads, today' in table.note
+    panels = figures._cost_panels(study, costs)
+    assert panels['GFLOPs'] == {'slow': 90.0}
+    assert panels['training time, seconds'] == pytest.approx({'slow': 80.0, 'fast': 40.0})
+    drawn = dict(figures._figures(study, costs))['ap_over_cost']
+    points = [len(axes.containers) for axes in drawn.axes]
+    assert points == [2, 1, 1, 1, 2, 0]  # The last panel of the grid is empty.
+
+
 def run_tool(monkeypatch, *arguments: object) -> None:
     """Run ``tools/report.py`` here: importing all of it again takes seconds."""
     monkeypatch.setattr(sys, 'argv', ['tools/report.py', *map(str, arguments)])

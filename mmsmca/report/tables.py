@@ -178,9 +178,8 @@ def cost_table(study: Study, costs: dict) -> Table:
         note += 'Parameters, GFLOPs and latency have not been measured (`--costs` does).'
     # A column of dashes says nothing.
     keep = [i for i in range(len(head)) if any(row[i] != DASH for row in rows)]
-    return Table(
-        'costs', 'Costs', [head[i] for i in keep], [[row[i] for i in keep] for row in rows], note
-    )
+    rows = [[row[i] for i in keep] for row in rows] if len(keep) > 1 else []
+    return Table('costs', 'Costs', [head[i] for i in keep], rows, note)
 
 
 def _milliseconds(seconds: Value | None) -> str:
