@@ -144,7 +144,8 @@ def convert_reference(
         CheckpointError: If a tensor has no place in ours, one is missing, or ``num_classes`` does
             not fit the classifier.
     """
-    converted = rename(state_dict, NAMES[describe_reference(state_dict)['architecture']])
+    architecture = str(describe_reference(state_dict)['architecture'])
+    converted = rename(state_dict, NAMES[architecture])
     if num_classes is not None:
         rows = converted['bbox_head.fc_cls.weight'].size(0)
         if (num_classes, rows) != (len(COCO_CATEGORY_IDS), 92):
@@ -216,10 +217,15 @@ def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -
     Raises:
         CheckpointError: If a name begins with none of the prefixes.
     """
-    renamed = {name: new_name(name, names) for name in state_dict}
-    if unplaced := [name for name, new in renamed.items() if new is None]:
+    renamed, unplaced = {}, []
+    for name, tensor in state_dict.items():
+        if (new := new_name(name, names)) is None:
+            unplaced.append(name)
+        else:
+            renamed[new] = tensor
+    if unplaced:
         raise CheckpointError(f'no place for: {", ".join(unplaced)}')
-    return {renamed[name]: tensor for name, tensor in state_dict.items()}
+    return renamed
 
 
 def new_name(name: str, names: Sequence[tuple[str, str]]) -> str | None:
@@ -240,7 +246,7 @@ def _num_layers(state_dict: Mapping[str, Tensor], part: str) -> int:
 
 def _check_complete(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> None:
     """Refuse a state dict without any tensor under one of the prefixes, in one of its layers."""
-    numbered = []
+    numbered: list[str] = []
     for prefix in prefixes:
         part = 'encoder' if 'encoder.' in prefix else 'decoder'
         layers = range(max(_num_layers(state_dict, part), 1))

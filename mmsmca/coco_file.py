@@ -86,7 +86,8 @@ def read_coco(path: str, key: str) -> CocoFile:
 
 def duplicates(names: Iterable[Hashable]) -> list:
     """What occurs more than once, in the order of the second occurrence."""
-    seen, repeated = set(), {}
+    seen: set[Hashable] = set()
+    repeated: dict[Hashable, None] = {}
     for name in names:
         if name in seen:
             repeated[name] = None
@@ -182,7 +183,8 @@ def _covers_pixels(box: Sequence[float], image: dict) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # A bool is an int to Python, but no number in JSON.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _wrong_value(where: str, place: str, entry: dict, key: str, allowed: str) -> DataError:

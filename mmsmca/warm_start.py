@@ -5,7 +5,6 @@ selection) and what means something else there start as the config initialises t
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -218,6 +217,7 @@ def _from_deformable(
     candidates, others, refines = {}, [], False
     for name, candidate in named.items():
         source, tensor, _ = candidate
+        ours = new_name(name, HEAD) or name
         branch = BRANCH.match(name)
         if branch and branch[2] != '0':
             others.append(source)
@@ -228,10 +228,9 @@ def _from_deformable(
             half = tensor[:, : tensor.size(1) // 2].clone()
             candidates[name] = Candidate(source, half, ' (first half, the position)')
         elif branch and branch[1] == 'cls' and (len(tensor), num_classes) == (91, 80):
-            ours = new_name(name, HEAD)
             candidates[ours] = Candidate(source, coco_rows(tensor), " (rows of COCO's categories)")
         else:
-            candidates[new_name(name, HEAD) or name] = candidate
+            candidates[ours] = candidate
     reason = REFINEMENT if refines else 'shared by the decoder layers: the first is taken'
     unused.update(dict.fromkeys(others, reason))
     head = ('bbox_head.fc_cls', 'bbox_head.reg_ffn', 'bbox_head.fc_reg')
@@ -243,13 +242,18 @@ def _part(name: str) -> str:
     return match[0] if match else name.rpartition('.')[0] or name
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes by name, by part."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in tensors.items():
+        shapes.setdefault(_part(name), {})[name] = tuple(tensor.shape)
+    return shapes
+
+
 def _misfits(candidates: Mapping[str, Candidate], model: Mapping[str, Tensor]) -> dict[str, str]:
     """Why a part cannot be carried over, by part."""
-    theirs, ours = defaultdict(dict), defaultdict(dict)
-    for name, candidate in candidates.items():
-        theirs[_part(name)][name] = tuple(candidate.tensor.shape)
-    for name, tensor in model.items():
-        ours[_part(name)][name] = tuple(tensor.shape)
+    theirs = _shapes({name: candidate.tensor for name, candidate in candidates.items()})
+    ours = _shapes(model)
     misfits = {}
     for part in theirs | ours:
         if part not in ours:
