@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mmdet
 from mmdet.datasets import CocoDataset
@@ -218,6 +219,7 @@ def mmdet_script(name: str) -> ModuleType:
         path = folder / f'{name}.py'
         if path.is_file():
             spec = importlib.util.spec_from_file_location(f'mmdet_{name}', path)
+            assert spec is not None and spec.loader is not None  # As every .py file has.
             script = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(script)
             return script
@@ -248,7 +250,7 @@ def run_tool(name: str) -> int:
             args.resume = cfg.load_from
         cpu.support(cfg, args)
         # The script would read the arguments again.
-        script.parse_args = lambda: args
+        vars(script).update(parse_args=lambda: args)
         script.main()
     except (ConfigError, DataError, cpu.LauncherError) as error:
         print(f'{name}.py: error: {error}', file=sys.stderr)
@@ -337,7 +339,7 @@ def _build_model(cfg: Config) -> BaseModel:
         ) from error
 
 
-def _class_of(node: ConfigDict, registry: Registry) -> type:
+def _class_of(node: ConfigDict, registry: Registry) -> type[Any]:
     found = registry.get(node.type) if isinstance(node.type, str) else node.type
     # A type nobody registered is MMDetection's to report.
     return found if isinstance(found, type) else object

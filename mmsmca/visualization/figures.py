@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from mmdet.structures import DetDataSample
@@ -158,6 +158,7 @@ def summary_figure(
         The figure.
     """
     maps = inspection.maps(queries, layer)
+    assert isinstance(maps, ModulatedMaps)
     frame = ImageFrame(image, inspection, maps.strides)
     columns = len(maps.strides) + 3 + (len(maps.strides) > 1)
     height = (WIDTH / columns) * image.shape[0] / image.shape[1] + 0.1
@@ -199,6 +200,7 @@ def query_figure(
         The figure.
     """
     maps = inspection.maps([query], layer)
+    assert isinstance(maps, ModulatedMaps)
     frame = ImageFrame(image, inspection, maps.strides)
     levels, heads = len(maps.strides), maps.weights[0].shape[0]
     aspect = image.shape[0] / image.shape[1]
@@ -207,7 +209,8 @@ def query_figure(
     top_height = panel_height + 1.1
     level_height = 3 * WIDTH / (heads + 1) * aspect + 0.75
     figure = new_figure(top_height + levels * level_height + 0.5)
-    parts = figure.subfigures(levels + 1, 1, height_ratios=[top_height] + [level_height] * levels)
+    heights = [top_height] + [level_height] * levels
+    parts = figure.subfigures(levels + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
     found = _found(inspection, query, classes).replace('\n', ', ')
     parts[0].suptitle(f'{found}: decoder layer {_layer(inspection, layer)}', size=11)
 
@@ -362,10 +365,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
 def new_figure(height: float) -> Figure:
     """An empty figure as wide as a README, of a height in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout='constrained')
-    figure.get_layout_engine().set(h_pad=0.07)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.07))
 
 
 def _grid(figure: Figure | SubFigure, rows: int, columns: int, height: float) -> list[list[Axes]]:
@@ -522,6 +522,7 @@ def _color_bars(
     for panel in row:
         panel.set_axis_off()
     grid = row[0].get_gridspec()
+    assert grid is not None  # As every one of subplots() has.
     for columns, colors, scale, label in (
         (slice(levels, levels + 1), BLUE, GAUSSIAN, 'Gaussian'),
         (

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmdet.apis import init_detector
+from mmdet.models.detectors import DetectionTransformer
 from mmdet.models.layers import DetrTransformerDecoderLayer
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
@@ -34,7 +35,7 @@ class Call(NamedTuple):
     """One call of a module: its arguments by name, and what it returned."""
 
     arguments: dict
-    result: object
+    result: Any
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class Inspection:
         sample: The image's data sample, for its sizes.
     """
 
-    def __init__(self, model: nn.Module, calls: dict[nn.Module, Call], sample: DetDataSample):
+    def __init__(
+        self, model: DetectionTransformer, calls: dict[nn.Module, Call], sample: DetDataSample
+    ) -> None:
         self.layers = co_attention_layers(model)
         self.calls = calls
         height, width = sample.img_shape[:2]
@@ -160,7 +163,9 @@ class Inspection:
         return _plain_maps(module, self.calls, list(queries), self.grid, self.padded_size)
 
 
-def co_attention_layers(model: nn.Module) -> list[nn.Module]:
+def co_attention_layers(
+    model: nn.Module,
+) -> list[SMCADecoderLayer | DetrTransformerDecoderLayer]:
     """Decoder layers whose co-attention has a weight for every cell, in their order.
 
     They are SMCA's, wherever a detector has them, and those of MMDetection's DETR.
@@ -194,7 +199,7 @@ def check_spatial_prior(model: nn.Module) -> None:
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[dict[nn.Module, Call]]:
+def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
     """Record what the co-attention and the head of a detector are given and return.
 
     Args:
@@ -205,7 +210,7 @@ def record(model: nn.Module) -> Iterator[dict[nn.Module, Call]]:
     """
     calls: dict[nn.Module, Call] = {}
 
-    def keep(module: nn.Module, args: tuple, kwargs: dict, result: object) -> None:
+    def keep(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         calls[module] = Call(arguments, result)
 
@@ -230,7 +235,7 @@ def record(model: nn.Module) -> Iterator[dict[nn.Module, Call]]:
 
 
 def inspect_image(
-    model: nn.Module, pipeline: Callable[[dict], dict], path: str | Path
+    model: DetectionTransformer, pipeline: Callable[[dict], dict], path: str | Path
 ) -> Inspection:
     """Run a detector on an image file and look at its co-attention.
 
@@ -257,7 +262,7 @@ def inspect_image(
 
 def load_detector(
     config: str | Path, checkpoint: str | Path, device: str = 'cpu'
-) -> tuple[nn.Module, Compose]:
+) -> tuple[DetectionTransformer, Compose]:
     """Build a detector, and its test pipeline, for looking at it.
 
     Args:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -89,7 +90,7 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
     _, layers, levels, axes, _ = history['scales'].shape
     figure = new_figure(max(2.2 * levels, 3.4))
     figure.suptitle(f'Spatial priors over training, to iteration {iterations[-1]}', size=11)
-    left, right = figure.subfigures(1, 2, width_ratios=[0.36, 0.64])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.36, 0.64])[0]
     _draw_ways(left.subplots(), history['centers'].numpy(), image)
 
     panels = right.subplots(levels, 2, squeeze=False, sharex=True)
@@ -126,8 +127,9 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
         title_fontsize=7,
     )
     figure.set_dpi(100)
-    figure.canvas.draw()
-    return np.array(figure.canvas.buffer_rgba())[..., :3]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def _quantiles(values: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def _draw_ways(axes, centers: np.ndarray, image: np.ndarray) -> None:
     for way in ways.transpose(1, 0, 2):
         steps = np.stack((way[:-1], way[1:]), axis=1)
         colors = colormaps['Greys'](np.linspace(0.2, 0.9, len(steps)))
-        axes.add_collection(LineCollection(steps, colors=colors, linewidths=0.8))
+        axes.add_collection(LineCollection(list(steps), colors=colors, linewidths=0.8))
     axes.plot(*ways[0].T, 'o', markersize=3, color='white', markeredgecolor='k', label='at first')
     axes.plot(*ways[-1].T, 'o', markersize=4, color='C3', markeredgecolor='k', label='now')
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
