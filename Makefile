@@ -12,6 +12,8 @@ STACK ?= onedl
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 TORCH ?= -r requirements/torch.txt
 export MAX_JOBS ?= 2
+# Runs of a study, and processes of the tests, at one time.
+JOBS ?= 2
 
 VENVS_onedl := .venv
 VENVS_openmmlab := .venv-openmmlab
@@ -53,7 +55,8 @@ $(STAMP):
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	    --cov --cov-report=term --cov-fail-under=95
 
 lint: install
 	$(BIN)/ruff check .
@@ -67,7 +70,6 @@ quickstart: install
 	$(BIN)/python tools/quickstart.py
 
 STUDY := head_to_head_shapes
-JOBS ?= 2
 study: install
 	$(BIN)/python tools/make_shapes.py data/shapes192 --size 192 --val 200
 	$(BIN)/python tools/sweep.py configs/studies/$(STUDY).py --jobs $(JOBS)
