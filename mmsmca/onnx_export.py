@@ -61,10 +61,10 @@ class OnnxSMCA(nn.Module):
         ExportError: If the model is none whose graph would be of standard operators.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: SMCADETR) -> None:
         super().__init__()
         check_supported(model)
-        self.model = model.eval()
+        self.model: SMCADETR = model.eval()
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.
@@ -162,7 +162,7 @@ def check_supported(model: nn.Module) -> None:
         )
 
 
-def load_model(cfg: Config) -> tuple[nn.Module, dict]:
+def load_model(cfg: Config) -> tuple[SMCADETR, dict]:
     """Build a config's detector with the weights of its ``load_from``, all of them.
 
     Args:
@@ -206,7 +206,7 @@ def load_model(cfg: Config) -> tuple[nn.Module, dict]:
     return model.eval(), metadata
 
 
-def export(model: nn.Module, metadata: dict) -> onnx.ModelProto:
+def export(model: SMCADETR, metadata: dict) -> onnx.ModelProto:
     """Export a detector; batch, height and width are free.
 
     Args:
@@ -233,6 +233,7 @@ def export(model: nn.Module, metadata: dict) -> onnx.ModelProto:
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # It would be None without dynamo only.
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
     onnx.checker.check_model(proto, full_check=True)
@@ -264,7 +265,7 @@ def check_batches(images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     return [list(batch) for count in (1, 2) for batch in combinations(images, count)]
 
 
-def run_torch(model: nn.Module, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
     """Detect by MMDetection's own path.
 
     Args:
@@ -324,7 +325,7 @@ class Difference:
 
 
 def compare(
-    model: nn.Module, session: onnxruntime.InferenceSession, images: Sequence[np.ndarray]
+    model: SMCADETR, session: onnxruntime.InferenceSession, images: Sequence[np.ndarray]
 ) -> Difference:
     """Compare the graph with the detector.
 
