@@ -1,10 +1,12 @@
-"""Checks which OpenMMLab packages are there before anything else imports them."""
+"""Checks which PyTorch and OpenMMLab are there before anything else imports them."""
 
 import importlib
 
 from packaging.specifiers import SpecifierSet
 
 SUPPORTED_VERSIONS = {
+    # Before 2.6, code could run out of a checkpoint read with weights_only=True.
+    'torch': SpecifierSet('>=2.6,<3', prereleases=True),
     'mmengine': SpecifierSet('>=0.10.4,<1', prereleases=True),
     'mmcv': SpecifierSet('>=2.0.0rc4,<3', prereleases=True),
     'mmdet': SpecifierSet('>=3.3,<4', prereleases=True),
@@ -13,10 +15,10 @@ REMEDY = "pip install 'mmsmca[onedl]' (or 'mmsmca[openmmlab]') installs a set th
 
 
 def check_openmmlab() -> None:
-    """Check that mmengine, mmcv and mmdet can be imported in a version that mmsmca supports.
+    """Check that torch, mmengine, mmcv and mmdet can be imported in a version that is supported.
 
     The versions are the modules' own, since two distributions (``onedl-mmdetection`` and
-    ``mmdet``, for example) provide each module.
+    ``mmdet``, for example) provide each of OpenMMLab's modules.
 
     Raises:
         ImportError: With one line that names the module and what to install.

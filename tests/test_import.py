@@ -38,6 +38,8 @@ def import_error(folder: Path, modules: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ('name', 'version'),
     [
+        ('torch', '2.5.1'),
+        ('torch', '3.0.0'),
         ('mmengine', '0.10.3'),
         ('mmengine', '1.0.0'),
         ('mmcv', '1.7.2'),
