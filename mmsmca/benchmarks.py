@@ -131,7 +131,7 @@ def environment(device: str) -> dict[str, str | int]:
     """What the numbers depend on besides the settings: date, hardware, versions."""
     return dict(
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
-        hardware=torch.cuda.get_device_name() if device == 'cuda' else _cpu_name(),
+        hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -142,8 +142,10 @@ def environment(device: str) -> dict[str, str | int]:
     )
 
 
-def _cpu_name() -> str:
-    for line in Path('/proc/cpuinfo').read_text().splitlines():
+def cpu_name() -> str:
+    """Name of this machine's processor."""
+    cpuinfo = Path('/proc/cpuinfo')
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith('model name'):
             return line.split(':')[1].strip()
     return platform.processor()
@@ -170,6 +172,9 @@ def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
 
 
 def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
-    """Write rows, or one object, to a JSON file, making its folder if needed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(rows, indent=2) + '\n')
+    """Write rows, or one object, to a JSON file, whole or not at all; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(json.dumps(rows, indent=2) + '\n')
+    partial.replace(path)

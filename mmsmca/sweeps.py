@@ -33,6 +33,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from mmsmca.benchmarks import cpu_name, write_json
 from mmsmca.preflight import PHASES, ConfigError, DataError, check_config
 from mmsmca.studies import Run, Study, StudyError
 
@@ -81,13 +82,6 @@ def hold(path: Path, patience: float = 0.0) -> Iterator[TextIOWrapper]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(json.dumps(content, indent=2) + '\n')
-    partial.replace(path)
 
 
 def is_held(run_dir: Path) -> bool:
@@ -431,14 +425,5 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict:
     """Processor, cores and GPUs of this machine."""
-    cpu = platform.processor()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        models = [
-            line.partition(':')[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith('model name')
-        ]
-        cpu = models[0] if models else cpu
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return dict(cpu=cpu, cores=os.cpu_count(), gpus=gpus)
+    return dict(cpu=cpu_name(), cores=os.cpu_count(), gpus=gpus)
