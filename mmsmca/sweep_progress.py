@@ -44,7 +44,7 @@ class SweepProgress:
     def _figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
         entries = scalars(self.sweep.dir_of(run))
         training = [entry for entry in entries if 'loss' in entry]
-        metrics, _ = last_evaluation(self.sweep.dir_of(run))
+        metrics, _ = last_evaluation(entries)
         ap = f'{metrics[AP]:.3f}' if AP in metrics else ''
         if not training:
             return '', '', ap, ''

@@ -314,7 +314,7 @@ def train_run(run_dir: Path, command: Sequence[str]) -> None:
             exit_code = forward.process.wait()
         if exit_code == 0:
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            metrics, steps = last_evaluation(run_dir)
+            metrics, steps = last_evaluation(scalars(run_dir))
             write_json(
                 run_dir / 'result.json',
                 dict(
@@ -372,11 +372,11 @@ def scalars(run_dir: Path) -> list[dict]:
     return entries
 
 
-def last_evaluation(run_dir: Path) -> tuple[dict, int]:
-    """The metrics of the last evaluation, and the last step that was trained."""
+def last_evaluation(entries: Sequence[dict]) -> tuple[dict, int]:
+    """The metrics of the last evaluation among :func:`scalars`, and the last step trained."""
     metrics: dict = {}
     steps = 0
-    for entry in scalars(run_dir):
+    for entry in entries:
         if 'loss' in entry:
             steps = max(steps, entry['step'])
         found = {key: value for key, value in entry.items() if key.startswith('coco/')}

@@ -24,6 +24,7 @@ from mmsmca.sweeps import (
     hold,
     is_held,
     last_evaluation,
+    scalars,
     state,
     train_run,
 )
@@ -258,7 +259,7 @@ def test_broken_log_lines_are_left_out(tmp_path):
         '{"coco/bbox_mAP": 0.',
     ]
     (folder / 'scalars.json').write_text('\n'.join(lines))
-    assert last_evaluation(tmp_path) == ({'coco/bbox_mAP': 0.5}, 7)
+    assert last_evaluation(scalars(tmp_path)) == ({'coco/bbox_mAP': 0.5}, 7)
 
 
 SLURM = {
