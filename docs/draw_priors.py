@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.image import AxesImage  # noqa: E402
 
-from mmsmca.models.explicit_attention import gaussian_log_prior  # noqa: E402
-from mmsmca.models.spatial_prior import LevelPrior, SpatialPrior  # noqa: E402
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior  # noqa: E402
+from mmsmca.models.layers.spatial_prior import LevelPrior, SpatialPrior  # noqa: E402
 
 FIGURE = Path(__file__).parent / 'figures' / 'priors'
 STRIDE, CELLS = 32, 21

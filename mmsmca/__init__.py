@@ -5,7 +5,10 @@ from .version import __version__
 
 check_openmmlab()
 
-from . import atomic_checkpoint, compile_hook, epoch_seed, flops, fsdp, models, safe_globals  # noqa: E402, F401
+from . import models  # noqa: E402, F401
+from .analysis import flops  # noqa: E402
+from .checkpoints import safe_globals  # noqa: E402
+from .engine import fsdp, hooks  # noqa: E402, F401
 
 safe_globals.register()
 flops.register()

@@ -6,7 +6,8 @@ ends it at once with one line that names the key or the file and the remedy.
 
 Images are not opened before the run: that takes many minutes for COCO's 118,000. One that cannot be
 decoded (any truncated JPEG or PNG, with OpenCV 4.12) ends the run when its turn comes, by its name:
-see :mod:`.load_image`. A JPEG damaged in the middle decodes to wrong pixels, which nothing notices.
+see :mod:`.datasets.load_image`. A JPEG damaged in the middle decodes to wrong pixels, which nothing
+notices.
 """
 
 import copy
@@ -31,9 +32,11 @@ from mmengine.model import BaseModel
 from mmengine.registry import Registry
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from . import cpu, load_image  # noqa: F401  (load_image registers a transform)
-from .checkpoint_check import check_checkpoint, check_pretrained, is_local, read_checkpoint
-from .coco_file import CocoFile, duplicates, read_coco
+from mmsmca.checkpoints.check import check_checkpoint, check_pretrained, is_local, read_checkpoint
+from mmsmca.datasets import load_image  # noqa: F401  (registers a transform)
+from mmsmca.datasets.coco_file import CocoFile, duplicates, read_coco
+from mmsmca.engine import cpu
+
 from .errors import ConfigError, DataError, few, first_difference, one_line
 
 # The data loaders and evaluators that each script uses.

@@ -26,9 +26,10 @@ from mmengine.fileio.backends import local_backend
 from mmengine.hooks import RuntimeInfoHook, checkpoint_hook
 from utils import ROOT
 
-from mmsmca import atomic_checkpoint, safe_globals
+from mmsmca.checkpoints import safe_globals
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.engine.hooks import atomic_checkpoint_hook as atomic_checkpoint
 from mmsmca.preflight import mmdet_script, run_tool
-from mmsmca.shapes import make_shapes
 
 EPOCHS = 4
 ITERATIONS = 6 * EPOCHS

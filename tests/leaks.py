@@ -28,7 +28,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from utils import build_detector, load_config
 
-from mmsmca.shapes import make_shapes
+from mmsmca.datasets.shapes import make_shapes
 
 CONFIG = 'shapes/smca_r18_shapes.py'
 MODEL = dict(

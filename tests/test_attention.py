@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsmca.models.attention import gaussian_attention
-from mmsmca.models.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.attention import gaussian_attention
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior
 
 IMPLEMENTATIONS = ['explicit', 'folded']
 # Images, heads, queries, channels a head, height and width of the map.

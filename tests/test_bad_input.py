@@ -42,9 +42,9 @@ from test_preflight import (  # noqa: F401  (fixtures among them)
 from test_tools import CONFIG, run
 from utils import ROOT
 
-from mmsmca.coco_file import read_coco
+from mmsmca.datasets.coco_file import read_coco
+from mmsmca.datasets.load_image import LoadImage
 from mmsmca.errors import ConfigError, DataError
-from mmsmca.load_image import LoadImage
 from mmsmca.preflight import check_config, effective_config
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'

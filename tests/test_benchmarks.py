@@ -12,8 +12,8 @@ import pytest
 import torch
 from utils import ROOT
 
-from mmsmca import benchmarks
-from mmsmca.models.attention import IMPLEMENTATIONS
+from mmsmca.analysis import benchmarks
+from mmsmca.models.layers.attention import IMPLEMENTATIONS
 
 
 def run_tool(*args: str | Path) -> subprocess.CompletedProcess:

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from test_golden import build, data_samples
 from utils import ROOT, build_detector
 
-from mmsmca import checkpoint_files, checkpoints
-from mmsmca.checkpoint_files import CheckpointError
+from mmsmca.checkpoints import files as checkpoint_files
+from mmsmca.checkpoints import names as checkpoints
+from mmsmca.checkpoints.files import CheckpointError
 
 TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
 CASES = [

@@ -9,7 +9,7 @@ from test_models import sample
 from torch._dynamo.testing import CompileCounterWithBackend
 from utils import build_detector
 
-from mmsmca.compile_hook import PARTS
+from mmsmca.engine.hooks.compile_hook import PARTS
 
 # The paper's models with ResNet-18 and fewer layers.
 MODELS = {

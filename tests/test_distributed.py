@@ -21,9 +21,9 @@ from test_models import sample
 from torch import distributed
 from utils import ROOT, build_detector, load_config
 
-from mmsmca.cpu import LauncherError, support
-from mmsmca.fsdp import FSDPOptimWrapper
-from mmsmca.shapes import make_shapes
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.engine.cpu import LauncherError, support
+from mmsmca.engine.fsdp import FSDPOptimWrapper
 
 # ResNet-18 in place of ResNet-50; its batch norm is frozen, as in every config for COCO.
 C5 = dict(backbone=dict(depth=18), neck=dict(in_channels=[512]))

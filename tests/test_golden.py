@@ -9,7 +9,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from utils import build_detector
 
-from mmsmca.checkpoints import convert_reference, describe_reference
+from mmsmca.checkpoints.names import convert_reference, describe_reference
 
 CASES = [
     *(f'single_scale_{scale}' for scale in ('fixed', 'isotropic', 'independent', 'covariance')),

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from utils import ROOT
 
-from mmsmca import safe_globals
+from mmsmca.checkpoints import safe_globals
 
 SUPPORTED = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
 

@@ -16,10 +16,10 @@ from test_models import batch, sample
 from test_multi_scale import randomise
 from utils import load_config
 
-from mmsmca.models.attention import gaussian_attention
-from mmsmca.models.co_attention import SCALE_SELECTIONS, CoAttention
-from mmsmca.models.explicit_attention import gaussian_log_prior
-from mmsmca.models.spatial_prior import SCALES, LevelPrior
+from mmsmca.models.layers.attention import gaussian_attention
+from mmsmca.models.layers.co_attention import SCALE_SELECTIONS, CoAttention
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.spatial_prior import SCALES, LevelPrior
 
 # The same examples in every run: a failure is the change's.
 FAST = settings(deadline=None, derandomize=True, database=None, max_examples=40)

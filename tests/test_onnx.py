@@ -19,8 +19,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from utils import ROOT, build_detector, load_config
 
-from mmsmca import onnx_export
-from mmsmca.shapes import SHAPES_CLASSES, make_shapes
+from mmsmca.datasets.shapes import SHAPES_CLASSES, make_shapes
+from mmsmca.deployment import onnx_export
 
 SIZES = ((128, 128), (93, 150), (140, 71))  # height, width
 

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from test_models import sample
 from utils import ROOT, build_detector, load_config
 
-from mmsmca import cpu
-from mmsmca.shapes import make_shapes
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.engine import cpu
 
 SMALL = dict(num_queries=12, encoder=dict(num_layers=1), decoder=dict(num_layers=2))
 CONFIGS = {

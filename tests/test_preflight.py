@@ -17,9 +17,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from utils import load_config
 
-from mmsmca import coco_file, load_image, preflight
+from mmsmca import preflight
+from mmsmca.datasets import coco_file, load_image
+from mmsmca.datasets.load_image import ImageError, LoadImage
 from mmsmca.errors import ConfigError, DataError
-from mmsmca.load_image import ImageError, LoadImage
 from mmsmca.preflight import check_config
 
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from utils import ROOT
 
-from mmsmca.report import costs as model_costs
-from mmsmca.report import figures
-from mmsmca.report.logs import METRICS, read_log
-from mmsmca.report.published import PublishedError, find_published, literature
-from mmsmca.report.runs import ReportError, read_study
-from mmsmca.report.statistics import (
+from mmsmca.studies.report import costs as model_costs
+from mmsmca.studies.report import figures
+from mmsmca.studies.report.logs import METRICS, read_log
+from mmsmca.studies.report.published import PublishedError, find_published, literature
+from mmsmca.studies.report.runs import ReportError, read_study
+from mmsmca.studies.report.statistics import (
     Value,
     at_time,
     curve,
@@ -26,8 +26,8 @@ from mmsmca.report.statistics import (
     reached,
     value,
 )
-from mmsmca.report.summary import csv_table, summary
-from mmsmca.report.tables import latex, markdown, tables
+from mmsmca.studies.report.summary import csv_table, summary
+from mmsmca.studies.report.tables import latex, markdown, tables
 
 # Of the slower method every iteration takes 0.2 s, of the other 0.1 s; evaluated every 100.
 APS = {

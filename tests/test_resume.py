@@ -23,10 +23,10 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmsmca import preflight
-from mmsmca.atomic_checkpoint import AtomicBackend
-from mmsmca.epoch_seed import EpochSeedHook, epoch_seed
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend
+from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed
 from mmsmca.preflight import latest_checkpoint
-from mmsmca.shapes import make_shapes
 
 
 @pytest.fixture(scope='module')

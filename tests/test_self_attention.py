@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmsmca.models import fused_attention as module
-from mmsmca.models.fused_attention import fused_attention
-from mmsmca.models.self_attention import SelfAttention
+from mmsmca.models.layers import fused_attention as module
+from mmsmca.models.layers.fused_attention import fused_attention
+from mmsmca.models.layers.self_attention import SelfAttention
 
 
 @pytest.mark.parametrize('padded', [False, True])

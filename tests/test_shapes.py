@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 
-from mmsmca import shapes
-from mmsmca.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
+from mmsmca.datasets import shapes
+from mmsmca.datasets.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
 
 ROOT = Path(__file__).parents[1]
 SMALL = {'num_train': 40, 'num_val': 12, 'size': 64, 'max_objects': 4, 'seed': 3}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from utils import ROOT
 
-from mmsmca.studies import StudyError, load_study
+from mmsmca.studies.study import StudyError, load_study
 
 STUDIES = sorted((ROOT / 'configs/studies').glob('*.py'))
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from utils import ROOT
 
-from mmsmca.shapes import make_shapes
-from mmsmca.studies import StudyError, load_study
-from mmsmca.sweep_progress import SweepProgress
-from mmsmca.sweeps import (
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.studies.progress import SweepProgress
+from mmsmca.studies.study import StudyError, load_study
+from mmsmca.studies.sweep import (
     HeldError,
     Resources,
     Sweep,

@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 from utils import ROOT, load_config
 
-from mmsmca.shapes import make_shapes
+from mmsmca.datasets.shapes import make_shapes
 
 CONFIG = 'shapes/smca_r18_shapes.py'
 

@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from test_training import options
 from utils import ROOT, build_detector, load_config
 
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.engine.hooks.spatial_prior_hook import SpatialPriorHook
 from mmsmca.errors import ConfigError
-from mmsmca.hooks import SpatialPriorHook
-from mmsmca.shapes import make_shapes
 from mmsmca.visualization.figures import ImageFrame
 from mmsmca.visualization.inspection import Inspection, VisualizationError, record
 

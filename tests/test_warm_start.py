@@ -15,9 +15,9 @@ from test_checkpoints import assert_equal_to_the_bit, convert
 from torch import nn
 from utils import ROOT, build_detector, load_config
 
-from mmsmca import checkpoint_files
-from mmsmca.checkpoint_files import CheckpointError
-from mmsmca.warm_start import warm_start
+from mmsmca.checkpoints import files as checkpoint_files
+from mmsmca.checkpoints.files import CheckpointError
+from mmsmca.checkpoints.warm_start import warm_start
 
 AUTHORS = 'multi_scale_conv'
 SMCA = 'smca/smca_r50_8xb2-50e_coco.py'

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from mmsmca import benchmarks
-from mmsmca.models.attention import IMPLEMENTATIONS
-from mmsmca.models.projections import AttentionProjections
+from mmsmca.analysis import benchmarks
+from mmsmca.models.layers.attention import IMPLEMENTATIONS
+from mmsmca.models.layers.projections import AttentionProjections
 
 BETA = 8.0
 REFERENCES = ('explicit', 'no_prior')

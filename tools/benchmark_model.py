@@ -20,7 +20,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
-from mmsmca import benchmarks
+from mmsmca.analysis import benchmarks
 
 COLUMNS = {
     'config': 'config',

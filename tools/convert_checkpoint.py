@@ -10,8 +10,10 @@ The direction is read off the names. Sources and destinations are .pth or .safet
 import argparse
 import sys
 
-from mmsmca import checkpoint_files, checkpoints, warm_start
-from mmsmca.checkpoint_files import CheckpointError
+from mmsmca.checkpoints import files as checkpoint_files
+from mmsmca.checkpoints import names as checkpoints
+from mmsmca.checkpoints import warm_start
+from mmsmca.checkpoints.files import CheckpointError
 
 
 def main() -> int:

@@ -16,11 +16,11 @@ from functools import partial
 from mmdet.utils import register_all_modules
 from mmengine.config import DictAction
 
-from mmsmca.benchmarks import interleaved_times
+from mmsmca.analysis.benchmarks import interleaved_times
 from mmsmca.preflight import ConfigError, check_config, effective_config
 
 try:
-    from mmsmca import onnx_export
+    from mmsmca.deployment import onnx_export
 except ModuleNotFoundError as error:
     if not error.name.startswith('onnx'):
         raise

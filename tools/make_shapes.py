@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmsmca.shapes import VARIANTS, make_shapes
+from mmsmca.datasets.shapes import VARIANTS, make_shapes
 
 
 def main() -> None:

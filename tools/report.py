@@ -12,11 +12,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from mmsmca.report import costs as model_costs
-from mmsmca.report.figures import write_figures
-from mmsmca.report.runs import ReportError, Study, read_study
-from mmsmca.report.summary import csv_table, summary
-from mmsmca.report.tables import latex, markdown, tables
+from mmsmca.studies.report import costs as model_costs
+from mmsmca.studies.report.figures import write_figures
+from mmsmca.studies.report.runs import ReportError, Study, read_study
+from mmsmca.studies.report.summary import csv_table, summary
+from mmsmca.studies.report.tables import latex, markdown, tables
 
 
 def parse_args() -> Namespace:

@@ -18,9 +18,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from mmsmca.studies import Study, StudyError, load_study
-from mmsmca.sweep_progress import SweepProgress
-from mmsmca.sweeps import HeldError, Resources, Sweep, check_runs, hold, log_tail
+from mmsmca.studies.progress import SweepProgress
+from mmsmca.studies.study import Study, StudyError, load_study
+from mmsmca.studies.sweep import HeldError, Resources, Sweep, check_runs, hold, log_tail
 
 POLL_SECONDS = 1.0
 # Where output is no terminal, a line this often says how far things are.

@@ -19,7 +19,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from mmsmca.models.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior
 
 from .inspection import CoAttentionMaps, Inspection, ModulatedMaps
 

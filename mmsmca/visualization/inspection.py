@@ -22,9 +22,9 @@ from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor, nn
 
 from mmsmca import preflight
-from mmsmca.models.decoder import SMCADecoderLayer
-from mmsmca.models.explicit_attention import gaussian_log_prior, masked_softmax
-from mmsmca.models.spatial_prior import LevelPrior
+from mmsmca.models.layers.decoder import SMCADecoderLayer
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior, masked_softmax
+from mmsmca.models.layers.spatial_prior import LevelPrior
 
 
 class VisualizationError(ValueError):

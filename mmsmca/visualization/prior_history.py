@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from mmsmca.models.decoder import SMCADecoderLayer
+from mmsmca.models.layers.decoder import SMCADecoderLayer
 
 from .figures import new_figure
 from .inspection import Inspection

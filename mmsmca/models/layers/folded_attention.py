@@ -31,7 +31,7 @@ def folded_attention(
 ) -> Tensor:
     """Gaussian-modulated attention through plain attention.
 
-    Arguments and result are those of :func:`.attention.gaussian_attention`; two scales only.
+    Arguments and result are those of :func:`.gaussian_attention`; two scales only.
     """
     channels = query.size(-1)
     # The kernel divides every product by the root of the channels; beta makes up for it.

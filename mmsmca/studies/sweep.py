@@ -33,9 +33,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmsmca.benchmarks import cpu_name, write_json
+from mmsmca.analysis.benchmarks import cpu_name, write_json
 from mmsmca.preflight import PHASES, ConfigError, DataError, check_config
-from mmsmca.studies import Run, Study, StudyError
+from mmsmca.studies.study import Run, Study, StudyError
 
 LOG_TAIL_LINES = 15
 # submitit ends a job after its time limit and defaults to minutes: 30 days, where nothing is given.

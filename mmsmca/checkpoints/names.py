@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint_files import CheckpointError
-from .models.spatial_prior import SCALES
+from mmsmca.models.layers.spatial_prior import SCALES
+
+from .files import CheckpointError
 
 # Prefixes (reference, ours); N stands for the number of a layer.
 COMMON_NAMES = (

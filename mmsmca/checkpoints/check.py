@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from . import safe_globals
-from .errors import ConfigError, few, first_difference
+from mmsmca.checkpoints import safe_globals
+from mmsmca.errors import ConfigError, few, first_difference
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:

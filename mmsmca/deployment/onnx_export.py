@@ -29,10 +29,10 @@ from mmengine.runner import load_checkpoint
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from . import safe_globals
-from .models import SMCADETR, SMCAHead
-from .models.encoder import flatten_levels
-from .shapes import draw_image
+from mmsmca.checkpoints import safe_globals
+from mmsmca.datasets.shapes import draw_image
+from mmsmca.models import SMCADETR, SMCAHead
+from mmsmca.models.layers.encoder import flatten_levels
 
 # The first with all that the graph needs is 16 (GridSample, in the convolutional encoder).
 OPSET = 18

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from rich.table import Table
 
-from mmsmca.studies import Run
-from mmsmca.sweeps import Sweep, last_evaluation, scalars
+from mmsmca.studies.study import Run
+from mmsmca.studies.sweep import Sweep, last_evaluation, scalars
 
 AP = 'coco/bbox_mAP'
 STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'yellow'}

@@ -18,7 +18,7 @@ import mmengine
 import torch
 from torch.utils.benchmark import timer
 
-from .version import __version__
+from mmsmca.version import __version__
 
 MIB = 2**20
 

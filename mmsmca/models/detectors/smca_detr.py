@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from .encoder import flatten_levels
+from mmsmca.models.layers.encoder import flatten_levels
 
 
 @MODELS.register_module()

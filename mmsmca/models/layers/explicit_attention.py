@@ -73,7 +73,7 @@ def explicit_attention(
 ) -> Tensor:
     """Gaussian-modulated attention with prior and attention weights in memory.
 
-    Arguments and result are those of :func:`.attention.gaussian_attention`; of any scale type.
+    Arguments and result are those of :func:`.gaussian_attention`; of any scale type.
     """
     bias = gaussian_log_prior(centers, scales, grid_size, beta)
     return biased_attention(query, key, value, bias, key_padding_mask, dropout_p)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import DataError, few
+from mmsmca.errors import DataError, few
 
 IMAGE_KEYS = {'id', 'file_name', 'height', 'width'}
 CATEGORY_KEYS = {'id', 'name'}

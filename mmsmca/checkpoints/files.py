@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import safe_globals
-from .version import __version__
+from mmsmca.checkpoints import safe_globals
+from mmsmca.version import __version__
 
 SUFFIXES = ('.pth', '.safetensors')
 

@@ -14,8 +14,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import Tensor
 
-from .checkpoint_files import CheckpointError
-from .checkpoints import NAMES, coco_rows, new_name
+from .files import CheckpointError
+from .names import NAMES, coco_rows, new_name
 
 # The names of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's; N stands for
 # the number of a layer. Norm 1 follows the co-attention there, not the self-attention.

@@ -5,7 +5,7 @@ import warnings
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
-from .errors import DataError, one_line
+from mmsmca.errors import DataError, one_line
 
 
 class ImageError(DataError):

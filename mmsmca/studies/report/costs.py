@@ -16,7 +16,8 @@ from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
-from .. import benchmarks
+from mmsmca.analysis import benchmarks
+
 from .runs import ReportError, Study
 
 FILE = 'costs.json'

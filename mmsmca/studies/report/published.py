@@ -96,7 +96,7 @@ def _mmdet() -> Path:
 
 def _configs() -> Path:
     """Of the wheel, or of the checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     return next(
         folder
         for folder in (package / '.mim/configs', package.parent / 'configs')

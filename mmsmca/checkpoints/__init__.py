@@ -1,0 +1,1 @@
+"""Checkpoints: files, names, warm starts, and what is checked before a run."""

@@ -1,0 +1,1 @@
+"""Generated data, and COCO's annotation files and images read with care."""

@@ -1,0 +1,1 @@
+"""What runs around a model: hooks, optimizer wrappers, support for CPUs."""

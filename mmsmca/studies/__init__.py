@@ -1,0 +1,1 @@
+"""Studies: what is compared, how it is run, what is reported."""
