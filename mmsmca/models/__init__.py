@@ -9,7 +9,21 @@ from mmsmca.models.layers.deformable_encoder import SMCADeformableEncoder
 from mmsmca.models.layers.encoder import SMCAEncoder, SMCAEncoderLayer
 from mmsmca.models.layers.spatial_prior import SpatialPrior
 
+from mmsmca.models.detectors.smca_dino import SMCADINO
+from mmsmca.models.dense_heads.smca_dino_head import SMCADINOHead
+from mmsmca.models.layers.box_prior import BoxPrior
+from mmsmca.models.layers.dino_decoder import SMCADINODecoder, SMCADINODecoderLayer
+from mmsmca.models.layers.hybrid_encoder import SMCAHybridEncoder
+from mmsmca.models.layers.joint_co_attention import JointCoAttention
+
 __all__ = [
+    'BoxPrior',
+    'JointCoAttention',
+    'SMCADINO',
+    'SMCADINODecoder',
+    'SMCADINODecoderLayer',
+    'SMCADINOHead',
+    'SMCAHybridEncoder',
     'CoAttention',
     'SMCAConvEncoder',
     'SMCADETR',

@@ -1,19 +1,14 @@
 """SMCA as an MMDetection detector."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.backbones import ResNet
 from mmdet.models.detectors import DETR
 from mmdet.models.layers import SinePositionalEncoding
-from mmdet.models.necks import ChannelMapper
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from mmsmca.models.layers.encoder import flatten_levels
+from .levels import level_inputs, neck_strides
 
 
 @MODELS.register_module()
@@ -47,17 +42,9 @@ class SMCADETR(DETR):
             )
         if len(self.decoder.strides) > 1:
             self.level_embed = nn.Parameter(torch.randn(len(self.decoder.strides), self.embed_dims))
-        self.neck_strides = self.encoder.input_strides(self.decoder.strides)
-        if isinstance(self.backbone, ResNet) and isinstance(self.neck, ChannelMapper):
-            self._check_strides(_neck_strides(self.backbone, self.neck))
-
-    def _check_strides(self, neck_strides: Sequence[int]) -> None:
-        strides = self.encoder.output_strides(neck_strides)
-        if tuple(strides) != self.decoder.strides:
-            raise ValueError(
-                f'decoder.strides={list(self.decoder.strides)} does not fit the encoded levels, '
-                f'which have strides {strides}: set it to these'
-            )
+        self.neck_strides = neck_strides(
+            self.backbone, self.neck, self.encoder, self.decoder.strides
+        )
 
     def init_weights(self) -> None:
         """Initialise as DETR does (Xavier), except for what has an initialisation of its own.
@@ -84,46 +71,15 @@ class SMCADETR(DETR):
         Returns:
             Arguments of the encoder, and those of the decoder that do not come from the encoder.
         """
-        height, width = batch_data_samples[0].batch_input_shape
-        shapes = [sample.img_shape[:2] for sample in batch_data_samples]
-        level_shapes = [(feat.shape[-2], feat.shape[-1]) for feat in img_feats]
-        self._check_level_shapes(level_shapes, (height, width))
-        # Not of the maps' precision: bfloat16 would round an image of 1333 pixels to 1336.
-        like = self.query_embedding.weight
-        masks = []
-        for shape, stride in zip(level_shapes, self.neck_strides, strict=True):
-            mask = like.new_ones((len(shapes), *shape), dtype=torch.bool)
-            for i, (h, w) in enumerate(shapes):
-                # As many cells as the image has alone; interpolating a mask of the pixels, as DETR
-                # does, often gives one more where the stride does not divide the padded size.
-                mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
-            masks.append(mask)
-        pos = [self.positional_encoding(level_mask).to(like.dtype) for level_mask in masks]
-        if len(pos) > 1:
-            pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
-
-        # Attention without a mask is faster: give none where nothing is padded.
-        padded = any(shape != (height, width) for shape in shapes)
-        encoder_inputs = dict(
-            feat=flatten_levels(img_feats),
-            feat_pos=flatten_levels(pos),
-            feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
-            level_shapes=level_shapes,
+        encoder_inputs, image_sizes = level_inputs(
+            img_feats,
+            batch_data_samples,
+            self.neck_strides,
+            self.positional_encoding,
+            getattr(self, 'level_embed', None),
+            like=self.query_embedding.weight,
         )
-        return encoder_inputs, dict(image_sizes=like.new_tensor([(w, h) for h, w in shapes]))
-
-    def _check_level_shapes(
-        self, level_shapes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
-    ) -> None:
-        expected = [
-            tuple(math.ceil(side / stride) for side in padded_size) for stride in self.neck_strides
-        ]
-        if level_shapes != expected:
-            raise ValueError(
-                f'decoder.strides={list(self.decoder.strides)} does not fit the neck: for an '
-                f'image of {padded_size[0]} x {padded_size[1]} pixels it gave maps of '
-                f'{level_shapes}, not {expected}'
-            )
+        return encoder_inputs, dict(image_sizes=image_sizes)
 
     def forward_encoder(self, **encoder_inputs) -> dict:
         """Encode; arguments as in :meth:`SMCAEncoder.forward`.
@@ -155,11 +111,3 @@ class SMCADETR(DETR):
         """
         hidden_states, references = self.decoder(**decoder_inputs)
         return dict(hidden_states=hidden_states, references=references)
-
-
-def _neck_strides(backbone: ResNet, neck: ChannelMapper) -> list[int]:
-    """Strides of the neck's maps; a ResNet's stem has stride 4, an extra convolution 2."""
-    strides = [4 * math.prod(backbone.strides[: i + 1]) for i in backbone.out_indices]
-    for _ in neck.extra_convs or ():
-        strides.append(strides[-1] * 2)
-    return strides

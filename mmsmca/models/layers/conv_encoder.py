@@ -65,10 +65,10 @@ class BidirectionalLayer(BaseModule):
             Maps of the same shapes.
         """
         own = [
-            conv(_blank(self.project_in(x + e), masks, level))
+            conv(blank(self.project_in(x + e), _of(masks, level)))
             for level, (conv, x, e) in enumerate(zip(self.same, maps, pos, strict=True))
         ]
-        own = [_blank(a, masks, level) for level, a in enumerate(own)]
+        own = [blank(a, _of(masks, level)) for level, a in enumerate(own)]
         mixed = list(own)
         for level, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
             mixed[level + 1] = mixed[level + 1] + down(own[level])
@@ -82,9 +82,21 @@ class BidirectionalLayer(BaseModule):
         return self.norms[1](self.ffn(self.norms[0](cells))).permute(0, 3, 1, 2)
 
 
-def _blank(x: Tensor, masks: Sequence[Tensor] | None, level: int) -> Tensor:
-    """Set padding to zero."""
-    return x if masks is None else x.masked_fill(masks[level], 0.0)
+def blank(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set padding to zero, so that a convolution sees there what it sees beyond a map's border.
+
+    Args:
+        x: Map, (B, C, H, W).
+        mask: True where a cell is padding, (B, 1, H, W), or None.
+
+    Returns:
+        Tensor of shape (B, C, H, W).
+    """
+    return x if mask is None else x.masked_fill(mask, 0.0)
+
+
+def _of(masks: Sequence[Tensor] | None, level: int) -> Tensor | None:
+    return None if masks is None else masks[level]
 
 
 def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, level: int) -> Tensor:
@@ -184,11 +196,11 @@ class SMCAConvEncoder(BaseModule):
             The encoded cells. The first level has shape, mask and position encoding of the second,
             whose stride it has now.
         """
-        maps, pos = [_unflatten(x, level_shapes) for x in (feat, feat_pos)]
-        masks = None if feat_mask is None else _unflatten(feat_mask.unsqueeze(-1), level_shapes)
+        maps, pos = [unflatten_levels(x, level_shapes) for x in (feat, feat_pos)]
+        masks = None if feat_mask is None else unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
         for layer in self.layers:
             maps = layer(maps, pos, masks)
-        maps[0] = self.halve(_blank(maps[0], masks, 0))
+        maps[0] = self.halve(blank(maps[0], _of(masks, 0)))
         memory_mask = None if masks is None else flatten_levels([masks[1], *masks[1:]]).squeeze(-1)
         return Memory(
             flatten_levels(maps),
@@ -198,8 +210,8 @@ class SMCAConvEncoder(BaseModule):
         )
 
 
-def _unflatten(x: Tensor, level_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """(B, N, C) to maps of (B, C, H_j, W_j)."""
+def unflatten_levels(x: Tensor, level_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """(B, N, C) to maps of (B, C, H_j, W_j), the inverse of :func:`.encoder.flatten_levels`."""
     levels = x.split([height * width for height, width in level_shapes], dim=1)
     return [
         level.transpose(1, 2).unflatten(2, shape)

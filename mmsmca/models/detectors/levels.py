@@ -1,0 +1,110 @@
+"""From the neck's maps to feature levels: flattened, with positions, padding told from content."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.models.necks import ChannelMapper
+from mmdet.structures import SampleList
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmsmca.models.layers.encoder import flatten_levels
+
+
+def level_inputs(
+    img_feats: Sequence[Tensor],
+    batch_data_samples: SampleList,
+    strides: Sequence[int],
+    positional_encoding: nn.Module,
+    level_embed: Tensor | None,
+    like: Tensor,
+) -> tuple[dict, Tensor]:
+    """Flatten the neck's maps and tell padding from content.
+
+    Args:
+        img_feats: Maps of the neck, (B, C, H_j, W_j) each.
+        batch_data_samples: Their ``img_shape`` is the size of the image content,
+            ``batch_input_shape`` the padded size, (height, width) in pixels.
+        strides: Stride of every map, in pixels.
+        positional_encoding: Encodes a mask of (B, H, W) as (B, C, H, W).
+        level_embed: What is added to a level's position encoding, (L, C), or None.
+        like: Tensor of the precision that positions and sizes get: not the maps', as bfloat16
+            would round an image of 1333 pixels to 1336.
+
+    Returns:
+        Arguments of the encoder, and width and height of each image's content, in pixels, (B, 2).
+
+    Raises:
+        ValueError: If the maps do not have the strides.
+    """
+    height, width = batch_data_samples[0].batch_input_shape
+    shapes = [sample.img_shape[:2] for sample in batch_data_samples]
+    level_shapes = [(feat.shape[-2], feat.shape[-1]) for feat in img_feats]
+    _check_level_shapes(level_shapes, (height, width), strides)
+    masks = []
+    for shape, stride in zip(level_shapes, strides, strict=True):
+        mask = like.new_ones((len(shapes), *shape), dtype=torch.bool)
+        for i, (h, w) in enumerate(shapes):
+            # As many cells as the image has alone; interpolating a mask of the pixels, as DETR
+            # does, often gives one more where the stride does not divide the padded size.
+            mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
+        masks.append(mask)
+    pos = [positional_encoding(level_mask).to(like.dtype) for level_mask in masks]
+    if level_embed is not None:
+        pos = [p + e[:, None, None] for p, e in zip(pos, level_embed, strict=True)]
+
+    # Attention without a mask is faster: give none where nothing is padded.
+    padded = any(shape != (height, width) for shape in shapes)
+    encoder_inputs = dict(
+        feat=flatten_levels(img_feats),
+        feat_pos=flatten_levels(pos),
+        feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
+        level_shapes=level_shapes,
+    )
+    return encoder_inputs, like.new_tensor([(w, h) for h, w in shapes])
+
+
+def neck_strides(
+    backbone: BaseModule, neck: BaseModule, encoder: BaseModule, strides: Sequence[int]
+) -> Sequence[int]:
+    """Strides of the neck's maps, from those of the encoded levels.
+
+    Args:
+        backbone: The detector's backbone.
+        neck: Its neck.
+        encoder: Its encoder.
+        strides: Strides of the encoded levels, as configured (``decoder.strides``), in pixels.
+
+    Returns:
+        One stride a map of the neck.
+
+    Raises:
+        ValueError: If ``strides`` does not fit the maps that backbone and neck give, where their
+            classes tell (``ResNet``, ``ChannelMapper``).
+    """
+    if isinstance(backbone, ResNet) and isinstance(neck, ChannelMapper):
+        # A ResNet's stem has stride 4, an extra convolution 2.
+        given = [4 * math.prod(backbone.strides[: i + 1]) for i in backbone.out_indices]
+        for _ in neck.extra_convs or ():
+            given.append(given[-1] * 2)
+        encoded = encoder.output_strides(given)
+        if tuple(encoded) != tuple(strides):
+            raise ValueError(
+                f'decoder.strides={list(strides)} does not fit the encoded levels, '
+                f'which have strides {encoded}: set it to these'
+            )
+    return encoder.input_strides(strides)
+
+
+def _check_level_shapes(
+    level_shapes: Sequence[tuple[int, int]], padded_size: tuple[int, int], strides: Sequence[int]
+) -> None:
+    expected = [tuple(math.ceil(side / stride) for side in padded_size) for stride in strides]
+    if level_shapes != expected:
+        raise ValueError(
+            f'decoder.strides={list(strides)} does not fit the neck: for an '
+            f'image of {padded_size[0]} x {padded_size[1]} pixels it gave maps of '
+            f'{level_shapes}, not {expected}'
+        )
