@@ -1,19 +1,46 @@
-"""DINO's head, in full precision and also without denoising."""
+"""DINO's head in full precision, and without denoising where there is none."""
 
+import torch
 from mmdet.models.dense_heads import DINOHead
 from mmdet.registry import MODELS
 from torch import Tensor
-import torch
 
 
 @MODELS.register_module()
 class SMCADINOHead(DINOHead):
+    """MMDetection's ``DINOHead``, its configuration, losses, predictions and state dict."""
+
     def forward(self, hidden_states: Tensor, references: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Predict class logits and boxes of every decoder layer.
+
+        Args:
+            hidden_states: Outputs of the decoder layers, (layers, B, Q, C).
+            references: Boxes (cx, cy, w, h) in [0, 1] that the layers' boxes are relative to, one
+                a layer (more are ignored), (B, Q, 4).
+
+        Returns:
+            Class logits, (layers, B, Q, classes), and boxes (cx, cy, w, h) in [0, 1] of the image
+            content, (layers, B, Q, 4).
+        """
+        # As in SMCAHead: costs and losses do not survive half precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return super().forward(hidden_states.float(), references)
+            weight = self.cls_branches[0].weight
+            return super().forward(hidden_states.type_as(weight), references)
 
     @staticmethod
-    def split_outputs(all_layers_cls_scores, all_layers_bbox_preds, dn_meta):
+    def split_outputs(
+        all_layers_cls_scores: Tensor, all_layers_bbox_preds: Tensor, dn_meta: dict | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Split what matched and what denoising queries gave; without denoising, all matched.
+
+        Args:
+            all_layers_cls_scores: Class logits, (layers, B, Q, classes).
+            all_layers_bbox_preds: Boxes, (layers, B, Q, 4).
+            dn_meta: What the denoising's query generator says of its queries, or None.
+
+        Returns:
+            Logits and boxes of the matched queries, and of the denoising queries or None.
+        """
         if dn_meta is None:
             return all_layers_cls_scores, all_layers_bbox_preds, None, None
         return DINOHead.split_outputs(all_layers_cls_scores, all_layers_bbox_preds, dn_meta)

@@ -1,43 +1,88 @@
 """SMCA's prior under DINO's training."""
 
+from collections.abc import Sequence
+
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.models.layers import CdnQueryGenerator, SinePositionalEncoding
 from mmdet.registry import MODELS
-from mmdet.structures import OptSampleList, SampleList
+from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from mmsmca.models.layers.encoder import Memory
+
 from .levels import level_inputs, neck_strides
+
+# Side of the boxes that query selection starts from, in images, on a level of stride 8.
+ANCHOR = 0.05
+
+
+class NoDenoising:
+    """What MMDetection's ``CdnQueryGenerator`` is, for a training without denoising queries."""
+
+    def __call__(self, batch_data_samples: SampleList) -> tuple[Tensor, Tensor, None, None]:
+        """Generate no queries, no boxes, no mask, and nothing to say of them."""
+        nothing = batch_data_samples[0].gt_instances.labels.new_empty(0, dtype=torch.float32)
+        return nothing, nothing, None, None
 
 
 @MODELS.register_module()
 class SMCADINO(DINO):
-    def __init__(self, *args, dn_cfg: dict | None = None, as_two_stage: bool = True, **kwargs) -> None:
+    """DINO whose decoder looks where its boxes are by SMCA's prior: no custom operator.
+
+    MMDetection's :class:`DINO` (arXiv:2203.03605), its query selection, denoising and head, with
+    the encoder and the decoder built from the registry (``type`` defaults to ``SMCAHybridEncoder``
+    and ``SMCADINODecoder``). Every map of the neck is a feature level; their strides are
+    ``decoder.strides``.
+
+    Args:
+        as_two_stage: Whether queries start from the best boxes that the encoder proposes, or else
+            from boxes that are learned. Defaults to True.
+        dn_cfg: Config of the denoising, ``CdnQueryGenerator``'s. Defaults to None: no denoising,
+            which needs the head ``SMCADINOHead``.
+        args: Arguments of MMDetection's ``DeformableDETR``.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
+            maps that the backbone and the neck give; at build where their classes tell
+            (``ResNet``, ``ChannelMapper``), else in the first forward pass.
+    """
+
+    def __init__(
+        self, *args, as_two_stage: bool = True, dn_cfg: dict | None = None, **kwargs
+    ) -> None:
         # DINO's own constructor insists on two stages and on denoising.
-        DeformableDETR.__init__(
-            self, *args, as_two_stage=as_two_stage, **kwargs
-        )
-        self.dn_query_generator = None
-        if dn_cfg is not None:
-            self.dn_query_generator = CdnQueryGenerator(
+        DeformableDETR.__init__(self, *args, as_two_stage=as_two_stage, **kwargs)
+        self.dn_query_generator = (
+            NoDenoising()
+            if dn_cfg is None
+            else CdnQueryGenerator(
                 num_classes=self.bbox_head.num_classes,
                 embed_dims=self.embed_dims,
                 num_matching_queries=self.num_queries,
                 **dn_cfg,
             )
+        )
 
     def _init_layers(self) -> None:
-        encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder
+        """Build what lies between the neck and the head."""
+        # Under these names DeformableDETR keeps the configs first, then the modules.
+        encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
         self.positional_encoding = SinePositionalEncoding(**encoding)
         self.encoder = MODELS.build({'type': 'SMCAHybridEncoder', **encoder})
         self.decoder = MODELS.build({'type': 'SMCADINODecoder', **decoder})
         self.embed_dims = self.encoder.embed_dims
+        num_feats = self.positional_encoding.num_feats
+        if num_feats * 2 != self.embed_dims:
+            raise ValueError(
+                f'positional_encoding.num_feats={num_feats} has to be half of the '
+                f"encoder's embed_dims={self.embed_dims}"
+            )
         self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)
-        self.level_embed = nn.Parameter(
-            torch.empty(len(self.decoder.strides), self.embed_dims)
-        )
+        self.level_embed = nn.Parameter(torch.randn(len(self.decoder.strides), self.embed_dims))
         if self.as_two_stage:
             self.memory_trans_fc = nn.Linear(self.embed_dims, self.embed_dims)
             self.memory_trans_norm = nn.LayerNorm(self.embed_dims)
@@ -48,12 +93,13 @@ class SMCADINO(DINO):
         )
 
     def init_weights(self) -> None:
+        """Initialise as DINO does (Xavier), except for what has an initialisation of its own."""
         DetectionTransformer.init_weights(self)
         for coder in self.encoder, self.decoder:
             for p in coder.parameters():
                 if p.dim() > 1:
                     nn.init.xavier_uniform_(p)
-        for module in self.modules():
+        for module in self.encoder.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 module.init_weights()
         for layer in self.decoder.layers:
@@ -64,13 +110,27 @@ class SMCADINO(DINO):
         if self.as_two_stage:
             nn.init.xavier_uniform_(self.memory_trans_fc.weight)
         else:
-            nn.init.uniform_(self.query_boxes.weight[:, :2])
-            self.query_boxes.weight.data[:, :2].logit_(eps=1e-3)
-            nn.init.constant_(self.query_boxes.weight[:, 2:], -2.0)
+            # Centres everywhere, a tenth of the image's side wide.
+            with torch.no_grad():
+                self.query_boxes.weight[:, :2].uniform_()
+                self.query_boxes.weight[:, 2:] = 0.1
+                self.query_boxes.weight.logit_(eps=1e-3)
 
-    def pre_transformer(self, img_feats, batch_data_samples: OptSampleList = None):
+    def pre_transformer(
+        self, mlvl_feats: tuple[Tensor, ...], batch_data_samples: SampleList
+    ) -> tuple[dict, dict]:
+        """Flatten the neck's maps and tell padding from content.
+
+        Args:
+            mlvl_feats: Maps of the neck, (B, C, H_j, W_j) each.
+            batch_data_samples: Their ``img_shape`` is the size of the image content,
+                ``batch_input_shape`` the padded size, (height, width) in pixels.
+
+        Returns:
+            Arguments of the encoder, and those of the decoder that do not come from the encoder.
+        """
         encoder_inputs, image_sizes = level_inputs(
-            img_feats,
+            mlvl_feats,
             batch_data_samples,
             self.neck_strides,
             self.positional_encoding,
@@ -80,21 +140,105 @@ class SMCADINO(DINO):
         return encoder_inputs, dict(image_sizes=image_sizes)
 
     def forward_encoder(self, **encoder_inputs) -> dict:
+        """Encode; arguments as in :meth:`.SMCAHybridEncoder.forward`.
+
+        Returns:
+            The :class:`.Memory`, as a dict.
+        """
         return self.encoder(**encoder_inputs)._asdict()
 
     def pre_decoder(
-        self, memory, memory_pos, memory_mask, level_shapes, batch_data_samples=None
-    ):
-        decoder_inputs, head_inputs = super().pre_decoder(
-            memory, memory_mask, level_shapes, batch_data_samples
-        )
-        decoder_inputs.update(
-            memory_pos=memory_pos, memory_mask=memory_mask, level_shapes=level_shapes
-        )
-        return decoder_inputs, head_inputs
+        self,
+        memory: Tensor,
+        memory_pos: Tensor,
+        memory_mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+        batch_data_samples: SampleList | None = None,
+    ) -> tuple[dict, dict]:
+        """Choose the queries; arguments but the last are those of :class:`.Memory`.
+
+        Args:
+            memory: Encoded cells, (B, N, C).
+            memory_pos: Position encoding of the cells, (B, N, C).
+            memory_mask: True where a cell is padding, (B, N), or None.
+            level_shapes: Height and width of every level, in cells.
+            batch_data_samples: With annotations in training, for the denoising.
+
+        Returns:
+            Arguments of :meth:`forward_decoder`, and of the head.
+        """
+        if self.as_two_stage:
+            decoder_inputs, head_inputs = super().pre_decoder(
+                memory, memory_mask, level_shapes, batch_data_samples
+            )
+        else:
+            decoder_inputs, head_inputs = self._learned_queries(len(memory), batch_data_samples)
+        levels = Memory(memory, memory_pos, memory_mask, level_shapes)
+        return dict(decoder_inputs, **levels._asdict()), head_inputs
+
+    def _learned_queries(
+        self, batch_size: int, batch_data_samples: SampleList | None
+    ) -> tuple[dict, dict]:
+        """Queries whose first boxes do not depend on the image, denoising queries before them."""
+        query = self.query_embedding.weight.expand(batch_size, -1, -1)
+        boxes = self.query_boxes.weight.expand(batch_size, -1, -1)
+        dn_mask = None
+        if self.training:
+            labels, noisy_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
+            query, boxes = torch.cat((labels, query), dim=1), torch.cat((noisy_boxes, boxes), dim=1)
+        decoder_inputs = dict(query=query, reference_points=boxes.sigmoid(), dn_mask=dn_mask)
+        head_inputs = dict(enc_outputs_class=None, enc_outputs_coord=None)
+        return decoder_inputs, dict(head_inputs, dn_meta=dn_meta) if self.training else {}
+
+    def gen_encoder_output_proposals(
+        self,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Transform the encoded cells, and place a box at each, for the selection of queries.
+
+        DINO lets the cells that cannot propose (padding, and the image's very border) compete by
+        the score that a cell of zeros gets. Here they are copies of the cell with the lowest score,
+        so that padding does not change what is selected.
+
+        Args:
+            memory: Encoded cells, (B, N, C).
+            memory_mask: True where a cell is padding, (B, N), or None.
+            spatial_shapes: Height and width of every level, in cells.
+
+        Returns:
+            Transformed cells, (B, N, C), and logits of boxes (cx, cy, w, h), (B, N, 4).
+        """
+        cells, boxes = super().gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
+        cannot = boxes.isinf().any(-1)
+        # DINO counts levels; anchors belong to strides.
+        sides = boxes.new_tensor([ANCHOR * s / 8 for s in self.decoder.strides]).logit()
+        sizes = [height * width for height, width in spatial_shapes]
+        sides = sides.repeat_interleave(torch.tensor(sizes, device=boxes.device))
+        boxes = torch.cat((boxes[..., :2], sides[:, None].expand(len(boxes), -1, 2)), dim=-1)
+        scores = self.bbox_head.cls_branches[self.decoder.num_layers](cells.detach()).amax(-1)
+        lowest = scores.masked_fill(cannot, torch.inf).argmin(-1)
+        index = torch.where(cannot, lowest[:, None], torch.arange(len(sides), device=boxes.device))
+        index = index.unsqueeze(-1)
+        return cells.gather(1, index.expand_as(cells)), boxes.gather(1, index.expand_as(boxes))
 
     def forward_decoder(self, dn_mask: Tensor | None = None, **decoder_inputs) -> dict:
+        """Decode; other arguments as in :meth:`.SMCADINODecoder.forward`.
+
+        Args:
+            dn_mask: True where a query must not see another, (Q, Q), or None.
+            decoder_inputs: Arguments of the decoder.
+
+        Returns:
+            Arguments of the head: ``hidden_states``, (layers, B, Q, C), and ``references``, a list
+            of boxes (cx, cy, w, h) in [0, 1], the first and every layer's, (B, Q, 4).
+        """
         hidden_states, references = self.decoder(
             self_attn_mask=dn_mask, reg_branches=self.bbox_head.reg_branches, **decoder_inputs
         )
+        if self.training and isinstance(self.dn_query_generator, CdnQueryGenerator):
+            # Without an object in the batch there are no denoising queries; their embedding gets a
+            # gradient all the same, as processes that train together wait for every one.
+            hidden_states = hidden_states + self.dn_query_generator.label_embedding.weight.sum() * 0
         return dict(hidden_states=hidden_states, references=list(references))

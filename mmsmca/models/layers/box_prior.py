@@ -13,16 +13,14 @@ from torch import Tensor, nn
 class JointPrior(NamedTuple):
     r"""Gaussian priors of all queries over the cells of all levels, in one coordinate system.
 
-    .. math:: \log G_j(x) = g_j - \sum_{axes} a_j (x - c)^2
+    .. math:: \log G_j(x) = g_j - \sum_{axes} a (x - c)^2
 
-    Coordinates are pixels divided by the finest stride: cell i of level j lies at
-    (i + 0.5) r_j / r_1.
+    Coordinates are pixels divided by the finest stride r_1, "finest cells".
 
     Attributes:
         centers: Centres (x, y) in finest cells, (B, M, Q, 2).
-        precisions: The factors a along x and y, in 1 / squared finest cells, of every level:
-            (B, M, Q, L, 2).
-        gates: What is added to the logits of a level, (B, M, Q, L).
+        precisions: The factors a along x and y, in 1 / squared finest cells, (B, M, Q, 2).
+        gates: What is added to the logits of the cells of a level, (B, M, Q, L).
     """
 
     centers: Tensor
@@ -34,18 +32,17 @@ class JointPrior(NamedTuple):
 class BoxPrior(BaseModule):
     r"""Gaussians placed and scaled by a query's box, which every decoder layer refines.
 
-    With the box (c, w, h), u the query's features and for head m
+    With the box (c, w, h), the query's features u and, for head m,
 
     .. math::
 
         c_m = c + o_m (w, h), \quad
-        \sigma_{m,j}^2 = (e^{k_m} (w, h))^2 + (r_j / 2)^2, \quad
-        \log G_{m,j}(x) = g_{m,j} - \sum_{axes} (x - c_m)^2 / (2 \sigma_{m,j}^2)
+        \sigma_m^2 = (e^{k_m} (w, h))^2 + f^2, \quad
+        \log G_{m,j}(x) = g_{m,j} - \sum_{axes} (x - c_m)^2 / (2 \sigma_m^2)
 
-    where o, k and the gates g are linear in u. They start independent of the query: the heads look
-    in different directions (as Deformable DETR's sampling points do) and as far as the box is wide;
-    with the gates :math:`\log (r_j / r_1)^2` all levels start with equal mass, though each has a
-    quarter of the cells of the one before.
+    where o, k and the gates g are linear in u and start independent of it: the heads look in
+    different directions, as Deformable DETR's sampling points do. Offsets are not bounded, as a box
+    that is too small must see beyond itself.
 
     Args:
         embed_dims: Channels C. Defaults to 256.
@@ -54,14 +51,19 @@ class BoxPrior(BaseModule):
         offset: Initial distance of the heads' centres from the box's, in boxes, along the axis
             on which it is larger. Defaults to 0.25.
         width: Initial standard deviation in boxes, positive. Defaults to 0.25.
-        floor: Whether half a cell of the level is added to the width, so that a box smaller than a
-            cell still sees it. Defaults to True.
-        gated: Whether levels have gates. Defaults to True.
+        floor: Part f of the standard deviation that does not depend on the box, in finest cells,
+            positive: a box smaller than a cell still sees it. Defaults to 0.5.
+        gated: Whether queries weigh the levels. At first all levels get equal mass then, though
+            each has a quarter of the cells of the one before: the gates start at
+            :math:`\log (r_j / r_1)^2`. Defaults to True.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``width`` or a stride is not positive.
+        ValueError: If ``width``, ``floor`` or a stride is not positive.
     """
+
+    # Follows the box from layer to layer, see SMCADINODecoder.
+    refined = True
 
     def __init__(
         self,
@@ -70,26 +72,19 @@ class BoxPrior(BaseModule):
         strides: Sequence[int] = (8, 16, 32, 64),
         offset: float = 0.25,
         width: float = 0.25,
-        floor: bool = True,
+        floor: float = 0.5,
         gated: bool = True,
-        norm: bool = False,
-        common: bool = False,
-        spread: float = 1.0,
-        level_free: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if width <= 0:
-            raise ValueError(f'spatial_prior_cfg.width={width} has to be positive')
+        for name, value in (('width', width), ('floor', floor)):
+            if value <= 0:
+                raise ValueError(f'spatial_prior_cfg.{name}={value} has to be positive')
         if not strides or any(stride <= 0 for stride in strides):
             raise ValueError(f'decoder.strides={strides} has to list a positive stride a level')
         self.num_heads = num_heads
         self.strides = tuple(strides)
-        self.offset, self.width = offset, width
-        self.floor = floor
-        self.common, self.spread = common, spread
-        self.level_free = level_free
-        self.norm = nn.LayerNorm(embed_dims) if norm else nn.Identity()
+        self.offset, self.width, self.floor = offset, width, floor
         self.offsets = nn.Linear(embed_dims, num_heads * 2)
         self.widths = nn.Linear(embed_dims, num_heads * 2)
         self.gates = nn.Linear(embed_dims, num_heads * len(strides)) if gated else None
@@ -100,17 +95,14 @@ class BoxPrior(BaseModule):
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
         ring = ring / ring.abs().amax(dim=-1, keepdim=True)
-        for linear in (self.offsets, self.widths, self.gates):
-            if linear is not None:
-                nn.init.zeros_(linear.weight)
+        for linear in filter(None, (self.offsets, self.widths, self.gates)):
+            nn.init.zeros_(linear.weight)
         with torch.no_grad():
             self.offsets.bias.copy_((ring * self.offset).flatten())
-            widths = torch.full((self.num_heads, 2), math.log(self.width))
-            widths = widths + torch.linspace(-1, 1, self.num_heads)[torch.arange(self.num_heads) * 3 % self.num_heads, None] * math.log(self.spread)
-            self.widths.bias.copy_(widths.flatten())
+            self.widths.bias.fill_(math.log(self.width))
             if self.gates is not None:
-                mass = [2 * math.log(stride / self.strides[0]) for stride in self.strides]
-                self.gates.bias.copy_(torch.tensor(mass).repeat(self.num_heads))
+                equal_mass = [2 * math.log(stride / self.strides[0]) for stride in self.strides]
+                self.gates.bias.copy_(torch.tensor(equal_mass).repeat(self.num_heads))
 
     def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
         """Place the Gaussians of every query.
@@ -124,7 +116,6 @@ class BoxPrior(BaseModule):
         Returns:
             The priors.
         """
-        features = self.norm(features)
         # Offsets of some cells do not survive half precision.
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.offsets.weight.dtype)
@@ -132,19 +123,11 @@ class BoxPrior(BaseModule):
                 linear(features).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
                 for linear in (self.offsets, self.widths)
             )
-            # In finest cells.
-            center, size = ((boxes.unflatten(-1, (2, 2)) * (image_sizes / self.strides[0])[:, None, None]).unsqueeze(1)).unbind(-2)
-            centers = center + offsets * size
-            variances = (widths.exp() * size).square().unsqueeze(-2)
-            floors = [stride / (2 * self.strides[0]) for stride in self.strides]
-            if self.common:
-                floors = [0.5] * len(floors)
-            if not self.floor:
-                floors = [1e-2] * len(floors)
-            floors = variances.new_tensor(floors).square()[:, None]
-            precisions = 0.5 / (variances + floors)
+            cells = (image_sizes / self.strides[0])[:, None, None]
+            center, size = boxes[:, None, :, :2] * cells, boxes[:, None, :, 2:] * cells
+            variances = (widths.exp() * size).square() + self.floor**2
             if self.gates is None:
-                gates = precisions.new_zeros(*precisions.shape[:-1])
+                gates = variances.new_zeros(*variances.shape[:-1], len(self.strides))
             else:
                 gates = self.gates(features).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return JointPrior(centers, precisions, gates)
+        return JointPrior(center + offsets * size, 0.5 / variances, gates)

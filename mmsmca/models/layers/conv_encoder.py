@@ -82,6 +82,20 @@ class BidirectionalLayer(BaseModule):
         return self.norms[1](self.ffn(self.norms[0](cells))).permute(0, 3, 1, 2)
 
 
+def check_doubling(encoder: str, strides: Sequence[int]) -> None:
+    """Raise a ValueError if a level's stride is not twice that of the level before.
+
+    Args:
+        encoder: Type of the encoder that needs it.
+        strides: Strides of the levels that the neck gives.
+    """
+    if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
+        raise ValueError(
+            f'encoder.type={encoder} needs levels each of twice the stride of the one '
+            f'before, the neck gives {list(strides)}: see backbone.strides and out_indices'
+        )
+
+
 def blank(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set padding to zero, so that a convolution sees there what it sees beyond a map's border.
 
@@ -172,11 +186,7 @@ class SMCAConvEncoder(BaseModule):
             ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
         """
         check_num_levels('encoder.num_levels', self.num_levels, strides)
-        if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
-            raise ValueError(
-                f'encoder.type=SMCAConvEncoder needs levels each of twice the stride of the one '
-                f'before, the neck gives {list(strides)}: see backbone.strides and out_indices'
-            )
+        check_doubling('SMCAConvEncoder', strides)
         return [strides[0] * 2, *strides[1:]]
 
     def input_strides(self, strides: Sequence[int]) -> list[int]:
@@ -197,7 +207,9 @@ class SMCAConvEncoder(BaseModule):
             whose stride it has now.
         """
         maps, pos = [unflatten_levels(x, level_shapes) for x in (feat, feat_pos)]
-        masks = None if feat_mask is None else unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
+        masks = (
+            None if feat_mask is None else unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
+        )
         for layer in self.layers:
             maps = layer(maps, pos, masks)
         maps[0] = self.halve(blank(maps[0], _of(masks, 0)))

@@ -77,9 +77,9 @@ def prior_channels(
     linear, square = 2 * a * (centers - origin), -a
     if dtype not in (torch.bfloat16, torch.float16):
         return torch.cat((linear, square), dim=-1), torch.cat((x, x.square()), dim=-1)
-    linear1, linear2, linear3 = _split(linear, 3, dtype)
-    square1, square2, square3 = _split(square, 3, dtype)
-    high, low = _split(x.square(), 2, dtype)
+    linear1, linear2, linear3 = split_precision(linear, 3, dtype)
+    square1, square2, square3 = split_precision(square, 3, dtype)
+    high, low = split_precision(x.square(), 2, dtype)
     x = x.to(dtype)
     products = [
         (linear1, x), (linear2, x), (linear3, x),
@@ -108,8 +108,17 @@ def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
     return torch.stack((x.flatten(), y.flatten()), dim=-1)
 
 
-def _split(x: Tensor, parts: int, dtype: torch.dtype) -> list[Tensor]:
-    """Write ``x`` as a sum of numbers of ``dtype``, the largest first; the gradient is its."""
+def split_precision(x: Tensor, parts: int, dtype: torch.dtype) -> list[Tensor]:
+    """Write a tensor as a sum of numbers of a lower precision.
+
+    Args:
+        x: Tensor.
+        parts: Number of summands.
+        dtype: Their precision.
+
+    Returns:
+        The summands, the largest first; the gradient is the first one's.
+    """
     split = []
     for _ in range(parts):
         part = x.to(dtype)

@@ -16,6 +16,7 @@ def fused_attention(
     key_padding_mask: Tensor | None,
     dropout_p: float,
     scale: float,
+    attn_mask: Tensor | None = None,
 ) -> Tensor:
     """``scaled_dot_product_attention``, except for dropout on a CPU.
 
@@ -31,6 +32,8 @@ def fused_attention(
             keys are all padding is finite, and means nothing.
         dropout_p: Probability that an attention weight is dropped.
         scale: Factor of the dot products.
+        attn_mask: True where a query must not see a key, (Q, N); every query sees one. Defaults to
+            None.
 
     Returns:
         Tensor of shape (B, M, Q, d).
@@ -40,6 +43,8 @@ def fused_attention(
         # Not every PyTorch's softmax does without a key, forward and backward.
         mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
         mask = mask[:, None, None, :]
+    if attn_mask is not None:
+        mask = ~attn_mask if mask is None else mask & ~attn_mask
     channels = value.size(-1)
     if dropout_p == 0 or not query.is_cpu:
         if channels < key.size(-1):  # fused kernels want values as wide as keys
@@ -48,7 +53,7 @@ def fused_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
         )[..., :channels]
     rows = max(1, MAX_WEIGHTS // (query.size(0) * query.size(1) * key.size(2)))
-    if query.size(2) <= rows:
+    if query.size(2) <= rows or attn_mask is not None:
         return _drop_weights(query * scale, key, value, mask, dropout_p)
     portions = [
         checkpoint(_drop_weights, portion, key, value, mask, dropout_p, use_reentrant=False)

@@ -1,14 +1,13 @@
 """Hybrid encoder: attention on the coarsest level, convolutions between the levels."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from .conv_encoder import blank, unflatten_levels
+from .conv_encoder import blank, check_doubling, unflatten_levels
 from .encoder import Memory, SMCAEncoderLayer, check_num_levels, flatten_levels
 
 
@@ -41,6 +40,13 @@ class ConvLayer(BaseModule):
 
 
 class FusionBlock(BaseModule):
+    """Two maps of a level become one: residual 3 x 3 convolutions beside a 1 x 1 shortcut.
+
+    Args:
+        embed_dims: Channels C.
+        num_convs: Number of 3 x 3 convolutions.
+    """
+
     def __init__(self, embed_dims: int, num_convs: int) -> None:
         super().__init__()
         self.reduce = ConvLayer(2 * embed_dims, embed_dims, 1)
@@ -48,6 +54,17 @@ class FusionBlock(BaseModule):
         self.convs = ModuleList(ConvLayer(embed_dims, embed_dims, 3) for _ in range(num_convs))
 
     def forward(self, x: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
+        """Fuse a level's map and what comes from its neighbour.
+
+        Args:
+            x: Map of the level, (B, C, H, W).
+            other: What comes from the neighbour, (B, C, H, W).
+            mask: True where a cell is padding, (B, 1, H, W), or None. Padding is set to zero before
+                every convolution that looks at neighbours, as what is beyond a map's border is.
+
+        Returns:
+            Map of the level, (B, C, H, W).
+        """
         both = torch.cat((x, other), dim=1)
         out = self.reduce(both)
         for conv in self.convs:
@@ -57,33 +74,49 @@ class FusionBlock(BaseModule):
 
 @MODELS.register_module()
 class SMCAHybridEncoder(BaseModule):
+    """Attention on the coarsest level, then fusion of the levels top-down and bottom-up.
+
+    RT-DETR's hybrid encoder (arXiv:2304.08069) with norms that do not look beyond a cell. Only the
+    coarsest level pays for attention, in which everything sees everything.
+
+    Args:
+        num_levels: Number of levels, each of twice the stride of the one before.
+        layer_cfg: Arguments of every :class:`.encoder.SMCAEncoderLayer`, on the coarsest level.
+        num_layers: Number of these layers. Defaults to 1.
+        num_convs: Number of 3 x 3 convolutions of a fusion. Defaults to 2.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+    """
+
     def __init__(
         self,
         num_levels: int,
         layer_cfg: dict,
         num_layers: int = 1,
-        num_convs: int = 3,
+        num_convs: int = 2,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.num_levels = num_levels
         self.layers = ModuleList(SMCAEncoderLayer(**layer_cfg) for _ in range(num_layers))
         self.embed_dims = channels = self.layers[0].embed_dims
-        self.lateral = ModuleList(ConvLayer(channels, channels, 1) for _ in range(num_levels - 1))
-        self.top_down = ModuleList(FusionBlock(channels, num_convs) for _ in range(num_levels - 1))
-        self.down = ModuleList(ConvLayer(channels, channels, 3, 2) for _ in range(num_levels - 1))
-        self.bottom_up = ModuleList(FusionBlock(channels, num_convs) for _ in range(num_levels - 1))
+        steps = range(num_levels - 1)
+        self.lateral = ModuleList(ConvLayer(channels, channels, 1) for _ in steps)
+        self.top_down = ModuleList(FusionBlock(channels, num_convs) for _ in steps)
+        self.down = ModuleList(ConvLayer(channels, channels, 3, stride=2) for _ in steps)
+        self.bottom_up = ModuleList(FusionBlock(channels, num_convs) for _ in steps)
 
     def output_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the encoded levels, given those of the neck's maps: the same.
+
+        Raises:
+            ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
+        """
         check_num_levels('encoder.num_levels', self.num_levels, strides)
-        if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
-            raise ValueError(
-                f'encoder.type=SMCAHybridEncoder needs levels each of twice the stride of the one '
-                f'before, the neck gives {list(strides)}: see backbone.strides and out_indices'
-            )
+        check_doubling('SMCAHybridEncoder', strides)
         return list(strides)
 
     def input_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the neck's maps, given those of the encoded levels: the same."""
         return list(strides)
 
     def forward(
@@ -93,18 +126,17 @@ class SMCAHybridEncoder(BaseModule):
         feat_mask: Tensor | None,
         level_shapes: Sequence[tuple[int, int]],
     ) -> Memory:
-        height, width = level_shapes[-1]
-        cells = height * width
-        coarsest = feat[:, -cells:]
-        coarsest_mask = None if feat_mask is None else feat_mask[:, -cells:]
-        for layer in self.layers:
-            coarsest = layer(coarsest, feat_pos[:, -cells:], coarsest_mask, [cells])
-        maps = unflatten_levels(torch.cat((feat[:, :-cells], coarsest), dim=1), level_shapes)
-        masks = (
-            [None] * len(maps)
-            if feat_mask is None
-            else unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
-        )
+        """Encode the cells of all levels; arguments as in :meth:`.encoder.SMCAEncoder.forward`.
+
+        Returns:
+            The encoded cells, with positions, mask and shapes as they were.
+        """
+        maps = unflatten_levels(feat, level_shapes)
+        pos = unflatten_levels(feat_pos, level_shapes)
+        masks: Sequence[Tensor | None] = [None] * len(maps)
+        if feat_mask is not None:
+            masks = unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
+        maps[-1] = self._attend(maps[-1], pos[-1], masks[-1])
         for level in reversed(range(len(maps) - 1)):
             maps[level + 1] = self.lateral[level](maps[level + 1])
             above = _enlarge(maps[level + 1], level_shapes[level])
@@ -114,9 +146,17 @@ class SMCAHybridEncoder(BaseModule):
             maps[level + 1] = self.bottom_up[level](maps[level + 1], below, masks[level + 1])
         return Memory(flatten_levels(maps), feat_pos, feat_mask, level_shapes)
 
+    def _attend(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
+        shape = x.shape[-2:]
+        cells, pos = flatten_levels([x]), flatten_levels([pos])
+        mask = None if mask is None else mask.flatten(1)
+        for layer in self.layers:
+            cells = layer(cells, pos, mask, [cells.size(1)])
+        return unflatten_levels(cells, [shape])[0]
+
 
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Give every cell of the finer level what the coarser cell holds that it lies in."""
     height, width = shape
-    x = x.repeat_interleave(2, dim=2)[:, :, :height]
-    return x.repeat_interleave(2, dim=3)[..., :width]
+    rows = x.repeat_interleave(2, dim=2)[:, :, :height]
+    return rows.repeat_interleave(2, dim=3)[..., :width]

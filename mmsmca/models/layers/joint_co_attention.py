@@ -1,36 +1,82 @@
 """Co-attention over the cells of all levels in one softmax, under a prior tied to a box."""
 
-from collections.abc import Sequence
-
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
-from .joint_attention import explicit_joint_attention
-from .projections import AttentionProjections
+from .joint_attention import IMPLEMENTATIONS, Cells, num_prior_channels
 
 
 @MODELS.register_module()
 class JointCoAttention(BaseModule):
+    r"""Co-attention of queries and the cells of all levels, modulated by priors, with residual.
+
+    .. math:: C = softmax(K^T Q / \sqrt{k} + \log G) V, \quad \text{over the cells of all levels}
+
+    The prior has part of every head's channels: of d = C / M channels, 4 + L are the folded
+    prior's, and the other k are the content's, queries' and keys' alike. That way the attention
+    costs what plain attention costs.
+
+    The content part starts at zero: at first, attention is pooling under the Gaussians.
+
+    Args:
+        embed_dims: Channels C. Defaults to 256.
+        num_heads: Heads M; has to divide the channels. Defaults to 8.
+        num_levels: Number of feature levels L. Defaults to 4.
+        dropout: Probability of dropping an attention weight, and a channel of the output.
+            Defaults to 0.
+        implementation: ``explicit`` or ``folded``, see :mod:`.joint_attention`. Defaults to
+            ``folded``.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``embed_dims``, a head has no channels left for
+            the content, or ``implementation`` is unknown.
+    """
+
     def __init__(
         self,
         embed_dims: int = 256,
         num_heads: int = 8,
+        num_levels: int = 4,
         dropout: float = 0.0,
-        zero_content: bool = True,
+        implementation: str = 'folded',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.attn = AttentionProjections(embed_dims, num_heads)
+        if num_heads < 1 or embed_dims % num_heads:
+            raise ValueError(
+                f'cross_attn_cfg.num_heads={num_heads} has to divide embed_dims={embed_dims}'
+            )
+        content = embed_dims // num_heads - num_prior_channels(num_levels)
+        if content < 1:
+            raise ValueError(
+                f'cross_attn_cfg.num_heads={num_heads} leaves a head {embed_dims // num_heads} '
+                f'channels, of which the prior over {num_levels} levels takes '
+                f'{num_prior_channels(num_levels)}: take fewer heads or more embed_dims'
+            )
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f'cross_attn_cfg.implementation={implementation!r} is unknown, choose one of '
+                f'{list(IMPLEMENTATIONS)}'
+            )
+        self.num_heads = num_heads
+        self.implementation = implementation
+        self.query_proj = nn.Linear(embed_dims, num_heads * content)
+        self.key_proj = nn.Linear(embed_dims, num_heads * content)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.output_proj = nn.Linear(embed_dims, embed_dims)
         self.dropout = nn.Dropout(dropout)
-        self.zero_content = zero_content
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Let the attention start as pooling under the Gaussians: a content part of zero."""
-        if self.zero_content:
-            nn.init.zeros_(self.attn.in_proj_weight[: self.attn.in_proj_weight.size(1)])
+        """Let the content part start at zero, and the projections as Deformable DETR's."""
+        for linear in (self.key_proj, self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.query_proj.weight)
+        nn.init.zeros_(self.query_proj.bias)
 
     def forward(
         self,
@@ -39,14 +85,31 @@ class JointCoAttention(BaseModule):
         prior: JointPrior,
         memory: Tensor,
         memory_pos: Tensor,
-        memory_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-        strides: Sequence[int],
+        cells: Cells,
     ) -> Tensor:
-        q = self.attn.query(query + query_pos)
-        k, v = self.attn.key(memory + memory_pos), self.attn.value(memory)
-        dropout_p = self.dropout.p if self.training else 0.0
-        out = explicit_joint_attention(
-            q, k, v, prior, level_shapes, strides, memory_mask, dropout_p
+        """Attend from the queries to the cells of all levels.
+
+        Args:
+            query: (B, Q, C).
+            query_pos: Position encoding of the queries, (B, Q, C).
+            prior: Priors of the queries.
+            memory: Encoded cells of all levels, one level after the other, (B, N, C).
+            memory_pos: Position encoding of the cells, (B, N, C).
+            cells: Where the cells are.
+
+        Returns:
+            ``query`` plus the co-attention's output, (B, Q, C).
+        """
+        out = IMPLEMENTATIONS[self.implementation](
+            self._split_heads(self.query_proj(query + query_pos)),
+            self._split_heads(self.key_proj(memory + memory_pos)),
+            self._split_heads(self.value_proj(memory)),
+            prior,
+            cells,
+            self.dropout.p if self.training else 0.0,
         )
-        return query + self.dropout(self.attn.output(out))
+        return query + self.dropout(self.output_proj(out.transpose(1, 2).flatten(2)))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, M * k) to (B, M, N, k)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

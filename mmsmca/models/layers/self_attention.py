@@ -40,7 +40,11 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, query: Tensor, query_pos: Tensor, key_padding_mask: Tensor | None = None
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         """Attend from every token to every token that is not padding.
 
@@ -48,6 +52,7 @@ class SelfAttention(nn.Module):
             query: Tokens, (B, N, C).
             query_pos: Their position encoding, (B, N, C); part of queries and keys, not of values.
             key_padding_mask: True where a token is padding, (B, N). Defaults to None.
+            attn_mask: True where a token must not see another, (N, N). Defaults to None.
 
         Returns:
             ``query`` plus the attention's output, (B, N, C).
@@ -61,5 +66,6 @@ class SelfAttention(nn.Module):
             key_padding_mask,
             dropout_p,
             scale=1 / math.sqrt(q.size(-1)),
+            attn_mask=attn_mask,
         )
         return query + self.dropout(self.attn.output(out))
