@@ -13,12 +13,16 @@ from mmsmca.models.layers.dino_decoder import SMCADINODecoder, SMCADINODecoderLa
 from mmsmca.models.layers.encoder import SMCAEncoder, SMCAEncoderLayer
 from mmsmca.models.layers.hybrid_encoder import SMCAHybridEncoder
 from mmsmca.models.layers.joint_co_attention import JointCoAttention
+from mmsmca.models.layers.other_priors import NoPrior, StaticPrior
 from mmsmca.models.layers.spatial_prior import SpatialPrior
+from mmsmca.models.losses.matchability_loss import MatchabilityLoss
 
 __all__ = [
     'BoxPrior',
     'CoAttention',
     'JointCoAttention',
+    'MatchabilityLoss',
+    'NoPrior',
     'SMCAConvEncoder',
     'SMCADETR',
     'SMCADINO',
@@ -33,4 +37,5 @@ __all__ = [
     'SMCAHead',
     'SMCAHybridEncoder',
     'SpatialPrior',
+    'StaticPrior',
 ]

@@ -19,7 +19,8 @@ class SMCAHead(ConditionalDETRHead):
 
         Args:
             hidden_states: Outputs of the decoder layers, (layers, B, Q, C).
-            references: Logits of the queries' centres (x, y), (B, Q, 2).
+            references: Logits of the queries' centres (x, y), (B, Q, 2), or every layer's own,
+                (layers, B, Q, 2).
 
         Returns:
             Class logits, (layers, B, Q, classes), and boxes (cx, cy, w, h) in [0, 1] of the image
@@ -29,6 +30,19 @@ class SMCAHead(ConditionalDETRHead):
         # minus a score is soon that of zero, and a box is half a pixel off in an image of 128.
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_cls.weight)
-            boxes = self.fc_reg(self.activate(self.reg_ffn(hidden_states)))
+            boxes = self.regress(hidden_states)
             boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
             return self.fc_cls(hidden_states), boxes.sigmoid()
+
+    def regress(self, hidden_states: Tensor) -> Tensor:
+        """Predict logits of boxes relative to the queries' centres.
+
+        Args:
+            hidden_states: Outputs of decoder layers, (..., C).
+
+        Returns:
+            Logits (cx, cy, w, h), the first two to be added to the centre's, (..., 4).
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            hidden_states = hidden_states.type_as(self.fc_reg.weight)
+            return self.fc_reg(self.activate(self.reg_ffn(hidden_states)))

@@ -107,7 +107,7 @@ class SMCADETR(DETR):
 
         Returns:
             Arguments of the head: ``hidden_states``, (layers, B, Q, C), and ``references``, the
-            logits of the centres, (B, Q, 2).
+            logits of the centres, (B, Q, 2) or (layers, B, Q, 2).
         """
-        hidden_states, references = self.decoder(**decoder_inputs)
+        hidden_states, references = self.decoder(**decoder_inputs, regress=self.bbox_head.regress)
         return dict(hidden_states=hidden_states, references=references)

@@ -1,6 +1,6 @@
 """Transformer decoder with spatially modulated co-attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -99,13 +99,16 @@ class SMCADecoderLayer(BaseModule):
 class SMCADecoder(BaseModule):
     """Stack of decoder layers over one or more feature levels, and the queries' centres.
 
-    A query's centre is predicted once, from what the first layer sees, and never refined: every
-    layer moves its heads' Gaussians relative to it, and the head predicts boxes relative to it.
+    A query's centre is predicted once, from what the first layer sees, and in the paper never
+    refined: every layer moves its heads' Gaussians relative to it, and the head predicts boxes
+    relative to it. With ``refine``, every layer's box moves the centre for the next layer.
 
     Args:
         num_layers: Number of layers.
         strides: Stride of every feature level, in pixels: (32,) for C5, (16,) for DC5.
         layer_cfg: Config of every layer; ``type`` defaults to ``SMCADecoderLayer``.
+        refine: Whether a layer's Gaussians follow the box of the layer before, as the references of
+            Deformable DETR's refinement do; not in the paper. Defaults to False.
         post_norm_cfg: Norm that all layers' outputs share. Defaults to ``dict(type='LN')``.
         return_intermediate: Kept for the configs of MMDetection's DETR; has to be True, as every
             layer's output is trained on.
@@ -120,6 +123,7 @@ class SMCADecoder(BaseModule):
         num_layers: int,
         strides: Sequence[int],
         layer_cfg: dict,
+        refine: bool = False,
         post_norm_cfg: dict | None = None,
         return_intermediate: bool = True,
         init_cfg: dict | None = None,
@@ -128,6 +132,7 @@ class SMCADecoder(BaseModule):
         if not return_intermediate:
             raise ValueError('decoder.return_intermediate=False: only True is supported')
         self.strides = tuple(strides)
+        self.refine = refine
         layer_cfg = {'type': 'SMCADecoderLayer', 'strides': self.strides, **layer_cfg}
         self.layers = ModuleList(MODELS.build(layer_cfg) for _ in range(num_layers))
         self.embed_dims = self.layers[0].embed_dims
@@ -143,6 +148,7 @@ class SMCADecoder(BaseModule):
         memory_mask: Tensor | None,
         level_shapes: Sequence[tuple[int, int]],
         image_sizes: Tensor,
+        regress: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode the queries.
 
@@ -155,16 +161,18 @@ class SMCADecoder(BaseModule):
             level_shapes: Height and width of every level, in cells.
             image_sizes: Width and height of each image's content, without padding, in pixels,
                 (B, 2).
+            regress: The head's map from a layer's normalised output to logits of boxes relative to
+                the centre, (B, Q, C) to (B, Q, 4); needed for ``refine`` only. Defaults to None.
 
         Returns:
-            The layers' normalised outputs, (layers, B, Q, C), and the centres' logits, (B, Q, 2).
+            The layers' normalised outputs, (layers, B, Q, C), and the logits of the centres that
+            boxes are relative to, (B, Q, 2), or with ``refine`` (layers, B, Q, 2).
         """
         features = self.layers[0].spatial_prior.features(query, query_pos)
         # Half precision would place a centre a tenth of a cell off, in a map of 40 cells.
         with torch.autocast(features.device.type, enabled=False):
             references = self.center_head(features)
-        centers = references.sigmoid()
-        hidden_states = []
+        hidden_states, all_references = [], []
         for layer in self.layers:
             query = layer(
                 query,
@@ -173,8 +181,13 @@ class SMCADecoder(BaseModule):
                 memory_pos,
                 memory_mask,
                 level_shapes,
-                centers,
+                references.sigmoid(),
                 image_sizes,
             )
             hidden_states.append(self.post_norm(query))
-        return torch.stack(hidden_states), references
+            all_references.append(references)
+            if regress is not None and self.refine:
+                references = (references + regress(hidden_states[-1])[..., :2]).detach()
+        if not self.refine:
+            return torch.stack(hidden_states), references
+        return torch.stack(hidden_states), torch.stack(all_references)

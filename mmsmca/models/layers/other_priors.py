@@ -1,0 +1,110 @@
+"""Priors that the ablations of SMCA-DINO put in the place of ``BoxPrior``."""
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .box_prior import JointPrior
+
+
+@MODELS.register_module()
+class StaticPrior(BaseModule):
+    r"""The paper's prior over several levels: a centre that stays, scales that no box decides.
+
+    With the centre c of a query's first box and, for head m, offsets o and scales s linear in the
+    features u,
+
+    .. math:: \log G_m(x) = -\sum_{axes} s_m^2 (x - c - o_m)^2 / \beta
+
+    in cells of stride 32, on every level alike, without gates.
+
+    Args:
+        embed_dims: Channels C. Defaults to 256.
+        num_heads: Heads M. Defaults to 8.
+        strides: Stride of every feature level, in pixels. Defaults to (8, 16, 32, 64).
+        beta: Bandwidth in squared cells of stride 32, positive. Defaults to 8, the paper's.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If ``beta`` is not positive.
+    """
+
+    refined = False
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        strides: Sequence[int] = (8, 16, 32, 64),
+        beta: float = 8.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if beta <= 0:
+            raise ValueError(f'spatial_prior_cfg.beta={beta} has to be positive')
+        self.num_heads = num_heads
+        self.strides = tuple(strides)
+        self.beta = beta
+        self.offsets = nn.Linear(embed_dims, num_heads * 2)
+        self.scales = nn.Linear(embed_dims, num_heads * 2)
+
+    def init_weights(self) -> None:
+        """Set the scales to 1, whatever the query; offsets start as the paper's."""
+        nn.init.zeros_(self.scales.weight)
+        nn.init.ones_(self.scales.bias)
+
+    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
+        """Place the Gaussians of every query; arguments as in :meth:`.BoxPrior.forward`.
+
+        Returns:
+            The priors.
+        """
+        coarse = 32 / self.strides[0]
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.offsets.weight.dtype)
+            offsets, scales = (
+                linear(features).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
+                for linear in (self.offsets, self.scales)
+            )
+            center = boxes[..., :2] * (image_sizes / self.strides[0])[:, None]
+            precisions = scales.square() / (self.beta * coarse**2)
+        gates = precisions.new_zeros(*precisions.shape[:-1], len(self.strides))
+        return JointPrior(center[:, None] + offsets * coarse, precisions, gates)
+
+
+@MODELS.register_module()
+class NoPrior(BaseModule):
+    """No prior: attention to all cells of all levels by their content alone.
+
+    Args:
+        embed_dims: Without effect, as for every prior.
+        num_heads: Heads M. Defaults to 8.
+        strides: Stride of every feature level, in pixels. Defaults to (8, 16, 32, 64).
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+    """
+
+    refined = False
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 8,
+        strides: Sequence[int] = (8, 16, 32, 64),
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.num_heads = num_heads
+        self.strides = tuple(strides)
+
+    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
+        """Give every cell the same; arguments as in :meth:`.BoxPrior.forward`.
+
+        Returns:
+            The priors.
+        """
+        zeros = boxes.new_zeros(len(boxes), self.num_heads, boxes.size(1), 1)
+        two = zeros.expand(-1, -1, -1, 2)
+        return JointPrior(two, two, zeros.expand(-1, -1, -1, len(self.strides)))
