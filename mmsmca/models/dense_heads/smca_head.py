@@ -31,6 +31,8 @@ class SMCAHead(ConditionalDETRHead):
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_cls.weight)
             boxes = self.regress(hidden_states)
+            if references.dim() == 4:  # For predictions the last layer comes alone.
+                references = references[-len(hidden_states) :]
             boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
             return self.fc_cls(hidden_states), boxes.sigmoid()
 

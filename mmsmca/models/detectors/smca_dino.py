@@ -166,7 +166,16 @@ class SMCADINO(DINO):
 
         Returns:
             Arguments of :meth:`forward_decoder`, and of the head.
+
+        Raises:
+            ValueError: If queries are to be selected from fewer cells.
         """
+        if self.as_two_stage and memory.size(1) < self.num_queries:
+            raise ValueError(
+                f'model.num_queries={self.num_queries} cannot be selected from the '
+                f'{memory.size(1)} cells of levels of {level_shapes}: take fewer queries, larger '
+                'images, or as_two_stage=False'
+            )
         if self.as_two_stage:
             decoder_inputs, head_inputs = super().pre_decoder(
                 memory, memory_mask, level_shapes, batch_data_samples
