@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from mmsmca import preflight
 from mmsmca.models.layers.decoder import SMCADecoderLayer
-from mmsmca.models.layers.explicit_attention import gaussian_log_prior, masked_softmax
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.fused_attention import masked_softmax
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
 
