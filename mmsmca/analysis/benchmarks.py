@@ -1,5 +1,6 @@
 """Time and peak memory, measured so that ratios hold on a machine that others use too."""
 
+import argparse
 import json
 import os
 import platform
@@ -21,6 +22,46 @@ from torch.utils.benchmark import timer
 from mmsmca.version import __version__
 
 MIB = 2**20
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """Command line that all benchmarks have in common.
+
+    Args:
+        description: What the benchmark measures.
+        rounds: Default of ``--rounds``.
+
+    Returns:
+        A parser of ``--dtype``, ``--device``, ``--threads``, ``--rounds``, ``--memory-limit`` and
+        ``--json``, whose help names the defaults.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        '--dtype', choices=DTYPES, default='float32', help='other than float32: by autocast'
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
+    parser.add_argument('--rounds', type=int, default=rounds, help='timings of each; 0: none')
+    parser.add_argument(
+        '--memory-limit', type=float, default=12, metavar='GIB',
+        help='on a CPU, memory of what needs more is given as a dash',
+    )  # fmt: skip
+    parser.add_argument('--json', help='file for the rows')
+    return parser
+
+
+def settings(args: argparse.Namespace, *others: str) -> dict:
+    """What rows say about how they were measured: the command line and :func:`environment`.
+
+    Args:
+        args: The command line, of :func:`argument_parser`.
+        others: Arguments that are no settings of a row, besides ``--json``.
+    """
+    given = {key: value for key, value in vars(args).items() if key not in ('json', *others)}
+    return {**given, **environment(args.device, args.threads)}
 
 
 def interleaved_times(
