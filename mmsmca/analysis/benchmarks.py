@@ -16,6 +16,7 @@ from typing import Any
 import mmcv
 import mmdet
 import mmengine
+import numpy as np
 import torch
 from torch.utils.benchmark import timer
 
@@ -61,7 +62,34 @@ def settings(args: argparse.Namespace, *others: str) -> dict:
         others: Arguments that are no settings of a row, besides ``--json``.
     """
     given = {key: value for key, value in vars(args).items() if key not in ('json', *others)}
-    return {**given, **environment(args.device, args.threads)}
+    return {**given, **environment(args.device)}
+
+
+def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
+    """Rows that an earlier call wrote and this one goes on from.
+
+    Args:
+        path: Their file; None, or a file that does not exist yet, has none.
+        settings: What :func:`settings` gives now. All but the date have to be the rows'.
+
+    Raises:
+        ValueError: If the file holds no rows, or they were measured otherwise. The message names
+            file, difference and remedy.
+    """
+    if path is None or not Path(path).exists():
+        return []
+    remedy = 'name another file or delete this one'
+    try:
+        rows = json.loads(Path(path).read_text())
+        found = [dict(row) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path} holds no rows of a benchmark: {remedy}') from error
+    # As they come out of a file: lists, no tuples.
+    for key, here in json.loads(json.dumps(settings)).items():
+        there = next((row.get(key) for row in found if row.get(key) != here), here)
+        if key != 'date' and there != here:
+            raise ValueError(f'{path} was measured with {key} {there}, not {here}: {remedy}')
+    return found
 
 
 def interleaved_times(
@@ -104,6 +132,12 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
         reference: Seconds of the reference in the same rounds.
     """
     return statistics.median(t / r for t, r in zip(times, reference, strict=True))
+
+
+def paired_spread(times: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """The lower and the upper quartile of what :func:`paired_ratio` is the median of."""
+    ratios = [t / r for t, r in zip(times, reference, strict=True)]
+    return [float(quartile) for quartile in np.quantile(ratios, (0.25, 0.75))]
 
 
 def in_fresh_process(function: Callable, *args: object) -> Any:
