@@ -9,10 +9,10 @@ from utils import ROOT
 
 # From the ground up; docs/architecture.md says what each is for.
 FLOORS = (
-    {'errors', 'version', 'compat'},
+    {'errors', 'version', 'compat', 'files'},
     {'models'},
     {'checkpoints', 'datasets', 'analysis', 'engine'},
-    {'preflight'},
+    {'preflight', 'launch'},
     {'visualization', 'deployment', 'studies'},
 )
 LEVELS = {name: level for level, floor in enumerate(FLOORS) for name in floor}
