@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,25 @@ def allocate(mib: int) -> float | None:
 def test_paired_ratio_is_the_median_over_rounds():
     # The machine was ten times slower in the second round: for both.
     assert benchmarks.paired_ratio([3, 20, 3, 90], [1, 10, 2, 10]) == (3 + 2) / 2
+
+
+def test_paired_spread_is_the_quartiles_of_the_rounds():
+    assert benchmarks.paired_spread([1, 20, 3, 40, 5], [1, 10, 1, 10, 1]) == [2, 4]
+
+
+def test_rows_are_kept_if_measured_alike(tmp_path: Path):
+    path, settings = tmp_path / 'rows.json', dict(shape=(64, 80), torch='2.13', date='today')
+    assert benchmarks.kept_rows(None, settings) == benchmarks.kept_rows(path, settings) == []
+    row = dict(config='a.py', **settings)
+    benchmarks.write_json(path, [row])
+    (kept,) = benchmarks.kept_rows(path, dict(settings, date='tomorrow'))
+    assert kept == dict(row, shape=[64, 80])
+    with pytest.raises(ValueError, match=r'rows.json was measured with torch 2.13, not 2.14: name'):
+        benchmarks.kept_rows(path, dict(settings, torch='2.14'))
+    for content in ('[{', '{"a": 1}', '7'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match='rows.json holds no rows'):
+            benchmarks.kept_rows(path, settings)
 
 
 def test_calls_are_timed_in_turns():
@@ -107,23 +128,72 @@ def test_model_tool(tmp_path: Path):
         f"_base_ = '{ROOT}/configs/shapes/smca_r18_shapes.py'\n"
         'model = dict(encoder=dict(num_layers=1), decoder=dict(num_layers=1))\n'
     )
-    out = tmp_path / 'rows.json'
+    out, picture = tmp_path / 'rows.json', tmp_path / 'picture.png'
     done = run_tool(
         'tools/benchmark_model.py', tiny, 'mmdet::detr/detr_r18_8xb2-500e_coco.py',
         '--shape', '64', '80', '--batch', '2', '--queries', '100', '--rounds', '1', '--json', out,
-        '--cfg-options', 'model.bbox_head.num_classes=80',
+        '--cfg-options', 'model.bbox_head.num_classes=80', '--plot', picture,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert 'hardware ' in done.stdout
     first, second = json.loads(out.read_text())
     assert (first['config'], first['batch'], first['queries']) == (str(tiny), 2, 100)
     for row in (first, second):
+        assert row['num_queries'] == 100
         assert min(row[key] for key in ('gflops', 'train_mib', 'test_mib', 'test_ms')) > 0
         assert row['train_mib'] > row['test_mib']
-        ratio = row['train_ms'] / first['train_ms']
-        assert math.isclose(row['train_time_vs_first'], ratio)
         ratio = row['train_mib'] / first['train_mib']
         assert math.isclose(row['train_memory_vs_first'], ratio)
+        # Of a single round, the quartiles are the ratio.
+        assert row['train_time_quartiles'] == [row['train_time_vs_first']] * 2
+    assert first['train_time_vs_first'] == first['test_time_vs_first'] == 1
+    assert second['train_time_vs_first'] > 0
     assert second['parameters_m'] > first['parameters_m']
+    assert f'| {second["detector"]} | 100 |' in done.stdout
+    assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
+
+
+def test_model_tool_goes_on_after_the_last_row(tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / 'rows.json'
+    first, second, third = ('mmdet::a.py', 'mmdet::b.py', 'mmdet::c.py')
+    main = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))['main']
+    measured = []
+
+    def measure(name: str, of_first: dict | None, args: Namespace) -> dict:
+        measured.append((name, of_first and of_first['config']))
+        if name == third and len(measured) == 3:
+            raise KeyboardInterrupt
+        return dict(config=name, detector=name, train_mib=len(measured))
+
+    monkeypatch.setitem(main.__globals__, 'measure', measure)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *arguments, '--json', str(out)])
+        return main()
+
+    with pytest.raises(KeyboardInterrupt):
+        call(first, second, third)
+    assert call(first, second, third) == 0
+    assert measured == [(first, None), (second, first), (third, first), (third, first)]
+    assert [row['train_mib'] for row in json.loads(out.read_text())] == [1, 2, 4]
+    assert capsys.readouterr().out.count('measured before') == 2
+
+    before = out.read_text()
+    assert call(first, second, '--shape', '64', '80') == 2
+    assert 'rows.json was measured with shape [800, 1333], not' in capsys.readouterr().err
+    assert call(second, first) == 2  # Its ratios are to another.
+    assert out.read_text() == before
+
+
+def test_model_tool_without_configs_measures_what_there_is():
+    tool = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))
+    args = Namespace(queries=None, cfg_options=None, dtype='float32', device='cpu')
+    types = {
+        title: tool['load_config'](name if '::' in name else str(ROOT / name), args).model.type
+        for name, title in tool['DETECTORS'].items()
+    }
+    assert types['SMCA, DC5'] == types['SMCA, convolutional'] == 'SMCADETR'
+    assert types['DETR'] == 'DETR' and types['DINO'] == 'DINO'
 
 
 def test_model_tool_names_missing_config():

@@ -15,10 +15,10 @@ from test_training import options
 from utils import ROOT, build_detector, load_config
 
 from mmsmca.datasets.shapes import make_shapes
-from mmsmca.engine.hooks.spatial_prior_hook import SpatialPriorHook
 from mmsmca.errors import ConfigError
-from mmsmca.visualization.figures import ImageFrame
+from mmsmca.visualization.image_frame import ImageFrame
 from mmsmca.visualization.inspection import Inspection, VisualizationError, record
+from mmsmca.visualization.spatial_prior_hook import SpatialPriorHook
 
 SINGLE = 'shapes/smca_r18_shapes.py'
 MULTI = 'shapes/smca-multi-scale_r18_shapes.py'

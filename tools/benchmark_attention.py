@@ -3,7 +3,6 @@
 Example: python tools/benchmark_attention.py --grids 25x42 50x84 --json attention.json
 """
 
-import argparse
 import math
 import statistics
 from argparse import Namespace
@@ -17,6 +16,7 @@ from torch import Tensor
 from mmsmca.analysis import benchmarks
 from mmsmca.models.layers.attention import IMPLEMENTATIONS
 from mmsmca.models.layers.projections import AttentionProjections
+from mmsmca.visualization.panels import save_figure
 
 BETA = 8.0
 REFERENCES = ('explicit', 'no_prior')
@@ -204,8 +204,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set_xlabel('cells of the feature map, H x W')
     axes.set_ylabel('extra peak memory, forward and backward')
     axes.legend(fontsize='small')
-    for suffix in ('.png', '.svg'):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+    save_figure(figure, path)
 
 
 def grid_size(text: str) -> tuple[int, int]:
@@ -215,9 +214,7 @@ def grid_size(text: str) -> tuple[int, int]:
 
 
 def parse_args() -> Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=7)
     parser.add_argument(
         '--grids', type=grid_size, nargs='+', default=[(25, 42), (50, 84)], metavar='HxW',
         help='feature maps, in cells',
@@ -230,18 +227,6 @@ def parse_args() -> Namespace:
     parser.add_argument('--channels', type=int, default=32, help='channels d of a head')
     parser.add_argument('--padding', type=float, default=0.1, help='padded share of the last image')
     parser.add_argument('--dropout', type=float, default=0.0, help='of attention weights')
-    parser.add_argument(
-        '--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
-        help='other than float32: by autocast',
-    )  # fmt: skip
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
-    parser.add_argument('--rounds', type=int, default=7, help='timings of each; 0: memory only')
-    parser.add_argument(
-        '--memory-limit', type=float, default=12, metavar='GIB',
-        help='on a CPU, leave out what needs more',
-    )  # fmt: skip
-    parser.add_argument('--json', help='file for the rows')
     parser.add_argument('--plot', type=Path, help='picture of the memory, .png; an .svg beside it')
     return parser.parse_args()
 
@@ -250,11 +235,9 @@ def main() -> None:
     """Measure, print, write."""
     args = parse_args()
     torch.set_num_threads(args.threads)
-    not_settings = ('grids', 'queries', 'json', 'plot', 'threads')
-    settings = {key: value for key, value in vars(args).items() if key not in not_settings}
-    environment = benchmarks.environment(args.device)
+    settings = benchmarks.settings(args, 'grids', 'queries', 'plot')
     rows = [
-        {**settings, **environment, **row}
+        {**settings, **row}
         for grid in args.grids
         for queries in args.queries
         for row in measure(grid, queries, args)

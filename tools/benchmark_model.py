@@ -1,17 +1,21 @@
 """Time and memory of a training step and of inference of whole detectors, on random images.
 
-Example: python tools/benchmark_model.py configs/smca/smca_r50_8xb2-50e_coco.py \
-    mmdet::detr/detr_r50_8xb2-150e_coco.py --queries 300
+Example: python tools/benchmark_model.py --json detectors.json --plot detectors.png
+
+Each detector is timed in turns with the first, so that its ratio to it holds on a machine that
+others use too. With --json a row is written as soon as it is measured, and a call that was cut off
+goes on after the last.
 """
 
-import argparse
 import logging
 import statistics
+import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -21,18 +25,39 @@ from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
 from mmsmca.analysis import benchmarks
+from mmsmca.engine.cpu import BFloat16OptimWrapper
+from mmsmca.visualization.panels import save_figure
 
+# What is measured if no config is named; the ratios are to the first.
+DETECTORS = {
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py': 'DETR',
+    'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py': 'Conditional DETR',
+    'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py': 'DAB-DETR',
+    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': 'Deformable DETR',
+    'mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py': 'Deformable, refined',
+    'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py': (
+        'Deformable, two stages'
+    ),
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py': 'DINO',
+    'configs/smca/smca_r50_8xb2-50e_coco.py': 'SMCA',
+    'configs/smca/smca_r50-dc5_8xb1-50e_coco.py': 'SMCA, DC5',
+    'configs/smca/smca-multi-scale_r50_8xb1-50e_coco.py': 'SMCA, multi scale',
+    'configs/smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py': 'SMCA, convolutional',
+}
 COLUMNS = {
-    'config': 'config',
+    'detector': 'detector',
+    'num_queries': 'queries',
     'parameters_m': 'parameters, M',
     'gflops': 'GFLOPs',
     'train_ms': 'training step, ms',
+    'train_time': 'step vs first',
     'train_mib': 'training memory, MiB',
-    'test_ms': 'inference, ms',
-    'test_mib': 'inference memory, MiB',
-    'train_time_vs_first': 'step vs first',
     'train_memory_vs_first': 'memory vs first',
+    'test_ms': 'inference, ms',
+    'test_time': 'inference vs first',
+    'test_mib': 'inference memory, MiB',
 }
+MODES = {'train': 'training step', 'test': 'inference'}
 
 
 def load_config(name: str, args: Namespace) -> Config:
@@ -43,7 +68,9 @@ def load_config(name: str, args: Namespace) -> Config:
         cfg.model.num_queries = args.queries
     cfg.merge_from_dict(args.cfg_options or {})
     if args.dtype != 'float32':
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.dtype)
+        # MMEngine's own runs on accelerators only.
+        amp = 'AmpOptimWrapper' if args.device != 'cpu' else BFloat16OptimWrapper
+        cfg.optim_wrapper.update(type=amp, dtype=args.dtype)
     return cfg
 
 
@@ -62,6 +89,7 @@ class Case:
         # The optimiser and the counter of multiply-adds have a line to say about every layer.
         logging.disable(logging.WARNING)
         cfg = load_config(name, args)
+        self.num_queries = cfg.model.num_queries
         self.model = MODELS.build(cfg.model).to(args.device)
         # As when training starts; other weights may give denormal gradients, which take longer.
         self.model.init_weights()
@@ -120,45 +148,96 @@ def peak_memory(name: str, mode: str, args: Namespace) -> float | None:
     return benchmarks.peak_memory(run, args.device, args.memory_limit)
 
 
-def measure(args: Namespace) -> list[dict]:
-    """Measure every config.
+def measure(name: str, first: dict | None, args: Namespace) -> dict:
+    """Measure a config beside the first one.
 
     Args:
+        name: Path of the config, or ``package::path``.
+        first: Row of the first config; None if this is it.
         args: The command line.
 
     Returns:
-        One row a config, with its ratios to the first.
+        A row. Times are missing if there are no rounds, or memory does not suffice.
     """
-    rows = []
-    for name in args.configs:
-        row = dict(config=name)
-        for mode in ('train', 'test'):
-            row[f'{mode}_mib'] = benchmarks.in_fresh_process(peak_memory, name, mode, args)
-        if None not in (row['train_mib'], rows[0]['train_mib'] if rows else row['train_mib']):
-            row['train_memory_vs_first'] = row['train_mib'] / (rows or [row])[0]['train_mib']
-        rows.append(row)
+    case = Case(name, args)
+    row = dict(
+        config=name, detector=DETECTORS.get(name, Path(name).stem), num_queries=case.num_queries
+    )
+    row.update(case.complexity())
+    for mode in MODES:
+        row[f'{mode}_mib'] = benchmarks.in_fresh_process(peak_memory, name, mode, args)
+        memory = row[f'{mode}_mib'], (first or row)[f'{mode}_mib']
+        if None not in memory:
+            row[f'{mode}_memory_vs_first'] = memory[0] / memory[1]
     if not args.rounds:
-        return rows
-    cases = [Case(name, args) for name in args.configs]
-    for row, case in zip(rows, cases, strict=True):
-        row.update(case.complexity())
-    for mode in ('train', 'test'):
-        times = benchmarks.interleaved_times(
-            {i: getattr(case, mode) for i, case in enumerate(cases)}, args.rounds
-        )
+        return row
+    reference = Case(args.configs[0], args) if first else case
+    for mode in MODES:
+        if row[f'{mode}_mib'] is None:
+            continue
+        calls = {'this': getattr(case, mode)}
+        if first and first[f'{mode}_mib'] is not None:
+            calls['reference'] = getattr(reference, mode)
+        times = benchmarks.interleaved_times(calls, args.rounds)
+        row[f'{mode}_ms'] = 1e3 * statistics.median(times['this'])
+        of_first = times.get('reference') if first else times['this']
+        if of_first:
+            row[f'{mode}_time_vs_first'] = benchmarks.paired_ratio(times['this'], of_first)
+            row[f'{mode}_time_quartiles'] = benchmarks.paired_spread(times['this'], of_first)
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown; beside a ratio of times its quartiles over the rounds."""
+    shown = []
+    for row in rows:
+        ratios = {}
+        for mode in MODES:
+            if f'{mode}_time_vs_first' in row:
+                low, high = row[f'{mode}_time_quartiles']
+                ratio = row[f'{mode}_time_vs_first']
+                ratios[f'{mode}_time'] = f'{ratio:.3g} ({low:.3g} to {high:.3g})'
+        shown.append({**row, **ratios})
+    return benchmarks.markdown_table(shown, COLUMNS)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw memory over time, a point a detector, of training and of inference.
+
+    Args:
+        rows: What was measured.
+        path: Picture to write; one with the suffix .svg appears beside it.
+    """
+    figure = Figure(figsize=(9, 4), layout='constrained')
+    for axes, (mode, title) in zip(figure.subplots(1, 2), MODES.items(), strict=True):
         for i, row in enumerate(rows):
-            row[f'{mode}_ms'] = 1e3 * statistics.median(times[i])
-            row[f'{mode}_time_vs_first'] = benchmarks.paired_ratio(times[i], times[0])
-    return rows
+            if row.get(f'{mode}_ms') is not None:
+                # Colours repeat after ten; SMCA's points are full.
+                ours = row['detector'].lower().startswith('smca')
+                axes.plot(
+                    row[f'{mode}_ms'] / 1e3,
+                    row[f'{mode}_mib'] / 1024,
+                    'osD^vPX*<>'[i % 10],
+                    color=f'C{i % 10}',
+                    fillstyle='full' if ours else 'none',
+                    markersize=8,
+                    linestyle='',
+                    label=row['detector'],
+                )
+        axes.set(xlabel=f'{title}, seconds', ylabel='peak memory, GiB', title=title)
+        axes.set(xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right upper', fontsize=8)
+    save_figure(figure, path)
 
 
 def parse_args() -> Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=5)
     parser.add_argument(
-        'configs', nargs='+', metavar='CONFIG',
-        help='path, or package::path, for example mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        'configs', nargs='*', metavar='CONFIG', default=list(DETECTORS),
+        help='path, or package::path, for example mmdet::detr/detr_r50_8xb2-150e_coco.py; '
+        'default: SMCA in four forms beside seven detectors of MMDetection',
     )  # fmt: skip
     parser.add_argument(
         '--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'),
@@ -167,21 +246,12 @@ def parse_args() -> Namespace:
     parser.add_argument('--batch', type=int, default=1, help='images; of several one is smaller')
     parser.add_argument('--queries', type=int, help="model.num_queries instead of the config's")
     parser.add_argument(
-        '--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
-        help='other than float32: by autocast',
-    )  # fmt: skip
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
-    parser.add_argument('--rounds', type=int, default=5, help='timings of each; 0: memory only')
-    parser.add_argument(
-        '--memory-limit', type=float, default=12, metavar='GIB',
-        help='on a CPU, memory of what needs more is given as a dash',
-    )  # fmt: skip
-    parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
         help='settings of all configs to change, for example model.num_queries=100',
     )  # fmt: skip
-    parser.add_argument('--json', help='file for the rows')
+    parser.add_argument(
+        '--plot', type=Path, help='picture of memory over time, .png; an .svg beside it'
+    )
     args = parser.parse_args()
     for name in args.configs:
         if '::' not in name and not Path(name).is_file():
@@ -189,18 +259,34 @@ def parse_args() -> Namespace:
     return args
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, write."""
     args = parse_args()
     torch.set_num_threads(args.threads)
-    not_settings = ('configs', 'json', 'threads')
-    settings = {key: value for key, value in vars(args).items() if key not in not_settings}
-    environment = benchmarks.environment(args.device)
-    rows = [{**row, **settings, **environment} for row in measure(args)]
-    print(benchmarks.markdown_table(rows, COLUMNS))
-    if args.json:
-        benchmarks.write_json(args.json, rows)
+    settings = benchmarks.settings(args, 'configs', 'plot')
+    settings['first'] = args.configs[0]
+    try:
+        kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
+    except ValueError as error:
+        print(f'benchmark_model.py: error: {error}', file=sys.stderr)
+        return 2
+    print(', '.join(f'{key} {value}' for key, value in settings.items()))
+    rows: list[dict] = []
+    for name in args.configs:
+        if name in kept:
+            print(f'{name}: measured before')
+        else:
+            print(f'{name}: being measured', flush=True)
+            first = kept.get(args.configs[0])
+            kept[name] = {**measure(name, first, args), **settings}
+            if args.json:
+                benchmarks.write_json(args.json, list(kept.values()))
+        rows.append(kept[name])
+    print(table(rows))
+    if args.plot:
+        plot(rows, args.plot)
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -14,13 +14,14 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmsmca.preflight import ConfigError, DataError, check_config
-from mmsmca.visualization.figures import comparison_figure, save_figure
+from mmsmca.visualization.comparison import comparison_figure
 from mmsmca.visualization.inspection import (
     VisualizationError,
     inspect_image,
     load_detector,
     read_image,
 )
+from mmsmca.visualization.panels import save_figure
 
 
 def largest_objects(cfg: Config, names: list[str]) -> list[tuple[str, Tensor]]:

@@ -20,7 +20,7 @@ from mmsmca.analysis.benchmarks import interleaved_times
 from mmsmca.preflight import ConfigError, check_config, effective_config
 
 try:
-    from mmsmca.deployment import onnx_export
+    from mmsmca.deployment import onnx_comparison, onnx_export
 except ModuleNotFoundError as error:
     if not error.name.startswith('onnx'):
         raise
@@ -54,16 +54,16 @@ def export(args: argparse.Namespace) -> bool:
     check_config(cfg, phases=())
     model, metadata = onnx_export.load_model(cfg)
     proto = onnx_export.export(model, metadata)
-    session = onnx_export.start_session(proto)
+    session = onnx_comparison.start_session(proto)
 
     print(
-        f'onnxruntime beside PyTorch; tolerances: scores {onnx_export.SCORE_TOLERANCE:g}, '
-        f'boxes {onnx_export.BOX_TOLERANCE:g} pixels'
+        f'onnxruntime beside PyTorch; tolerances: scores {onnx_comparison.SCORE_TOLERANCE:g}, '
+        f'boxes {onnx_comparison.BOX_TOLERANCE:g} pixels'
     )
-    images = onnx_export.check_images()
+    images = onnx_comparison.check_images()
     differences = []
-    for batch in onnx_export.check_batches(images):
-        difference = onnx_export.compare(model, session, batch)
+    for batch in onnx_comparison.check_batches(images):
+        difference = onnx_comparison.compare(model, session, batch)
         differences.append(difference)
         sizes = ' and '.join(f'{height} x {width}' for height, width in difference.sizes)
         print(
@@ -76,8 +76,8 @@ def export(args: argparse.Namespace) -> bool:
     for image in images:
         times = interleaved_times(
             {
-                'PyTorch': partial(onnx_export.run_torch, model, [image]),
-                'onnxruntime': partial(onnx_export.run_onnx, session, [image]),
+                'PyTorch': partial(onnx_comparison.run_torch, model, [image]),
+                'onnxruntime': partial(onnx_comparison.run_onnx, session, [image]),
             },
             rounds=5,
         )

@@ -10,12 +10,7 @@ from pathlib import Path
 import mmcv
 
 from mmsmca.preflight import ConfigError, DataError
-from mmsmca.visualization.figures import (
-    detections_image,
-    query_figure,
-    save_figure,
-    summary_figure,
-)
+from mmsmca.visualization.figures import detections_image, query_figure, summary_figure
 from mmsmca.visualization.inspection import (
     VisualizationError,
     check_spatial_prior,
@@ -23,6 +18,7 @@ from mmsmca.visualization.inspection import (
     load_detector,
     read_image,
 )
+from mmsmca.visualization.panels import save_figure
 
 
 def draw(args: argparse.Namespace) -> list[Path]:

@@ -1,5 +1,6 @@
 """Time and peak memory, measured so that ratios hold on a machine that others use too."""
 
+import argparse
 import json
 import os
 import platform
@@ -15,12 +16,80 @@ from typing import Any
 import mmcv
 import mmdet
 import mmengine
+import numpy as np
 import torch
 from torch.utils.benchmark import timer
 
 from mmsmca.version import __version__
 
 MIB = 2**20
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """Command line that all benchmarks have in common.
+
+    Args:
+        description: What the benchmark measures.
+        rounds: Default of ``--rounds``.
+
+    Returns:
+        A parser of ``--dtype``, ``--device``, ``--threads``, ``--rounds``, ``--memory-limit`` and
+        ``--json``, whose help names the defaults.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        '--dtype', choices=DTYPES, default='float32', help='other than float32: by autocast'
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
+    parser.add_argument('--rounds', type=int, default=rounds, help='timings of each; 0: none')
+    parser.add_argument(
+        '--memory-limit', type=float, default=12, metavar='GIB',
+        help='on a CPU, memory of what needs more is given as a dash',
+    )  # fmt: skip
+    parser.add_argument('--json', help='file for the rows')
+    return parser
+
+
+def settings(args: argparse.Namespace, *others: str) -> dict:
+    """What rows say about how they were measured: the command line and :func:`environment`.
+
+    Args:
+        args: The command line, of :func:`argument_parser`.
+        others: Arguments that are no settings of a row, besides ``--json``.
+    """
+    given = {key: value for key, value in vars(args).items() if key not in ('json', *others)}
+    return {**given, **environment(args.device)}
+
+
+def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
+    """Rows that an earlier call wrote and this one goes on from.
+
+    Args:
+        path: Their file; None, or a file that does not exist yet, has none.
+        settings: What :func:`settings` gives now. All but the date have to be the rows'.
+
+    Raises:
+        ValueError: If the file holds no rows, or they were measured otherwise. The message names
+            file, difference and remedy.
+    """
+    if path is None or not Path(path).exists():
+        return []
+    remedy = 'name another file or delete this one'
+    try:
+        rows = json.loads(Path(path).read_text())
+        found = [dict(row) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path} holds no rows of a benchmark: {remedy}') from error
+    # As they come out of a file: lists, no tuples.
+    for key, here in json.loads(json.dumps(settings)).items():
+        there = next((row.get(key) for row in found if row.get(key) != here), here)
+        if key != 'date' and there != here:
+            raise ValueError(f'{path} was measured with {key} {there}, not {here}: {remedy}')
+    return found
 
 
 def interleaved_times(
@@ -63,6 +132,12 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
         reference: Seconds of the reference in the same rounds.
     """
     return statistics.median(t / r for t, r in zip(times, reference, strict=True))
+
+
+def paired_spread(times: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """The lower and the upper quartile of what :func:`paired_ratio` is the median of."""
+    ratios = [t / r for t, r in zip(times, reference, strict=True)]
+    return [float(quartile) for quartile in np.quantile(ratios, (0.25, 0.75))]
 
 
 def in_fresh_process(function: Callable, *args: object) -> Any:

@@ -2,35 +2,26 @@
 
 The detector stays as it is: :class:`OnnxSMCA` calls its parts, with every size taken from tensors,
 between a preprocessing and a postprocessing of its own. PyTorch's exporter makes the graph of it
-(``torch.onnx.export(dynamo=True)``, standard operators only). :func:`compare` runs the detector
-itself, by MMDetection's own path, beside the graph.
+(``torch.onnx.export(dynamo=True)``, standard operators only).
 """
 
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
-import cv2
-import numpy as np
 import onnx
-import onnxruntime
 import onnxscript  # noqa: F401 - PyTorch's exporter needs it, and asks late
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models import DetDataPreprocessor
 from mmdet.registry import DATASETS, MODELS
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mmsmca.checkpoints import safe_globals
-from mmsmca.datasets.shapes import draw_image
 from mmsmca.models import SMCADETR, SMCAHead
 from mmsmca.models.layers.encoder import flatten_levels
 
@@ -38,11 +29,8 @@ from mmsmca.models.layers.encoder import flatten_levels
 OPSET = 18
 INPUTS = ('images', 'sizes')
 OUTPUTS = ('boxes', 'scores', 'labels')
-
-SCORE_TOLERANCE = 1e-4
-BOX_TOLERANCE = 0.05  # pixels
-# (height, width) of the images to compare with; multiples of no stride, but for the first.
-CHECK_SIZES = ((256, 320), (333, 250), (161, 203))
+# Height and width of the images that are traced; the graph takes others too.
+TRACED_SIZE = (256, 320)
 
 
 class ExportError(ValueError):
@@ -220,7 +208,7 @@ def export(model: SMCADETR, metadata: dict) -> onnx.ModelProto:
     Raises:
         ExportError: If the detector cannot be exported.
     """
-    (height, width), *_ = CHECK_SIZES
+    height, width = TRACED_SIZE
     images = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     sizes = torch.tensor([(height, width), (height // 2, width // 2)])
     program = torch.onnx.export(
@@ -238,137 +226,6 @@ def export(model: SMCADETR, metadata: dict) -> onnx.ModelProto:
     onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
     onnx.checker.check_model(proto, full_check=True)
     return proto
-
-
-def start_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Start onnxruntime on the CPU, with as many threads as PyTorch has."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=['CPUExecutionProvider']
-    )
-
-
-def check_images() -> list[np.ndarray]:
-    """Generated images to compare with, one of every size of :data:`CHECK_SIZES`."""
-    images = []
-    for index, (height, width) in enumerate(CHECK_SIZES):
-        image, _ = draw_image(
-            max(height, width), max_objects=4, variant='easy', seed=0, split='val', index=index
-        )
-        images.append(cv2.resize(image[..., ::-1], (width, height)))
-    return images
-
-
-def check_batches(images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    """Batches to compare with: every image alone, and every two of them padded together."""
-    return [list(batch) for count in (1, 2) for batch in combinations(images, count)]
-
-
-def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
-    """Detect by MMDetection's own path.
-
-    Args:
-        model: The detector.
-        images: A batch of images, BGR, (H, W, 3), uint8.
-
-    Returns:
-        Boxes, scores and labels of every image.
-    """
-    data = dict(
-        inputs=[torch.from_numpy(image).permute(2, 0, 1) for image in images],
-        data_samples=[
-            DetDataSample(metainfo=dict(img_shape=image.shape[:2], scale_factor=(1.0, 1.0)))
-            for image in images
-        ],
-    )
-    with torch.no_grad():
-        found = [sample.pred_instances for sample in model.test_step(data)]
-    return [(x.bboxes.numpy(), x.scores.numpy(), x.labels.numpy()) for x in found]
-
-
-def run_onnx(
-    session: onnxruntime.InferenceSession, images: Sequence[np.ndarray]
-) -> list[tuple[np.ndarray, ...]]:
-    """Detect by the graph; arguments and result as those of :func:`run_torch`."""
-    sizes = np.array([image.shape[:2] for image in images])
-    # White, where the data preprocessor pads with the mean: the graph has to see to that.
-    padded = np.full((len(images), *sizes.max(axis=0), 3), 255, dtype=np.uint8)
-    for canvas, image in zip(padded, images, strict=True):
-        canvas[: image.shape[0], : image.shape[1]] = image
-    outputs = session.run(OUTPUTS, dict(images=padded, sizes=sizes))
-    return list(zip(*outputs, strict=True))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far the graph is from the detector on a batch.
-
-    Attributes:
-        sizes: Height and width of the images.
-        scores: Largest difference of the scores of two matched detections.
-        boxes: Largest difference of a side of their boxes, in pixels.
-        unmatched: Detections of a label that the other side does not have as often.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    scores: float
-    boxes: float
-    unmatched: int
-
-    @property
-    def tolerable(self) -> bool:
-        """Whether this is within the tolerances."""
-        return (
-            self.unmatched == 0 and self.scores <= SCORE_TOLERANCE and self.boxes <= BOX_TOLERANCE
-        )
-
-
-def compare(
-    model: SMCADETR, session: onnxruntime.InferenceSession, images: Sequence[np.ndarray]
-) -> Difference:
-    """Compare the graph with the detector.
-
-    Every detection of the graph is matched with one of all the detector's pairs of query and class:
-    which of two equal scores is the last that makes it to the output is chance. That none is
-    missing then follows from the scores, compared in their order.
-
-    Args:
-        model: The detector.
-        session: The graph.
-        images: A batch of images, BGR, (H, W, 3), uint8.
-    """
-    head = model.bbox_head
-    test_cfg, head.test_cfg = head.test_cfg, dict(max_per_img=model.num_queries * head.num_classes)
-    try:
-        expected = run_torch(model, images)
-    finally:
-        head.test_cfg = test_cfg
-    pairs = [_match(*both) for both in zip(expected, run_onnx(session, images), strict=True)]
-    scores, boxes, unmatched = zip(*pairs, strict=True)
-    sizes = tuple(image.shape[:2] for image in images)
-    return Difference(sizes, max(scores), max(boxes), sum(unmatched))
-
-
-def _match(
-    expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]
-) -> tuple[float, float, int]:
-    """Match an image's detections; differences of scores and boxes, and how many have no match."""
-    boxes, scores, labels = expected
-    found_boxes, found_scores, found_labels = found
-    of_order = np.abs(found_scores - scores[: len(found_scores)]).max()
-
-    score_gaps = np.abs(found_scores[:, None] - scores)
-    box_gaps = np.abs(found_boxes[:, None] - boxes).max(axis=-1)
-    costs = np.maximum(score_gaps / SCORE_TOLERANCE, box_gaps / BOX_TOLERANCE)
-    costs[found_labels[:, None] != labels] = 1e9
-    pairs = linear_sum_assignment(costs)
-    same = costs[pairs] < 1e9
-    return (
-        float(max(of_order, score_gaps[pairs][same].max(initial=0))),
-        float(box_gaps[pairs][same].max(initial=0)),
-        int((~same).sum()),
-    )
 
 
 def check_destination(path: str | Path, overwrite: bool) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from mmsmca import preflight
 from mmsmca.models.layers.decoder import SMCADecoderLayer
-from mmsmca.models.layers.explicit_attention import gaussian_log_prior, masked_softmax
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.fused_attention import masked_softmax
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
 
@@ -58,6 +59,21 @@ class CoAttentionMaps:
         """Part of the output that every level gives, (M, Q, L)."""
         sums = torch.stack([weights.sum(dim=(-2, -1)) for weights in self.weights], dim=-1)
         return self.level_weights * sums
+
+    def head_means(self, weights: Sequence[Tensor], row: int) -> list[Tensor]:
+        """Means over the heads as they are in the output, of all levels.
+
+        Args:
+            weights: Attention weights, (M, Q, H_j, W_j) a level: these maps', or others.
+            row: Place of the query among those of the maps.
+
+        Returns:
+            (H_j, W_j) a level.
+        """
+        return [
+            (self.level_weights[:, row, level, None, None] * level_weights[:, row]).mean(0)
+            for level, level_weights in enumerate(weights)
+        ]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmsmca.models.layers.decoder import SMCADecoderLayer
 
-from .figures import new_figure
 from .inspection import Inspection
+from .panels import new_figure
 
 # Of a statistic over queries and heads: what most of them are between, and the median.
 QUANTILES = (0.1, 0.5, 0.9)

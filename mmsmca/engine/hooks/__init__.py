@@ -1,7 +1,4 @@
-"""Training hooks, registered in ``HOOKS``.
-
-:mod:`.spatial_prior_hook` is not among them: it draws, and is imported by the configs that use it.
-"""
+"""Training hooks, registered in ``HOOKS``."""
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .compile_hook import CompileHook

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fused_attention import masked_softmax
 from .spatial_prior import LevelPrior
 
 
@@ -40,24 +41,6 @@ def gaussian_log_prior(
         along_both = (weights[..., 2:3] * dy2).unsqueeze(-1) * dx2.unsqueeze(-2)
         log_prior = log_prior + along_both
     return log_prior.flatten(-2)
-
-
-def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """Softmax over the keys that are not padding; where all are, zeros rather than NaN.
-
-    Args:
-        logits: Attention logits, (B, M, Q, N).
-        key_padding_mask: True where a key is padding, (B, N), or None.
-
-    Returns:
-        Attention weights, (B, M, Q, N).
-    """
-    if key_padding_mask is None:
-        return logits.softmax(-1)
-    padding = key_padding_mask[:, None, None, :]
-    # A finite fill keeps the softmax of a fully padded row, and its gradient, finite.
-    weights = logits.masked_fill(padding, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(padding, 0.0)
 
 
 def explicit_attention(
@@ -122,4 +105,7 @@ def biased_attention(
     """Attention whose logits get a bias of shape (B, M, Q, N)."""
     logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1)) + bias
     weights = masked_softmax(logits, key_padding_mask)
-    return F.dropout(weights, dropout_p).to(value.dtype) @ value
+    out = F.dropout(weights, dropout_p).to(value.dtype) @ value
+    if key_padding_mask is None:
+        return out
+    return out.masked_fill(key_padding_mask.all(dim=1)[:, None, None, None], 0.0)

@@ -32,43 +32,59 @@ def fused_attention(
             keys are all padding is finite, and means nothing.
         dropout_p: Probability that an attention weight is dropped.
         scale: Factor of the dot products.
-        attn_mask: True where a query must not see a key, (Q, N); every query sees one. Defaults to
-            None.
+        attn_mask: True where a query must not see a key, (Q, N), instead of ``key_padding_mask``;
+            every query sees one. Few queries have one (DINO's denoising), so dropout is PyTorch's
+            own then. Defaults to None.
 
     Returns:
         Tensor of shape (B, M, Q, d).
     """
-    mask = None
-    if key_padding_mask is not None:
-        # Not every PyTorch's softmax does without a key, forward and backward.
-        mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
-        mask = mask[:, None, None, :]
-    if attn_mask is not None:
-        mask = ~attn_mask if mask is None else mask & ~attn_mask
     channels = value.size(-1)
-    if dropout_p == 0 or not query.is_cpu:
+    if dropout_p == 0 or not query.is_cpu or attn_mask is not None:
+        mask = None if attn_mask is None else ~attn_mask
+        if key_padding_mask is not None:
+            # Not every PyTorch's softmax does without a key, forward and backward.
+            mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
+            mask = mask[:, None, None, :]
         if channels < key.size(-1):  # fused kernels want values as wide as keys
             value = F.pad(value, (0, key.size(-1) - channels))
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
         )[..., :channels]
     rows = max(1, MAX_WEIGHTS // (query.size(0) * query.size(1) * key.size(2)))
-    if query.size(2) <= rows or attn_mask is not None:
-        return _drop_weights(query * scale, key, value, mask, dropout_p)
+    if query.size(2) <= rows:
+        return _drop_weights(query * scale, key, value, key_padding_mask, dropout_p)
     portions = [
-        checkpoint(_drop_weights, portion, key, value, mask, dropout_p, use_reentrant=False)
+        checkpoint(
+            _drop_weights, portion, key, value, key_padding_mask, dropout_p, use_reentrant=False
+        )
         for portion in (query * scale).split(rows, dim=2)
     ]
     return torch.cat(portions, dim=2)
 
 
+def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """Softmax over the keys that are not padding.
+
+    Args:
+        logits: Attention logits, (B, M, Q, N).
+        key_padding_mask: True where a key is padding, (B, N), or None.
+
+    Returns:
+        Attention weights, (B, M, Q, N), zero where a key is padding. Those of an image whose keys
+        are all padding are finite, and mean nothing.
+    """
+    if key_padding_mask is not None:
+        # A finite fill keeps the softmax of a fully padded row, and its gradient, finite.
+        fill = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(key_padding_mask[:, None, None, :], fill)
+    return logits.softmax(-1)
+
+
 def _drop_weights(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+    query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None, dropout_p: float
 ) -> Tensor:
     """Attention with dropout of its weights; keeps two matrices of their size, one of booleans."""
-    logits = query @ key.transpose(-2, -1)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    weights = logits.softmax(-1)
+    weights = masked_softmax(query @ key.transpose(-2, -1), key_padding_mask)
     dropped = torch.empty_like(weights, dtype=torch.bool).bernoulli_(dropout_p)
     return (weights.masked_fill(dropped, 0.0) @ value) / (1 - dropout_p)

@@ -9,8 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmsmca.visualization.inspection import check_spatial_prior, inspect_image, read_image
-from mmsmca.visualization.prior_history import history_image, measure, scalars
+from .inspection import check_spatial_prior, inspect_image, read_image
+from .prior_history import history_image, measure, scalars
 
 
 @HOOKS.register_module()

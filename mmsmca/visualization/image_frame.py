@@ -1,0 +1,110 @@
+"""An image, and the cells of a detector that looked at it, in one system of coordinates."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, Normalize
+from torch import Tensor
+
+from .inspection import Inspection
+
+
+class ImageFrame:
+    """The coordinates of an image and of the cells of a detector that looked at it.
+
+    Args:
+        image: RGB, (height, width, 3).
+        inspection: What the detector did with it.
+        strides: Stride of every level, in pixels of the network's input.
+    """
+
+    def __init__(self, image: np.ndarray, inspection: Inspection, strides: Sequence[float]) -> None:
+        self.image = image
+        self.inspection = inspection
+        self.strides = strides
+        self.input_size = inspection.input_size
+        self.scale_factor = inspection.scale_factor.numpy()
+
+    @property
+    def finest_area(self) -> float:
+        """Area of a cell of the finest level, in squared pixels of the image."""
+        return min(self.strides) ** 2 / float(self.scale_factor.prod())
+
+    def of_level(self, level: int) -> 'ImageFrame':
+        """The frame of one level alone."""
+        return ImageFrame(self.image, self.inspection, self.strides[level : level + 1])
+
+    def pixels(self, points: Tensor, stride: float = 1) -> np.ndarray:
+        """From cells of a level, or pixels of the network's input, to pixels of the image."""
+        return points.numpy() * stride / self.scale_factor
+
+    def rasters(self, maps: Sequence[Tensor]) -> np.ndarray:
+        """Maps of all levels, (H_j, W_j) each, on one raster: (L, rows, columns).
+
+        Cells are squares around their places; the raster's are half as large as the finest ones,
+        so that no cell's edge falls inside of one. Outside of a level's cells it is zero.
+        """
+        step = min(self.strides) / 2
+        columns, rows = (math.ceil(side / step) for side in self.input_size)
+        rasters = np.zeros((len(maps), rows, columns))
+        for raster, level, stride in zip(rasters, maps, self.strides, strict=True):
+            y, x = ((np.arange(n) + 0.5) * step / stride + 0.5 for n in (rows, columns))
+            height, width = level.shape
+            y, x = y[y < height].astype(int), x[x < width].astype(int)
+            raster[: len(y), : len(x)] = level.numpy()[np.ix_(y, x)]
+        return rasters
+
+    def density(self, maps: Sequence[Tensor]) -> np.ndarray:
+        """Weights of all levels together, per cell of the finest one, (rows, columns)."""
+        areas = np.square(self.strides) / min(self.strides) ** 2
+        return np.tensordot(1 / areas, self.rasters(maps), axes=1)
+
+    def share_inside(self, maps: Sequence[Tensor], box: Tensor) -> float:
+        """How much of the weights of all levels lies inside a box, by the areas of the cells.
+
+        Args:
+            maps: Weights that sum to 1 over all levels, (H_j, W_j) a level.
+            box: (x1, y1, x2, y2) in pixels of the image.
+        """
+        share = 0.0
+        for level, stride in zip(maps, self.strides, strict=True):
+            low, high = (box.numpy().reshape(2, 2) * self.scale_factor) / stride
+            covered = []
+            for axis, cells in enumerate(level.shape[::-1]):
+                place = np.arange(cells)
+                ends = np.minimum(place + 0.5, high[axis]), np.maximum(place - 0.5, low[axis])
+                covered.append(np.maximum(ends[0] - ends[1], 0))
+            share += float(covered[1] @ level.numpy() @ covered[0])
+        return share
+
+    def show_image(self, axes: Axes, pale: bool = False) -> None:
+        """Draw the image, enlarged smoothly, in pale grey to put a map on it."""
+        height, width = self.image.shape[:2]
+        image = self.image
+        if pale:
+            grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
+            low, high = np.percentile(grey, (1, 99))
+            grey = np.clip((grey - low) / max(high - low, 1), 0, 1)
+            image = np.repeat((165 + 80 * grey)[..., None], 3, axis=-1).astype(np.uint8)
+        axes.imshow(image, extent=(0, width, height, 0), interpolation='bicubic')
+        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+
+    def show_map(
+        self, axes: Axes, raster: np.ndarray, colors: ListedColormap, norm: Normalize
+    ) -> None:
+        """Draw a raster over the pale image, each cell in one colour."""
+        self.show_image(axes, pale=True)
+        rows, columns = raster.shape
+        step = min(self.strides) / 2 / self.scale_factor
+        axes.imshow(
+            raster,
+            cmap=colors,
+            norm=norm,
+            extent=(0, columns * step[0], rows * step[1], 0),
+            interpolation='nearest',
+        )
+        height, width = self.image.shape[:2]
+        axes.set(xlim=(0, width), ylim=(height, 0))

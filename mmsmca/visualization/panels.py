@@ -1,0 +1,84 @@
+"""What all figures are made of: their size, colours, scales and boxes, and how they are saved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+WIDTH = 9.0  # inches: 900 pixels of a README at 100 dpi, where a font of 7 is 10 pixels high
+DPI = 140
+
+
+def transparent_colors(name: str) -> ListedColormap:
+    """A colormap that lets the image through where the value is low."""
+    colors = colormaps[name](np.linspace(0.25, 1, 256))
+    colors[:, 3] = np.linspace(0, 0.9, 256)
+    return ListedColormap(colors)
+
+
+BLUE = transparent_colors('Blues')
+RED = transparent_colors('YlOrRd')
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure as wide as a README, of a height in inches."""
+    return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.07))
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and as SVG.
+
+    Args:
+        figure: The figure.
+        path: Where, whatever its suffix.
+
+    Returns:
+        The files.
+    """
+    paths = [path.with_suffix(suffix) for suffix in ('.png', '.svg')]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file in paths:
+        figure.savefig(file, dpi=DPI, metadata={'Date': None} if file.suffix == '.svg' else None)
+    return paths
+
+
+def attention_norm(rasters: Sequence[np.ndarray]) -> PowerNorm:
+    """One scale for all of them; the root shows a spread of small weights beside large ones."""
+    return PowerNorm(0.5, vmin=0, vmax=max(float(raster.max()) for raster in rasters))
+
+
+def color_bar(
+    figure: Figure | SubFigure, label: str, norm: Normalize, colors: ListedColormap, **place
+) -> None:
+    """A scale with ticks at even distances, also where it is that of a root."""
+    ticks = norm.inverse(np.linspace(0, 1, 5))
+    bar = figure.colorbar(ScalarMappable(norm, colors), ticks=ticks, **place)
+    bar.set_ticklabels([f'{tick:.2g}' for tick in ticks])
+    bar.set_label(label, fontsize=7)
+    bar.ax.tick_params(labelsize=7)
+
+
+def draw_box(
+    axes: Axes, box: Tensor, color: str, linestyle: str = '-', linewidth: float = 1
+) -> None:
+    """Draw a box (x1, y1, x2, y2) in pixels of the image."""
+    x1, y1, x2, y2 = box.tolist()
+    axes.add_patch(
+        Rectangle(
+            (x1, y1),
+            x2 - x1,
+            y2 - y1,
+            fill=False,
+            edgecolor=color,
+            linewidth=linewidth,
+            ls=linestyle,
+        )
+    )
