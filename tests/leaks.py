@@ -80,7 +80,7 @@ def detect(memory: Memory, iterations: int) -> None:
     model = build_detector(CONFIG, MODEL).eval()
     model.cfg = load_config(CONFIG)
     resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
-    pack = model.cfg.test_pipeline[-1]
+    pack = model.cfg.test_dataloader.dataset.pipeline[-1]
     pipeline = Compose([dict(type='mmdet.LoadImageFromNDArray'), resize, pack])
     rng = np.random.RandomState(0)
     for number in range(1, iterations + 1):
@@ -119,7 +119,7 @@ def train(memory: Memory, iterations: int, folder: Path) -> BaseModel:
     cfg.work_dir = str(folder / 'work')
     loader = cfg.train_dataloader
     loader.dataset.data_root = f'{folder / "data"}/'
-    loader.dataset.pipeline = shrunk(load_config(RECIPE).train_pipeline)
+    loader.dataset.pipeline = shrunk(load_config(RECIPE).train_dataloader.dataset.pipeline)
     loader.batch_size, loader.num_workers = 2, 0
     # Of an epoch's end `IterBasedTrainLoop` makes two seconds' sleep.
     loader.sampler = dict(type='InfiniteSampler')

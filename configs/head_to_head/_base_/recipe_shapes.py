@@ -3,49 +3,22 @@
 ``tools/make_shapes.py data/shapes192 --size 192 --val 200`` makes the data.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
-hence one name here, and configs that take ``_base_.recipe.<key>``.
+hence ``recipe``, which the configs take over (``globals().update(_base_.recipe)``), and
+``single_scale`` and ``multi_scale``, one of which is their ``model``.
 """
 
-shapes_root = 'data/shapes192/'
-shapes_metainfo = dict(
-    classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
-    palette=[
-        (220, 50, 45),
-        (50, 90, 225),
-        (50, 175, 70),
-        (240, 205, 40),
-        (190, 60, 200),
-        (60, 210, 215),
-    ],
-)
-shapes_train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-shapes_test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-shapes_val_dataloader = dict(
-    batch_size=10,
-    num_workers=1,
-    dataset=dict(
-        data_root=shapes_root,
-        metainfo=shapes_metainfo,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        pipeline=shapes_test_pipeline,
-    ),
-)
-shapes_val_evaluator = dict(ann_file=shapes_root + 'annotations/instances_val.json')
+_base_ = '../../_base_/shapes.py'
+
+data = _base_.shapes
+data.val_dataloader.batch_size = 10
+data.train_dataloader.batch_size = 4
+for loader in (data.train_dataloader, data.val_dataloader):
+    loader.dataset.data_root = 'data/shapes192/'
+    for transform in loader.dataset.pipeline:
+        if transform.type == 'Resize':
+            transform.scale = (96, 96)
+data.val_evaluator.ann_file = 'data/shapes192/annotations/instances_val.json'
+del loader, transform
 
 num_iters = 3000
 eval_interval = 300
@@ -76,32 +49,24 @@ shapes_transformer = dict(
     test_cfg=dict(max_per_img=25),
 )
 
+# A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
+single_scale = dict(
+    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **shapes_backbone),
+    neck=dict(in_channels=[128], out_channels=128),
+    **shapes_transformer,
+)
+multi_scale = dict(
+    backbone=dict(out_indices=(1, 2, 3), **shapes_backbone),
+    neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
+    **shapes_transformer,
+)
+
 recipe = dict(
-    # A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
-    single_scale=dict(
-        backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **shapes_backbone),
-        neck=dict(in_channels=[128], out_channels=128),
-        **shapes_transformer,
-    ),
-    multi_scale=dict(
-        backbone=dict(out_indices=(1, 2, 3), **shapes_backbone),
-        neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
-        **shapes_transformer,
-    ),
-    train_dataloader=dict(
-        batch_size=4,
-        num_workers=1,
-        dataset=dict(
-            data_root=shapes_root,
-            metainfo=shapes_metainfo,
-            ann_file='annotations/instances_train.json',
-            data_prefix=dict(img='train/'),
-            filter_cfg=dict(filter_empty_gt=False),
-            pipeline=shapes_train_pipeline,
-        ),
-    ),
-    val_dataloader=shapes_val_dataloader,
-    val_evaluator=shapes_val_evaluator,
+    train_dataloader=data.train_dataloader,
+    val_dataloader=data.val_dataloader,
+    test_dataloader=data.val_dataloader,
+    val_evaluator=data.val_evaluator,
+    test_evaluator=data.val_evaluator,
     # Nothing is pretrained: the backbone learns at the rate of the rest.
     optim_wrapper=dict(
         optimizer=dict(type='AdamW', lr=2.5e-4, weight_decay=1e-4),
