@@ -3,49 +3,11 @@
 ``tools/make_shapes.py data/shapes192 --size 192 --val 200`` makes the data.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
-hence one name here, and configs that take ``_base_.recipe.<key>``.
+hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys. A
+detector's model is ``single_scale`` or ``multi_scale``, and what else it needs.
 """
 
-shapes_root = 'data/shapes192/'
-shapes_metainfo = dict(
-    classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
-    palette=[
-        (220, 50, 45),
-        (50, 90, 225),
-        (50, 175, 70),
-        (240, 205, 40),
-        (190, 60, 200),
-        (60, 210, 215),
-    ],
-)
-shapes_train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-shapes_test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-shapes_val_dataloader = dict(
-    batch_size=10,
-    num_workers=1,
-    dataset=dict(
-        data_root=shapes_root,
-        metainfo=shapes_metainfo,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        pipeline=shapes_test_pipeline,
-    ),
-)
-shapes_val_evaluator = dict(ann_file=shapes_root + 'annotations/instances_val.json')
+_base_ = '../../_base_/shapes.py'
 
 num_iters = 3000
 eval_interval = 300
@@ -76,32 +38,20 @@ shapes_transformer = dict(
     test_cfg=dict(max_per_img=25),
 )
 
+# A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
+single_scale = dict(
+    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **shapes_backbone),
+    neck=dict(in_channels=[128], out_channels=128),
+    **shapes_transformer,
+)
+multi_scale = dict(
+    backbone=dict(out_indices=(1, 2, 3), **shapes_backbone),
+    neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
+    **shapes_transformer,
+)
+
 recipe = dict(
-    # A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
-    single_scale=dict(
-        backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **shapes_backbone),
-        neck=dict(in_channels=[128], out_channels=128),
-        **shapes_transformer,
-    ),
-    multi_scale=dict(
-        backbone=dict(out_indices=(1, 2, 3), **shapes_backbone),
-        neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
-        **shapes_transformer,
-    ),
-    train_dataloader=dict(
-        batch_size=4,
-        num_workers=1,
-        dataset=dict(
-            data_root=shapes_root,
-            metainfo=shapes_metainfo,
-            ann_file='annotations/instances_train.json',
-            data_prefix=dict(img='train/'),
-            filter_cfg=dict(filter_empty_gt=False),
-            pipeline=shapes_train_pipeline,
-        ),
-    ),
-    val_dataloader=shapes_val_dataloader,
-    val_evaluator=shapes_val_evaluator,
+    **_base_.shapes,
     # Nothing is pretrained: the backbone learns at the rate of the rest.
     optim_wrapper=dict(
         optimizer=dict(type='AdamW', lr=2.5e-4, weight_decay=1e-4),
@@ -130,3 +80,19 @@ recipe = dict(
     log_processor=dict(by_epoch=False),
     randomness=dict(seed=0),
 )
+# 192 px drawn, 96 px seen.
+recipe['data_root'] = 'data/shapes192/'
+recipe['train_pipeline'][2].scale = recipe['test_pipeline'][1].scale = (96, 96)
+recipe['train_dataloader'].batch_size = 4
+recipe['train_dataloader'].dataset.update(
+    data_root=recipe['data_root'], pipeline=recipe['train_pipeline']
+)
+recipe['val_dataloader'].batch_size = 10
+recipe['val_dataloader'].dataset.update(
+    data_root=recipe['data_root'], pipeline=recipe['test_pipeline']
+)
+recipe['test_dataloader'] = recipe['val_dataloader']
+recipe['val_evaluator'].ann_file = (
+    recipe['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json'
+)
+recipe['test_evaluator'] = recipe['val_evaluator']

@@ -1,64 +1,10 @@
-# The generated set "shapes" (tools/make_shapes.py) and how small models learn it from scratch on a
-# CPU in minutes. Data, schedule and hooks are here; configs that inherit it set the model.
-_base_ = '../../smca/smca_r50_8xb2-50e_coco.py'
+# How small models learn the generated set "shapes" from scratch on a CPU in minutes. Schedule and
+# hooks are here; configs that inherit it set the model.
+_base_ = ['../../smca/smca_r50_8xb2-50e_coco.py', '../../_base_/shapes.py']
 
-data_root = 'data/shapes/'
-metainfo = dict(
-    classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
-    palette=[
-        (220, 50, 45),
-        (50, 90, 225),
-        (50, 175, 70),
-        (240, 205, 40),
-        (190, 60, 200),
-        (60, 210, 215),
-    ],
-)
+_base_.shapes.train_dataloader.persistent_workers = False
+globals().update(_base_.shapes)
 model = dict(bbox_head=dict(num_classes=6))
-
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=False,
-    dataset=dict(
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='train/'),
-        filter_cfg=dict(filter_empty_gt=False),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
-test_evaluator = val_evaluator
 
 # Nothing is pretrained: the backbone learns at the rate of the rest.
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4), paramwise_cfg=None)
