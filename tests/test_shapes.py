@@ -72,7 +72,8 @@ def test_first_images_do_not_depend_on_the_number_of_images(small_set, tmp_path)
 
 
 @pytest.mark.parametrize(
-    'changed', [{'seed': 1}, {'split': 'val'}, {'index': 1}, {'variant': 'outline'}]
+    'changed',
+    [{'seed': 1}, {'split': 'val'}, {'split': 'tune'}, {'index': 1}, {'variant': 'outline'}],
 )
 def test_seed_split_index_and_variant_change_the_picture(changed):
     arguments = {'variant': 'easy', 'seed': 0, 'split': 'train', 'index': 0}
@@ -165,14 +166,15 @@ def test_colour_tells_the_class_in_the_easy_variant_only():
     assert accuracy('outline') < 0.35
 
 
-def test_annotations_on_disk_agree_with_the_pictures(small_set):
-    content = read_annotations(small_set)
+@pytest.mark.parametrize('split', shapes.SPLITS)
+def test_annotations_on_disk_agree_with_the_pictures(small_set, split):
+    content = read_annotations(small_set, split)
     assert [category['name'] for category in content['categories']] == list(SHAPES_CLASSES)
     assert [category['id'] for category in content['categories']] == [1, 2, 3, 4, 5, 6]
     drawn_objects = []
     for info in content['images']:
-        picture = cv2.imread(str(small_set / 'train' / info['file_name']))[..., ::-1]
-        image, objects = draw_image(64, 4, 'easy', 3, 'train', info['id'])
+        picture = cv2.imread(str(small_set / split / info['file_name']))[..., ::-1]
+        image, objects = draw_image(64, 4, 'easy', 3, split, info['id'])
         assert np.array_equal(picture, image)
         assert image.shape[:2] == (info['height'], info['width'])
         drawn_objects += [(info['id'], shape) for shape in objects]
@@ -186,6 +188,40 @@ def test_annotations_on_disk_agree_with_the_pictures(small_set):
         assert annotation['area'] == coco_mask.area(runs)
         assert annotation['iscrowd'] == shape.is_crowd
         assert (annotation['image_id'], annotation['category_id']) == (image_id, shape.label + 1)
+
+
+def test_images_to_choose_by_do_not_touch_the_others(small_set, tmp_path):
+    """As many as validation images unless told, none of which is one of theirs."""
+    assert len(list((small_set / 'tune').iterdir())) == SMALL['num_val']
+    make_shapes(tmp_path / 'more', **SMALL, num_tune=15)
+    before, after = contents(small_set), contents(tmp_path / 'more')
+    assert {name for name in before if before[name] != after[name]} == {
+        shapes.MANIFEST,
+        'annotations/instances_tune.json',
+    }
+    assert sum(name.startswith('tune/') for name in after) == 15
+    pictures = [data for name, data in after.items() if name.endswith('.png')]
+    assert len(set(pictures)) == len(pictures)
+
+
+@pytest.mark.parametrize(
+    'config',
+    ['shapes/smca_r18_shapes.py', 'head_to_head/detr_r18_head-to-head_shapes.py'],
+)
+def test_environment_chooses_the_split_of_evaluation(config, monkeypatch):
+    for split in ('val', 'tune'):
+        if split != 'val':
+            monkeypatch.setenv('EVAL_SPLIT', split)
+        cfg = Config.fromfile(ROOT / 'configs' / config)
+        for loader, evaluator in (
+            (cfg.val_dataloader, cfg.val_evaluator),
+            (cfg.test_dataloader, cfg.test_evaluator),
+        ):
+            dataset = loader.dataset
+            assert dataset.ann_file == f'annotations/instances_{split}.json'
+            assert dataset.data_prefix.img == f'{split}/'
+            assert evaluator.ann_file == dataset.data_root + dataset.ann_file
+        assert cfg.train_dataloader.dataset.data_prefix.img == 'train/'
 
 
 def test_config_reads_the_set(small_set):
@@ -279,6 +315,7 @@ def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
     [
         ('num_train', 0, 'at least 1'),
         ('num_val', -1, 'at least 1'),
+        ('num_tune', 0, 'at least 1'),
         ('size', 31, 'at least 32'),
         ('max_objects', 0, 'at least 1'),
         ('variant', 'hard', 'easy, outline'),

@@ -12,6 +12,7 @@ def main() -> None:
     parser.add_argument('out_dir', help='folder of the set, for example data/shapes')
     parser.add_argument('--train', type=int, default=4000, help='number of training images')
     parser.add_argument('--val', type=int, default=300, help='number of validation images')
+    parser.add_argument('--tune', type=int, help='number of images to choose by (None: as --val)')
     parser.add_argument('--size', type=int, default=128, help='side of the images in pixels')
     parser.add_argument('--max-objects', type=int, default=3, help='most objects in an image')
     parser.add_argument('--variant', choices=VARIANTS, default='easy', help='what tells a class')
@@ -22,6 +23,7 @@ def main() -> None:
             args.out_dir,
             num_train=args.train,
             num_val=args.val,
+            num_tune=args.tune,
             size=args.size,
             max_objects=args.max_objects,
             variant=args.variant,

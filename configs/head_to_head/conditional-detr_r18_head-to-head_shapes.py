@@ -4,7 +4,6 @@ _base_ = [
 ]
 
 globals().update(_base_.recipe)
-
 model = _base_.single_scale
 # MMDetection's Conditional DETR runs with 256 channels only: twice the width of the others.
 model.neck.out_channels = 256

@@ -4,5 +4,4 @@ _base_ = [
 ]
 
 globals().update(_base_.recipe)
-
 model = _base_.single_scale

@@ -4,7 +4,6 @@ _base_ = [
 ]
 
 globals().update(_base_.recipe)
-
 model = _base_.multi_scale
 model.num_feature_levels = 3
 model.encoder.layer_cfg.self_attn_cfg.update(num_levels=3, dropout=0.0)

@@ -4,7 +4,6 @@ _base_ = [
 ]
 
 globals().update(_base_.recipe)
-
 model = _base_.multi_scale
 # Intra-Multi-Intra on strides 8, 16 and 32.
 model.encoder.update(num_layers=3, layer_kinds=['intra', 'multi', 'intra'])

@@ -4,7 +4,6 @@ _base_ = [
 ]
 
 globals().update(_base_.recipe)
-
 model = _base_.single_scale
 model.encoder.layer_cfg.self_attn_cfg.dropout = 0.0
 model.decoder.layer_cfg.self_attn_cfg.dropout = 0.0

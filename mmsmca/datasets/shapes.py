@@ -22,7 +22,8 @@ from rich.progress import track
 
 SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 VARIANTS = ('easy', 'outline')
-SPLITS = ('train', 'val')
+# What is chosen, is chosen on tune; val is for reports.
+SPLITS = ('train', 'val', 'tune')
 
 # Extent: the longer side of an object's box before occlusion, as a fraction of the image side.
 EXTENT_RANGE = (0.09, 0.9)
@@ -89,6 +90,7 @@ def make_shapes(
     out_dir: str | Path,
     num_train: int = 4000,
     num_val: int = 300,
+    num_tune: int | None = None,
     size: int = 128,
     max_objects: int = 3,
     variant: str = 'easy',
@@ -96,7 +98,7 @@ def make_shapes(
 ) -> bool:
     """Write the set to ``out_dir``, or do nothing if the very same set is already there.
 
-    The folder gets ``train/*.png``, ``val/*.png``, ``annotations/instances_{train,val}.json`` and
+    The folder gets ``{train,val,tune}/*.png``, ``annotations/instances_{train,val,tune}.json`` and
     a manifest with the parameters. All is written to ``<out_dir>.partial`` first and renamed at
     the end, so that a set under its final name is complete; what an interrupted call left behind
     is discarded.
@@ -105,6 +107,8 @@ def make_shapes(
         out_dir: Folder of the set; parents are created.
         num_train: Number of training images, at least 1.
         num_val: Number of validation images, at least 1.
+        num_tune: Number of images to choose by, so that validation images stay unseen, at least 1.
+            As many as there are validation images if None.
         size: Side of the square images in pixels, at least 32.
         max_objects: Most objects in an image, at least 1. A crowd comes on top.
         variant: ``'easy'``: colour and texture tell the class as the outline does.
@@ -118,9 +122,12 @@ def make_shapes(
         ValueError: If a parameter is out of its range.
         FileExistsError: If ``out_dir`` holds a set made with other parameters, or anything else.
     """
+    if num_tune is None:
+        num_tune = num_val
     parameters: dict[str, Any] = {
         'num_train': num_train,
         'num_val': num_val,
+        'num_tune': num_tune,
         'size': size,
         'max_objects': max_objects,
         'variant': variant,
@@ -135,7 +142,7 @@ def make_shapes(
     partial = out_dir.with_name(out_dir.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
     (partial / 'annotations').mkdir(parents=True)
-    for split, count in zip(SPLITS, (num_train, num_val), strict=True):
+    for split, count in zip(SPLITS, (num_train, num_val, num_tune), strict=True):
         _write_split(partial, split, count, size, max_objects, variant, seed)
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
     shutil.rmtree(out_dir, ignore_errors=True)
@@ -173,11 +180,18 @@ def draw_image(
 
 
 def _check_parameters(
-    num_train: int, num_val: int, size: int, max_objects: int, variant: str, seed: int
+    num_train: int,
+    num_val: int,
+    num_tune: int,
+    size: int,
+    max_objects: int,
+    variant: str,
+    seed: int,
 ) -> None:
     at_least = (
         ('num_train', num_train, 1),
         ('num_val', num_val, 1),
+        ('num_tune', num_tune, 1),
         ('size', size, MIN_SIZE),
         ('max_objects', max_objects, 1),
     )

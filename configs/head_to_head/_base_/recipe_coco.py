@@ -1,7 +1,7 @@
 """The common recipe on COCO: what every detector of the head-to-head shares.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
-hence one name, which the configs take over (``globals().update(_base_.recipe)``).
+hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys.
 """
 
 # DETR's augmentation, as all of them have it but for the limit of one resizing.

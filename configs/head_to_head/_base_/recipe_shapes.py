@@ -3,22 +3,11 @@
 ``tools/make_shapes.py data/shapes192 --size 192 --val 200`` makes the data.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
-hence ``recipe``, which the configs take over (``globals().update(_base_.recipe)``), and
-``single_scale`` and ``multi_scale``, one of which is their ``model``.
+hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys. A
+detector's model is ``single_scale`` or ``multi_scale``, and what else it needs.
 """
 
 _base_ = '../../_base_/shapes.py'
-
-data = _base_.shapes
-data.val_dataloader.batch_size = 10
-data.train_dataloader.batch_size = 4
-for loader in (data.train_dataloader, data.val_dataloader):
-    loader.dataset.data_root = 'data/shapes192/'
-    for transform in loader.dataset.pipeline:
-        if transform.type == 'Resize':
-            transform.scale = (96, 96)
-data.val_evaluator.ann_file = 'data/shapes192/annotations/instances_val.json'
-del loader, transform
 
 num_iters = 3000
 eval_interval = 300
@@ -62,11 +51,7 @@ multi_scale = dict(
 )
 
 recipe = dict(
-    train_dataloader=data.train_dataloader,
-    val_dataloader=data.val_dataloader,
-    test_dataloader=data.val_dataloader,
-    val_evaluator=data.val_evaluator,
-    test_evaluator=data.val_evaluator,
+    **_base_.shapes,
     # Nothing is pretrained: the backbone learns at the rate of the rest.
     optim_wrapper=dict(
         optimizer=dict(type='AdamW', lr=2.5e-4, weight_decay=1e-4),
@@ -95,3 +80,19 @@ recipe = dict(
     log_processor=dict(by_epoch=False),
     randomness=dict(seed=0),
 )
+# 192 px drawn, 96 px seen.
+recipe['data_root'] = 'data/shapes192/'
+recipe['train_pipeline'][2].scale = recipe['test_pipeline'][1].scale = (96, 96)
+recipe['train_dataloader'].batch_size = 4
+recipe['train_dataloader'].dataset.update(
+    data_root=recipe['data_root'], pipeline=recipe['train_pipeline']
+)
+recipe['val_dataloader'].batch_size = 10
+recipe['val_dataloader'].dataset.update(
+    data_root=recipe['data_root'], pipeline=recipe['test_pipeline']
+)
+recipe['test_dataloader'] = recipe['val_dataloader']
+recipe['val_evaluator'].ann_file = (
+    recipe['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json'
+)
+recipe['test_evaluator'] = recipe['val_evaluator']

@@ -1,14 +1,10 @@
-# The generated set "shapes" (tools/make_shapes.py) and how small models learn it from scratch on a
-# CPU in minutes. Data, schedule and hooks are here; configs that inherit it set the model.
+# How small models learn the generated set "shapes" from scratch on a CPU in minutes. Schedule and
+# hooks are here; configs that inherit it set the model.
 _base_ = ['../../smca/smca_r50_8xb2-50e_coco.py', '../../_base_/shapes.py']
 
+_base_.shapes.train_dataloader.persistent_workers = False
+globals().update(_base_.shapes)
 model = dict(bbox_head=dict(num_classes=6))
-
-train_dataloader = dict(persistent_workers=False, **_base_.shapes.train_dataloader)
-val_dataloader = _base_.shapes.val_dataloader
-test_dataloader = val_dataloader
-val_evaluator = _base_.shapes.val_evaluator
-test_evaluator = val_evaluator
 
 # Nothing is pretrained: the backbone learns at the rate of the rest.
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4), paramwise_cfg=None)
