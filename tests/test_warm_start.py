@@ -413,7 +413,7 @@ def test_command(detr, tmp_path):
         assert refused.returncode == 2 and words in refused.stderr
         assert 'Traceback' not in refused.stderr
     assert not (tmp_path / 'never.pth').exists()
-    assert checkpoint_files.read(started_from).keys() <= model.state_dict().keys()
+    assert checkpoint_files.read_tensors(started_from).keys() <= model.state_dict().keys()
 
 
 def test_documented_commands(tmp_path, monkeypatch):
@@ -439,7 +439,7 @@ def test_documented_commands(tmp_path, monkeypatch):
             done = convert(*command.split()[2:])
             assert done.returncode == 0, done.stderr
             said += done.stdout
-    assert_equal_to_the_bit(checkpoint_files.read('again.pth'), authors)
+    assert_equal_to_the_bit(checkpoint_files.read_tensors('again.pth'), authors)
     # The page quotes these numbers.
     for source, loaded, fresh in ((' DETR', 506, 47), ('Deformable DETR', 520, 80)):
         counted = f'{source} of MMDetection: {loaded} tensors loaded, {fresh} start fresh'

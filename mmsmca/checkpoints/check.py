@@ -1,23 +1,53 @@
 """Checkpoints that a run starts from, checked against its config and its model."""
 
 import os
-import re
-import zipfile
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
-from mmsmca.checkpoints import safe_globals
+from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, few, first_difference
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:
     """Whether a path is one of this machine's file system."""
     return not backend_args and '://' not in path
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """Find the checkpoint to resume from, whatever ended the run.
+
+    It is the one that MMEngine names in ``last_checkpoint``. If that is truncated or gone, or
+    ``last_checkpoint`` is not there or empty, as a run leaves them that was killed while it wrote,
+    it is the newest complete one that training wrote to the folder.
+
+    Args:
+        work_dir: Work directory of the run.
+
+    Returns:
+        Path of a complete checkpoint, or a URL in ``last_checkpoint``, which is left alone; without
+        one the path in ``last_checkpoint``; without that None.
+    """
+    named = find_latest_checkpoint(work_dir) or None
+    if named and not is_local(named):
+        return named
+    written = [path for kind in ('epoch', 'iter') for path in Path(work_dir).glob(f'{kind}_*.pth')]
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in filter(None, (named, *map(str, newest_first))):
+        try:
+            read(path)
+        except ConfigError as error:
+            print(f'Not resumed from: {error}', file=sys.stderr)
+        else:
+            return path
+    return named
 
 
 def check_checkpoint(
@@ -40,7 +70,7 @@ def check_checkpoint(
     path = cfg.get('load_from')
     if not path or not is_local(path):
         return
-    checkpoint = read_checkpoint(os.path.expanduser(path))
+    checkpoint = read(os.path.expanduser(path))
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict):
         raise ConfigError(
@@ -100,13 +130,13 @@ def check_pretrained(node: object, key: str) -> None:
         key: The key of that.
 
     Raises:
-        ConfigError: If a local file is not there, or is not one that :func:`read_checkpoint` reads.
+        ConfigError: If a local file is not there, or is not one that :func:`.files.read` reads.
     """
     if isinstance(node, dict):
         path = node.get('checkpoint')
         if node.get('type') == 'Pretrained' and isinstance(path, str) and is_local(path):
             try:
-                read_checkpoint(os.path.expanduser(path))
+                read(os.path.expanduser(path))
             except ConfigError as error:
                 raise ConfigError(f'{key}: {error}') from error
         for name, below in node.items():
@@ -139,47 +169,6 @@ def _check_weights(
                 f'{tuple(own.shape)} in the config. Use the config that it was trained with; a '
                 'copy lies in the work directory of that training.'
             )
-
-
-def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint without executing anything that it holds.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content; where the format allows it, tensors stay on disk until they are used.
-
-    Raises:
-        ConfigError: If there is no such file, or it is no checkpoint, or holds other than data.
-    """
-    if not os.path.isfile(path):
-        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise ConfigError(
-            f'checkpoint {os.path.abspath(path)} {what}. Give the path of a checkpoint, '
-            'as training writes it to its work directory.'
-        )
-    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
-    safe_globals.register()
-    try:
-        checkpoint = torch.load(
-            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:
-        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
-        raise ConfigError(
-            f'checkpoint {path} holds a {unsafe[1]}, which PyTorch does not load from files that '
-            "are not trusted. Save its weights alone: torch.save({'state_dict': ...}, file)."
-            if unsafe
-            else f'checkpoint {path} cannot be read: it is truncated, or no checkpoint of PyTorch. '
-            'Copy it again, or name another.'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ConfigError(
-            f'checkpoint {path} holds a {type(checkpoint).__name__}, not the weights of a model. '
-            'Name a checkpoint as training writes it to its work directory.'
-        )
-    return checkpoint
 
 
 def _checkpoint_classes(checkpoint: dict) -> list[str] | None:

@@ -5,13 +5,14 @@ MMEngine writes ``epoch_N.pth`` in place, and before it does so removes the chec
 killed meanwhile leaves a truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
 """
 
-import os
 from pathlib import Path
 
 from mmdet.registry import HOOKS
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+
+from mmsmca.files import written_whole
 
 
 @register_backend('AtomicBackend')
@@ -28,13 +29,9 @@ class AtomicBackend(LocalBackend):
             obj: Content.
             filepath: Destination, replaced if it exists; parents are created.
         """
-        partial = Path(f'{filepath}.partial')
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(filepath, sync=True) as partial, open(partial, 'wb') as file:
             file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(filepath)
 
     def remove(self, filepath: str | Path) -> None:
         """Remove a file at the next :meth:`remove_outdated`.
