@@ -42,8 +42,8 @@ def check_openmmlab() -> None:
 def import_quietly() -> None:
     """Import what of MMDetection speaks of packages that nobody asked for.
 
-    onedl-mmdetection prints, at every import, that OneDL is missing, and warns that faster-coco-eval
-    is: :mod:`mmsmca.analysis.coco_metric` does without.
+    onedl-mmdetection prints, at every import, that OneDL is missing, and warns that
+    faster-coco-eval is: :mod:`mmsmca.analysis.coco_metric` does without.
     """
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')

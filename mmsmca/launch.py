@@ -77,6 +77,9 @@ def run_tool(name: str) -> None:
         if name == 'train':
             # Without a checkpoint to resume from, the script would forget the config's `load_from`.
             args.resume = cfg.load_from if cfg.get('resume') else None
+            if cfg.get('load_from') and not cfg.get('resume'):
+                hook = {'default_hooks.classifier': dict(type='FreshClassifierHook')}
+                args.cfg_options = {**(args.cfg_options or {}), **hook}
         cpu.support(cfg, args)
         # The script would read the arguments again.
         vars(script).update(parse_args=lambda: args)

@@ -36,7 +36,8 @@ def main() -> None:
         '--warm-start',
         metavar='CONFIG',
         help="config of an SMCA that starts from SRC, a DETR or Deformable DETR (MMDetection's or "
-        "the original): DST gets what they share, for the config's load_from",
+        "the original) or an SMCA (ours or the authors', of other classes): DST gets what they "
+        "share, for the config's load_from",
     )
     args = parser.parse_args()
     checkpoint_files.check_destination(args.dst)

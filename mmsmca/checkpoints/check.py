@@ -1,8 +1,9 @@
 """Checkpoints that a run starts from, checked against its config and its model."""
 
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, few, first_difference
+
+# What has a row or an entry for every class, in the detectors of the DETR family.
+CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:
@@ -90,33 +94,55 @@ def check_checkpoint(
             f'checkpoint {path} holds weights only, so training cannot resume from it. Start from '
             f'its weights instead: leave out --resume and set load_from={path} (--cfg-options).'
         )
-    # MMEngine leaves weights out that do not fit, with no more than a warning.
-    remedy = 'Use a checkpoint of a model trained on these categories, or set the config to its.'
-    if fine_tuning:
-        remedy += (
-            " To fine-tune on other categories, start from a copy of it without 'meta' and "
-            "without 'bbox_head.fc_cls.*' in 'state_dict'."
+    difference = other_classes(
+        checkpoint,
+        cfg.model.get('bbox_head', {}),
+        {key: dataset.metainfo['classes'] for key, dataset in datasets},
+    )
+    # In training, `FreshClassifierHook` leaves the classifier out.
+    if difference and not (fine_tuning and any(map(CLASSIFIER.search, names))):
+        raise ConfigError(
+            f'checkpoint {path} {difference}. Use a checkpoint of a model trained on these '
+            'categories, or set the config to its.'
         )
-    head = cfg.model.get('bbox_head', {})
-    weight = state.get('bbox_head.fc_cls.weight', state.get('module.bbox_head.fc_cls.weight'))
+    _check_weights(path, state, model, fine_tuning)
+
+
+def other_classes(
+    checkpoint: dict, head: dict, datasets: Mapping[str, Sequence[str]]
+) -> str | None:
+    """How the classes of a checkpoint differ from those of a run.
+
+    Args:
+        checkpoint: Its content.
+        head: The config of the model's head, with its ``num_classes``.
+        datasets: Classes of the run's data sets, by their keys.
+
+    Returns:
+        The difference, as the end of a sentence about the checkpoint. None if there is none as far
+        as the checkpoint tells: its weights show the number of classes, its ``meta`` the names.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    name = 'bbox_head.fc_cls.weight'
+    # MMEngine leaves weights out that do not fit, with no more than a warning.
+    weight = state.get(name, state.get(f'module.{name}'))
     if weight is not None and 'num_classes' in head:
         loss = head.get('loss_cls', {})
         # A softmax scores "no object" too.
         background = not loss.get('use_sigmoid', 'FocalLoss' in str(loss.get('type')))
-        if len(weight) != head.num_classes + background:
-            raise ConfigError(
-                f'checkpoint {path} scores {len(weight) - background} classes, but '
-                f'model.bbox_head.num_classes is {head.num_classes}. {remedy}'
+        if len(weight) != head['num_classes'] + background:
+            return (
+                f'scores {len(weight) - background} classes, but model.bbox_head.num_classes is '
+                f'{head["num_classes"]}'
             )
     trained_on = _checkpoint_classes(checkpoint)
-    for key, dataset in datasets:
-        classes = list(dataset.metainfo['classes'])
-        if trained_on and trained_on != classes:
-            raise ConfigError(
-                f'checkpoint {path} was trained on {len(trained_on)} classes, {key} has '
-                f'{len(classes)}; {first_difference(trained_on, classes)}. {remedy}'
+    for key, classes in datasets.items():
+        if trained_on and trained_on != list(classes):
+            return (
+                f'was trained on {len(trained_on)} classes, {key} has {len(classes)}; '
+                f'{first_difference(trained_on, classes)}'
             )
-    _check_weights(path, state, model, fine_tuning)
+    return None
 
 
 def check_pretrained(node: object, key: str) -> None:
