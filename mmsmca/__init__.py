@@ -1,12 +1,13 @@
 """SMCA-DETR, spatially modulated co-attention, for MMDetection."""
 
-from .compat import check_openmmlab
+from .compat import check_openmmlab, import_quietly
 from .version import __version__
 
 check_openmmlab()
+import_quietly()
 
 from . import models  # noqa: E402, F401
-from .analysis import flops  # noqa: E402
+from .analysis import coco_metric, flops  # noqa: E402, F401
 from .checkpoints import safe_globals  # noqa: E402
 from .engine import fsdp, hooks  # noqa: E402, F401
 

@@ -1,6 +1,9 @@
 """Checks which PyTorch and OpenMMLab are there before anything else imports them."""
 
 import importlib
+import io
+import warnings
+from contextlib import redirect_stdout
 
 from packaging.specifiers import SpecifierSet
 
@@ -34,3 +37,15 @@ def check_openmmlab() -> None:
             ) from None
         if version not in supported:
             raise ImportError(f'mmsmca needs {name}{supported}, found {version}: {REMEDY}')
+
+
+def import_quietly() -> None:
+    """Import what of MMDetection speaks of packages that nobody asked for.
+
+    onedl-mmdetection prints, at every import, that OneDL is missing, and warns that
+    faster-coco-eval is: :mod:`mmsmca.analysis.coco_metric` does without.
+    """
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')
+        importlib.import_module('mmdet.datasets')
+        importlib.import_module('mmdet.evaluation')

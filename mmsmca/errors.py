@@ -1,15 +1,47 @@
-"""What stops a run before it starts; the tools print the message as one line and exit with 2."""
+"""What only the user can put right, and the one way in which every tool says so."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import zip_longest
+from pathlib import Path
+from typing import ParamSpec
+
+P = ParamSpec('P')
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """The base of all: a single line that names the key or the file, and the remedy."""
+
+
+class ConfigError(UserError):
     """A config, or a checkpoint it names, that cannot work. The message names key and remedy."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Annotations or images that cannot be used. The message names file and remedy."""
+
+
+def command(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Make a tool's ``main`` end with one line, ``tool.py: error: ...``, where it raises UserError.
+
+    Args:
+        main: Runs the tool; returns its exit code, or None for 0.
+
+    Returns:
+        ``main`` that always returns an exit code: 2 after a :class:`UserError`, which is printed to
+        stderr. Other exceptions pass.
+    """
+
+    @wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except UserError as error:
+            print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)
+            return 2
+
+    return wrapped
 
 
 def few(names: Sequence, limit: int = 5) -> str:

@@ -1,8 +1,8 @@
-"""Checks before the first iteration, and the launch of MMDetection's own scripts behind them.
+"""Checks of a config before the first iteration.
 
-``tools/train.py`` and ``tools/test.py`` call :func:`run_tool`. What would otherwise end a run with
-a trace minutes later (a wrong path, categories of another data set, a checkpoint of another model)
-ends it at once with one line that names the key or the file and the remedy.
+What would otherwise end a run with a trace minutes later (a wrong path, categories of another data
+set, a checkpoint of another model) ends it at once with one line that names the key or the file and
+the remedy.
 
 Images are not opened before the run: that takes many minutes for COCO's 118,000. One that cannot be
 decoded (any truncated JPEG or PNG, with OpenCV 4.12) ends the run when its turn comes, by its name:
@@ -12,30 +12,29 @@ notices.
 
 import copy
 import difflib
-import importlib.util
 import inspect
 import os
-import sys
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import mmdet
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.registry import Registry
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from mmsmca.checkpoints.check import check_checkpoint, check_pretrained, is_local, read_checkpoint
-from mmsmca.datasets import load_image  # noqa: F401  (registers a transform)
+from mmsmca.checkpoints.check import (
+    check_checkpoint,
+    check_pretrained,
+    is_local,
+    latest_checkpoint,
+)
 from mmsmca.datasets.coco_file import CocoFile, duplicates, read_coco
-from mmsmca.engine import cpu
 
 from .errors import ConfigError, DataError, few, first_difference, one_line
 
@@ -146,7 +145,9 @@ def effective_config(args: Namespace) -> Config:
 
     Returns:
         The config with ``--cfg-options`` merged; ``load_from`` is the checkpoint that the run
-        starts from (:func:`latest_checkpoint` for ``--resume`` without a path) or None.
+        starts from, or None, and ``resume`` says whether the run goes on with it. With ``--resume``
+        without a path that is :func:`.latest_checkpoint`; as long as there is none, the run starts
+        as it would without ``--resume``.
 
     Raises:
         ConfigError: If there is no config file of that name, or it or an option is wrong.
@@ -164,124 +165,29 @@ def effective_config(args: Namespace) -> Config:
             'one that it inherits.'
         ) from error
     if args.cfg_options is not None:
-        _merge_options(cfg, args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     if 'checkpoint' in args:
         cfg.load_from, cfg.resume = args.checkpoint, False
-    elif args.resume is not None:
-        cfg.load_from, cfg.resume = (None if args.resume == 'auto' else args.resume), True
-    if cfg.get('resume') and cfg.get('load_from') is None:
+        return cfg
+    if args.resume not in (None, 'auto'):
+        cfg.load_from, cfg.resume = args.resume, True
+    elif args.resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
         default = os.path.join('work_dirs', Path(args.config).stem)
-        cfg.load_from = latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
+        latest = latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
+        cfg.load_from, cfg.resume = latest or cfg.get('load_from'), latest is not None
     return cfg
 
 
-def latest_checkpoint(work_dir: str) -> str | None:
-    """Find the checkpoint to resume from, whatever ended the run.
-
-    It is the one that MMEngine names in ``last_checkpoint``. If that is truncated or gone, or
-    ``last_checkpoint`` is not there or empty, as a run leaves them that was killed while it wrote,
-    it is the newest complete one that training wrote to the folder.
+def merge_options(cfg: Config, options: dict) -> None:
+    """Merge ``--cfg-options``; one that nobody would read is most often misspelt.
 
     Args:
-        work_dir: Work directory of the run.
-
-    Returns:
-        Path of a complete checkpoint, or a URL in ``last_checkpoint``, which is left alone; without
-        one the path in ``last_checkpoint``; without that None.
-    """
-    named = find_latest_checkpoint(work_dir) or None
-    if named and not is_local(named):
-        return named
-    written = [path for kind in ('epoch', 'iter') for path in Path(work_dir).glob(f'{kind}_*.pth')]
-    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in filter(None, (named, *map(str, newest_first))):
-        try:
-            read_checkpoint(path)
-        except ConfigError as error:
-            print(f'Not resumed from: {error}', file=sys.stderr)
-        else:
-            return path
-    return named
-
-
-def mmdet_script(name: str) -> ModuleType:
-    """Import one of MMDetection's own scripts.
-
-    Args:
-        name: "train" or "test".
-
-    Returns:
-        The script as a module, with its functions ``parse_args`` and ``main``.
+        cfg: The config, changed in place.
+        options: Values by key, with dots between the levels.
 
     Raises:
-        ConfigError: If the installed MMDetection has no scripts.
+        ConfigError: If the config has no such key, or the value does not fit there.
     """
-    package = Path(mmdet.__file__).parent
-    # A wheel carries them in the package; beside it they lie in an editable source checkout.
-    for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
-        path = folder / f'{name}.py'
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location(f'mmdet_{name}', path)
-            assert spec is not None and spec.loader is not None  # As every .py file has.
-            script = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(script)
-            return script
-    raise ConfigError(
-        f'MMDetection in {package} comes without its tools/{name}.py. Install the package '
-        '`onedl-mmdetection` or `mmdet` from its wheel.'
-    )
-
-
-def run_tool(name: str) -> int:
-    """Run MMDetection's script on ``sys.argv``, after the checks.
-
-    Args:
-        name: "train" or "test".
-
-    Returns:
-        The exit code: 0, or 2 after an error of the data or the config, which is printed to
-        stderr as one line. Other exceptions pass.
-    """
-    try:
-        script = mmdet_script(name)
-        args = script.parse_args()
-        _check_arguments(args)
-        cfg = effective_config(args)
-        if _first_on_machine(args.launcher):
-            check_config(cfg, PHASES[name])
-        if cfg.get('resume') and cfg.load_from is not None:
-            args.resume = cfg.load_from
-        cpu.support(cfg, args)
-        # The script would read the arguments again.
-        vars(script).update(parse_args=lambda: args)
-        script.main()
-    except (ConfigError, DataError, cpu.LauncherError) as error:
-        print(f'{name}.py: error: {error}', file=sys.stderr)
-        return 2
-    return 0
-
-
-def _first_on_machine(launcher: str) -> bool:
-    """Whether this is the process that checks: one on each machine, as each has its own disk."""
-    # With the launchers not named here, MMDetection's `parse_args` has set LOCAL_RANK.
-    ranks = {'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
-    return int(os.environ.get(ranks.get(launcher, 'LOCAL_RANK'), 0)) == 0
-
-
-def _check_arguments(args: Namespace) -> None:
-    if args.work_dir is not None and os.path.isfile(args.work_dir):
-        raise ConfigError(
-            f'--work-dir {args.work_dir} is a file. Name a folder; it is created if need be.'
-        )
-    out = vars(args).get('out')
-    if out is not None and not out.endswith(('.pkl', '.pickle')):
-        raise ConfigError(
-            f'--out {out} has to end in .pkl or .pickle, the format it is written in.'
-        )
-
-
-def _merge_options(cfg: Config, options: dict) -> None:
-    """Merge ``--cfg-options``; one that nobody would read is most often misspelt."""
     known = sorted({*cfg, *inspect.signature(Runner).parameters, *OTHER_KEYS})
     for option in options:
         name = option.split('.')[0]
@@ -363,7 +269,13 @@ def _coco_datasets(node: ConfigDict, key: str) -> Iterator[tuple[str, CocoDatase
             and cls.parse_data_info is CocoDataset.parse_data_info
         ):
             # Built without reading the annotations, it joins its paths and merges its metainfo.
-            dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
+            try:
+                dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
+            except Exception as error:
+                raise ConfigError(
+                    f'{key}: {one_line(error)}. Correct its keys in the config, or '
+                    f'--cfg-options {key}.*.'
+                ) from error
             paths = (dataset.ann_file, *dataset.data_prefix.values())
             if all(is_local(path, dataset.backend_args) for path in paths):
                 yield key, dataset

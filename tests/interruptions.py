@@ -29,7 +29,7 @@ from utils import ROOT
 from mmsmca.checkpoints import safe_globals
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine.hooks import atomic_checkpoint_hook as atomic_checkpoint
-from mmsmca.preflight import mmdet_script, run_tool
+from mmsmca.launch import mmdet_script, run_tool
 
 EPOCHS = 4
 ITERATIONS = 6 * EPOCHS

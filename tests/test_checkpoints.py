@@ -73,8 +73,10 @@ def test_there_and_back(name, tmp_path):
     there, forth, back = (tmp_path / f'{step}.pth' for step in ('reference', 'ours', 'again'))
     expected = tensors(name)
     checkpoint_files.write(expected, there, key='model')
-    checkpoint_files.write(checkpoints.convert_reference(checkpoint_files.read(there)), forth)
-    again = checkpoints.convert_to_reference(checkpoint_files.read(forth))
+    checkpoint_files.write(
+        checkpoints.convert_reference(checkpoint_files.read_tensors(there)), forth
+    )
+    again = checkpoints.convert_to_reference(checkpoint_files.read_tensors(forth))
     checkpoint_files.write(again, back, key='model')
     assert_equal_to_the_bit(torch.load(back, weights_only=True)['model'], expected)
 
@@ -304,13 +306,13 @@ def bad_files(reference, tmp_path):
     return trace, {
         file('truncated.pth', whole.read_bytes()[:100_000]): 'truncated',
         file('truncated_legacy.pth', legacy.read_bytes()[:100_000]): 'truncated',
-        file('text.pth', b'no checkpoint at all'): 'another format',
+        file('text.pth', b'no checkpoint at all'): 'no checkpoint of PyTorch',
         file('empty.pth'): 'truncated',
         file('pickle.pth', pickle.dumps(dict(model=payload))): 'never executed',
         saved('zip.pth', dict(model=few, args=payload)): 'holds a (io|_io).open: code is never',
         saved('old.pth', payload, _use_new_zipfile_serialization=False): 'never executed',
         tmp_path / 'script.pth': 'code, which is never executed',
-        file('disguised.pth', safe): 'another format',
+        file('disguised.pth', safe): 'no checkpoint of PyTorch',
         file('truncated.safetensors', safe[:100_000]): 'truncated or no safetensors',
         file('header.safetensors', b'\xff' * 64): 'truncated or no safetensors',
         file('empty.safetensors'): 'truncated or no safetensors',
@@ -323,8 +325,8 @@ def bad_files(reference, tmp_path):
         saved('numbered.pth', {0: torch.zeros(2)}): 'no named tensors',
         tmp_path / 'arrays.npz': 'kind ".npz" are neither read nor written',
         saved('whole.bin', dict(model=few)): 'only .pth and .safetensors',
-        tmp_path / 'folder.pth': 'no such file',
-        tmp_path / 'nowhere.pth': 'no such file',
+        tmp_path / 'folder.pth': 'is a folder',
+        tmp_path / 'nowhere.pth': 'does not exist',
     }
 
 
@@ -332,7 +334,7 @@ def test_unreadable_files_are_refused_by_name(bad_files):
     trace, files = bad_files
     for path, words in files.items():
         with pytest.raises(CheckpointError, match=words) as info:
-            checkpoint_files.read(path)
+            checkpoint_files.read_tensors(path)
         assert str(path) in str(info.value)
     assert not trace.exists()
 
@@ -398,6 +400,6 @@ def test_files_keep_every_bit(suffix, tmp_path):
     )
     expected = copy.deepcopy(state_dict)
     checkpoint_files.write(state_dict, tmp_path / f'out{suffix}')
-    read = checkpoint_files.read(tmp_path / f'out{suffix}')
+    read = checkpoint_files.read_tensors(tmp_path / f'out{suffix}')
     assert_equal_to_the_bit(dict(sorted(read.items())), dict(sorted(expected.items())))
     assert torch.signbit(read['odd'][1])

@@ -4,6 +4,7 @@ Started by torchrun, this file is one of two processes that write down losses an
 """
 
 import json
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from test_models import sample
 from torch import distributed
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from utils import ROOT, build_detector, load_config
 
 from mmsmca.datasets.shapes import make_shapes
@@ -101,6 +103,39 @@ def worker(out):
             results[name, batch] = (loss / distributed.get_world_size(), gradients)
     if rank == 0:
         torch.save(results, out)
+    distributed.destroy_process_group()
+
+
+def line_and_data():
+    torch.manual_seed(0)
+    return torch.nn.Linear(5, 4), torch.randn(4, 3, 5)
+
+
+def fsdp_worker(kind, rank, folder):
+    """One of four processes; writes the norm by which FSDPOptimWrapper clips."""
+    torch.set_num_threads(1)  # other threads do not survive the fork
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=4
+    )
+    # Hybrid: two groups to shard over, each with what the other has.
+    groups = None
+    if kind == 'HYBRID_SHARD':
+        shard = [distributed.new_group(ranks) for ranks in ([0, 1], [2, 3])][rank // 2]
+        groups = shard, [distributed.new_group(ranks) for ranks in ([0, 2], [1, 3])][rank % 2]
+    model, data = line_and_data()
+    model = FullyShardedDataParallel(
+        model,
+        process_group=groups,
+        sharding_strategy=ShardingStrategy[kind],
+        device_id=torch.device('cpu'),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    wrapper = FSDPOptimWrapper(optimizer=optimizer, clip_grad=dict(max_norm=0.1))
+    with wrapper.optim_context(model):
+        loss = model(data[rank]).square().mean()
+    wrapper.update_params(loss)
+    norm = wrapper.message_hub.get_scalar('train/grad_norm').current()
+    (folder / str(rank)).write_text(str(float(norm)))
     distributed.destroy_process_group()
 
 
@@ -303,11 +338,26 @@ def test_fsdp_takes_the_steps_of_one_process(of_one, folder):
     assert_same_step(start, weights_of_one, weights(folder / 'fsdp/epoch_1.pth'))
 
 
-@pytest.mark.parametrize('clip_grad', [dict(max_norm=1.0, norm_type=1), dict(clip_value=1.0)])
-def test_fsdp_refuses_another_kind_of_clipping(clip_grad):
+@pytest.mark.parametrize('kind', ['FULL_SHARD', 'NO_SHARD', 'HYBRID_SHARD'])
+def test_fsdp_clips_by_the_norm_of_one_process(kind, tmp_path):
+    model, data = line_and_data()
+    model(data.flatten(0, 1)).square().mean().backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    context = multiprocessing.get_context('fork')
+    workers = [context.Process(target=fsdp_worker, args=(kind, i, tmp_path)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    found = [float((tmp_path / str(i)).read_text()) for i in range(4)]
+    assert found == pytest.approx([norm] * 4, rel=1e-5)
+
+
+def test_fsdp_refuses_another_kind_of_clipping():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(ValueError, match='clip_grad=.*norm of type 2'):
-        FSDPOptimWrapper(optimizer=optimizer, clip_grad=clip_grad)
+    with pytest.raises(ValueError, match='clip_grad=.*clips by a norm'):
+        FSDPOptimWrapper(optimizer=optimizer, clip_grad=dict(clip_value=1.0))
 
 
 def test_deepspeed_config_fits_the_strategy():

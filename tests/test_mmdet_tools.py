@@ -10,7 +10,7 @@ from mmdet.apis import DetInferencer
 from test_preflight import CLASSES, write_data
 from test_tools import CONFIG
 
-from mmsmca.preflight import mmdet_script, run_tool
+from mmsmca.launch import mmdet_script, run_tool
 
 
 @pytest.fixture(scope='module')

@@ -152,6 +152,12 @@ def test_data_prefix_without_img(cfg: Config):
     assert_names(message, 'train_dataloader.dataset.data_prefix', "'img'")
 
 
+def test_misspelt_key_of_a_data_set(cfg: Config):
+    cfg.train_dataloader.dataset['ann_fil'] = 1
+    message = refusal(ConfigError, cfg, 'train')
+    assert_names(message, 'train_dataloader.dataset: ', "argument 'ann_fil'", 'Correct its keys')
+
+
 def test_only_the_data_of_the_run_is_needed(cfg: Config, root: Path):
     (root / 'annotations/instances_train.json').unlink()
     check_config(cfg, ('test',))
@@ -437,19 +443,14 @@ def test_checkpoint_of_other_classes(cfg: Config, tmp_path: Path, meta: dict):
     cfg.load_from = save_checkpoint(tmp_path / 'other.pth', meta=meta)
     message = refusal(ConfigError, cfg, 'test')
     assert_names(message, cfg.load_from, 'test_dataloader.dataset', "'ring' there and 'disc' here")
-    assert 'fine-tune' not in message
 
 
-def test_fine_tuning_on_other_classes(cfg: Config, tmp_path: Path):
-    path = save_checkpoint(tmp_path / 'coco.pth', classes=('person',), rows=1)
-    cfg.load_from = path
-    message = refusal(ConfigError, cfg, 'train', 'val')
-    assert_names(message, path, 'fine-tune', "without 'meta' and without 'bbox_head.fc_cls.*'")
-    # The remedy works.
-    checkpoint = torch.load(path)
-    del checkpoint['meta'], checkpoint['state_dict'][HEAD_WEIGHT]
-    torch.save(checkpoint, path)
+@pytest.mark.parametrize('classes', [('person',), CLASSES[::-1]])
+def test_fine_tuning_on_other_classes(cfg: Config, tmp_path: Path, classes: tuple[str, ...]):
+    cfg.load_from = save_checkpoint(tmp_path / 'other.pth', classes, rows=len(classes))
     check_config(cfg, ('train', 'val'))
+    cfg.resume = True
+    assert_names(refusal(ConfigError, cfg, 'train'), cfg.load_from, 'Use a checkpoint of a model')
 
 
 def test_resuming_from_weights_alone(cfg: Config, tmp_path: Path):
@@ -498,10 +499,9 @@ def test_effective_config(cfg: Config, tmp_path: Path, monkeypatch):
     assert (effective.load_from, effective.resume) == ('b.pth', True)
 
     for folder, arguments in (('work_dirs/a', {}), ('w', dict(work_dir='w'))):
-        assert (
-            preflight.effective_config(train_args('a.py', resume='auto', **arguments)).load_from
-            is None
-        )
+        # Without a checkpoint to resume from, training starts from the config's.
+        effective = preflight.effective_config(train_args('a.py', resume='auto', **arguments))
+        assert (effective.load_from, effective.resume) == ('start.pth', False)
         Path(folder).mkdir(parents=True)
         Path(folder, 'last_checkpoint').write_text(f'{folder}/epoch_3.pth')
         effective = preflight.effective_config(train_args('a.py', resume='auto', **arguments))

@@ -22,11 +22,12 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmsmca import preflight
+from mmsmca import launch
+from mmsmca.checkpoints.check import latest_checkpoint
 from mmsmca.datasets.shapes import make_shapes
-from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend
+from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend, AtomicCheckpointHook
 from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed
-from mmsmca.preflight import latest_checkpoint
+from mmsmca.errors import ConfigError
 
 
 @pytest.fixture(scope='module')
@@ -171,6 +172,17 @@ def test_failed_write_leaves_the_predecessor(tmp_path: Path, monkeypatch):
     assert path.read_bytes() == b'before'
 
 
+@pytest.mark.parametrize('backend_args', [None, dict(backend='local')])
+def test_local_disk_may_be_named(backend_args):
+    hook = AtomicCheckpointHook(backend_args=backend_args)
+    assert hook.backend_args == dict(backend='AtomicBackend')
+
+
+def test_other_places_are_refused():
+    with pytest.raises(ConfigError, match='backend_args is .*petrel.* Set it to None'):
+        AtomicCheckpointHook(backend_args=dict(backend='petrel'))
+
+
 def test_epoch_seeds_are_unrelated():
     seeds = [epoch_seed(s, e, r) for s in range(3) for e in range(3) for r in range(3)]
     assert len(set(seeds)) == 27
@@ -261,11 +273,11 @@ def test_the_script_resumes_from_what_was_checked(tmp_path: Path, monkeypatch):
     good = save(Path('work/epoch_1.pth'), age=1)
     Path('work/last_checkpoint').write_text(save(Path('work/epoch_2.pth'), age=0))
     truncate(Path('work/epoch_2.pth'))
-    script = preflight.mmdet_script('train')
+    script = launch.mmdet_script('train')
     started: list[Namespace] = []
     script.main = lambda: started.append(script.parse_args())
-    monkeypatch.setattr(preflight, 'mmdet_script', lambda name: script)
-    monkeypatch.setattr(preflight, 'check_config', lambda cfg, phases: None)
+    monkeypatch.setattr(launch, 'mmdet_script', lambda name: script)
+    monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: None)
     monkeypatch.setattr(sys, 'argv', ['train.py', 'config.py', '--resume'])
-    assert preflight.run_tool('train') == 0
+    assert launch.run_tool('train') == 0
     assert started[0].resume == good

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from mmsmca.datasets import shapes
 from mmsmca.datasets.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
+from mmsmca.errors import DataError, UserError
 
 ROOT = Path(__file__).parents[1]
 SMALL = {'num_train': 40, 'num_val': 12, 'size': 64, 'max_objects': 4, 'seed': 3}
@@ -293,9 +294,26 @@ def test_set_with_a_lost_file_is_redone(small_set, tmp_path, lost):
     assert contents(folder) == contents(small_set)
 
 
+def test_files_of_others_are_never_deleted(small_set, tmp_path):
+    folder = tmp_path / 'set'
+    make_shapes(folder, **SMALL)
+    for extra in (folder / 'train/mine.png', folder / 'notes.txt'):
+        extra.write_text('mine')
+    before = contents(folder)
+    assert not make_shapes(folder, **SMALL)
+    assert contents(folder) == before
+
+    (folder / 'train/000007.png').unlink()
+    del before['train/000007.png']
+    words = r'lacks 1 .*train/000007.png.*would delete: notes.txt, train/mine.png.*Move those away'
+    with pytest.raises(DataError, match=words):
+        make_shapes(folder, **SMALL)
+    assert contents(folder) == before
+
+
 def test_other_parameters_in_the_same_folder_are_refused(small_set):
     before = contents(small_set)
-    with pytest.raises(FileExistsError, match=r'small .*seed 3 \(asked for: 4\).*choose another'):
+    with pytest.raises(DataError, match=r'small .*seed 3 \(asked for: 4\).*choose another'):
         make_shapes(small_set, **{**SMALL, 'seed': 4})
     assert contents(small_set) == before
 
@@ -305,7 +323,7 @@ def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other/notes.txt').write_text('mine')
     for path in (tmp_path / 'other', tmp_path / 'other/notes.txt'):
-        with pytest.raises(FileExistsError, match='no generated set: delete it or choose another'):
+        with pytest.raises(DataError, match='no generated set: delete it or choose another'):
             make_shapes(path, num_train=1, num_val=1, size=32)
     assert (tmp_path / 'other/notes.txt').read_text() == 'mine'
 
@@ -323,7 +341,7 @@ def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
     ],
 )
 def test_bad_parameters_are_named_before_anything_is_written(tmp_path, name, value, allowed):
-    with pytest.raises(ValueError, match=f'^{name} is .*{allowed}'):
+    with pytest.raises(UserError, match=f'^{name} is .*{allowed}'):
         make_shapes(tmp_path / 'set', **{name: value})
     assert not list(tmp_path.iterdir())
 
@@ -331,7 +349,10 @@ def test_bad_parameters_are_named_before_anything_is_written(tmp_path, name, val
 def test_command_line(tmp_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['make_shapes.py', str(tmp_path / 'set'), *arguments])
-        runpy.run_path(str(ROOT / 'tools/make_shapes.py'), run_name='__main__')
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(ROOT / 'tools/make_shapes.py'), run_name='__main__')
+        if exit_info.value.code:
+            raise exit_info.value
         return capsys.readouterr().out.splitlines()[-1]
 
     few = ('--train', '2', '--val', '1', '--size', '32', '--max-objects', '8')

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from test_preflight import save_checkpoint, write_data
 from utils import ROOT
 
-from mmsmca import preflight
-from mmsmca.preflight import ConfigError, run_tool
+from mmsmca import launch
+from mmsmca.errors import ConfigError
+from mmsmca.launch import run_tool
 
 # Small enough for a second per epoch.
 CONFIG = f"""
@@ -103,8 +104,8 @@ def stand_in(monkeypatch, launcher: str = 'none', main=lambda: None) -> None:
         config='config.py', cfg_options=None, resume=None, work_dir=None, launcher=launcher
     )
     script = SimpleNamespace(parse_args=lambda: args, main=main)
-    monkeypatch.setattr(preflight, 'mmdet_script', lambda name: script)
-    monkeypatch.setattr(preflight.cpu, 'support', lambda cfg, args: None)
+    monkeypatch.setattr(launch, 'mmdet_script', lambda name: script)
+    monkeypatch.setattr(launch.cpu, 'support', lambda cfg, args: None)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +119,15 @@ def stand_in(monkeypatch, launcher: str = 'none', main=lambda: None) -> None:
 )
 def test_only_the_first_process_of_a_machine_checks(monkeypatch, launcher: str, variable: str):
     checked = []
-    monkeypatch.setattr(preflight, 'check_config', lambda cfg, phases: checked.append(phases))
+    monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: checked.append(phases))
+    monkeypatch.setattr(launch, 'trial_step', lambda cfg: checked.append('trial'))
     stand_in(monkeypatch, launcher)
     monkeypatch.setenv(variable, '1')
     assert run_tool('train') == 0
     assert checked == []
     monkeypatch.setenv(variable, '0')
     assert run_tool('train') == 0
-    assert checked == [('train', 'val')]
+    assert checked == [('train', 'val'), 'trial']
 
 
 def test_other_errors_keep_their_trace(monkeypatch):
@@ -146,15 +148,15 @@ def test_corrupt_image_ends_training_by_its_name(monkeypatch, capfd):
 
 
 def test_scripts_of_mmdetection_are_found(monkeypatch, folder: Path):
-    assert callable(preflight.mmdet_script('train').main)
+    assert callable(launch.mmdet_script('train').main)
 
     package = folder / 'checkout/mmdet'
     monkeypatch.setattr(mmdet, '__file__', str(package / '__init__.py'))
     with pytest.raises(ConfigError, match=f'{package} comes without its tools/test.py'):
-        preflight.mmdet_script('test')
+        launch.mmdet_script('test')
     (folder / 'checkout/tools').mkdir(parents=True)
     (folder / 'checkout/tools/test.py').write_text('beside = True')
-    assert preflight.mmdet_script('test').beside
+    assert launch.mmdet_script('test').beside
 
 
 def test_script_prints_mmdetections_help():

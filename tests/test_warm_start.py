@@ -17,6 +17,7 @@ from utils import ROOT, build_detector, load_config
 
 from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints.files import CheckpointError
+from mmsmca.checkpoints.names import convert_to_reference
 from mmsmca.checkpoints.warm_start import warm_start
 
 AUTHORS = 'multi_scale_conv'
@@ -366,8 +367,10 @@ def test_what_does_not_fit_is_told(detr):
 def test_other_models_are_refused(detr):
     model = build_detector(SMCA, SMALL).state_dict()
     for source, words in (
-        (model, 'an SMCA already'),
-        (detr.backbone.state_dict(), 'none of the models to start from: DETR of MMDetection'),
+        (
+            detr.backbone.state_dict(),
+            'none of the models to start from: SMCA, SMCA of the authors',
+        ),
         (
             {
                 'decoder.layers.0.cross_attn.attn.in_proj_weight': torch.zeros(3),
@@ -378,6 +381,39 @@ def test_other_models_are_refused(detr):
     ):
         with pytest.raises(CheckpointError, match=words):
             warm_start(source, model)
+
+
+@pytest.mark.parametrize('authors', [False, True])
+def test_smca_of_other_classes(authors):
+    """All is carried over but the classifier, whatever its rows; both names are known."""
+    ours = perturbed(build_detector(SMCA, SMALL)).state_dict()
+    source = convert_to_reference({**ours, **ninety_two_rows(ours)}) if authors else ours
+    few = build_detector(SMCA, {**SMALL, 'bbox_head': dict(num_classes=3)}).state_dict()
+    for model in (few, ours):
+        result = warm_start(source, model)
+        assert result.source == ('SMCA of the authors' if authors else 'SMCA')
+        assert set(result.fresh) == {'bbox_head.fc_cls.weight', 'bbox_head.fc_cls.bias'}
+        assert set(result.fresh.values()) == {'the classifier starts fresh, for other classes'}
+        for name, tensor in result.state_dict.items():
+            assert torch.equal(tensor, ours[name]), name
+
+
+def ninety_two_rows(state_dict):
+    names = ('bbox_head.fc_cls.weight', 'bbox_head.fc_cls.bias')
+    return {name: torch.zeros(92, *state_dict[name].shape[1:]) for name in names}
+
+
+def test_smca_of_one_scale_starts_one_of_several():
+    one = perturbed(build_detector(SMCA, SMALL)).state_dict()
+    kinds = dict(SMALL, neck=dict(in_channels=[256, 512]))
+    kinds['encoder'] = {**SMALL['encoder'], 'layer_kinds': ['intra', 'multi']}
+    several = build_detector(MULTI_SCALE, kinds).state_dict()
+    last = max(name for name in several if name.startswith('neck.convs.'))
+    assert warm_start(one, several).loaded[last] == last.replace(last.split('.')[2], '0', 1)
+    assert warm_start(several, several).loaded.keys() == several.keys() - {
+        'bbox_head.fc_cls.weight',
+        'bbox_head.fc_cls.bias',
+    }
 
 
 def test_command(detr, tmp_path):
@@ -413,7 +449,7 @@ def test_command(detr, tmp_path):
         assert refused.returncode == 2 and words in refused.stderr
         assert 'Traceback' not in refused.stderr
     assert not (tmp_path / 'never.pth').exists()
-    assert checkpoint_files.read(started_from).keys() <= model.state_dict().keys()
+    assert checkpoint_files.read_tensors(started_from).keys() <= model.state_dict().keys()
 
 
 def test_documented_commands(tmp_path, monkeypatch):
@@ -439,7 +475,7 @@ def test_documented_commands(tmp_path, monkeypatch):
             done = convert(*command.split()[2:])
             assert done.returncode == 0, done.stderr
             said += done.stdout
-    assert_equal_to_the_bit(checkpoint_files.read('again.pth'), authors)
+    assert_equal_to_the_bit(checkpoint_files.read_tensors('again.pth'), authors)
     # The page quotes these numbers.
     for source, loaded, fresh in ((' DETR', 506, 47), ('Deformable DETR', 520, 80)):
         counted = f'{source} of MMDetection: {loaded} tensors loaded, {fresh} start fresh'

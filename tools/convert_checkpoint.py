@@ -14,9 +14,11 @@ from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints import names as checkpoints
 from mmsmca.checkpoints import warm_start
 from mmsmca.checkpoints.files import CheckpointError
+from mmsmca.errors import command
 
 
-def main() -> int:
+@command
+def main() -> None:
     """Convert, and account for every tensor."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,22 +36,18 @@ def main() -> int:
         '--warm-start',
         metavar='CONFIG',
         help="config of an SMCA that starts from SRC, a DETR or Deformable DETR (MMDetection's or "
-        "the original): DST gets what they share, for the config's load_from",
+        "the original) or an SMCA (ours or the authors', of other classes): DST gets what they "
+        "share, for the config's load_from",
     )
     args = parser.parse_args()
-    try:
-        checkpoint_files.check_destination(args.dst)
-        source = checkpoint_files.read(args.src)
-        if args.warm_start:
-            start(source, args.dst, args.warm_start)
-        elif checkpoints.is_reference(source):
-            to_ours(source, args.dst, args.num_classes)
-        else:
-            to_reference(source, args.dst, args.num_classes)
-    except CheckpointError as error:
-        print(f'{args.src}: not converted: {error}', file=sys.stderr)
-        return 2
-    return 0
+    checkpoint_files.check_destination(args.dst)
+    source = checkpoint_files.read_tensors(args.src)
+    if args.warm_start:
+        start(source, args.dst, args.warm_start)
+    elif checkpoints.is_reference(source):
+        to_ours(source, args.dst, args.num_classes)
+    else:
+        to_reference(source, args.dst, args.num_classes)
 
 
 def to_ours(source: dict, dst: str, num_classes: int | None) -> None:

@@ -1,10 +1,13 @@
 """Generate the "shapes" detection set; the defaults are the quick start's."""
 
 import argparse
+import sys
 
 from mmsmca.datasets.shapes import VARIANTS, make_shapes
+from mmsmca.errors import UserError, command
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -29,10 +32,10 @@ def main() -> None:
             variant=args.variant,
             seed=args.seed,
         )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f'make_shapes.py: error: {error}\n')
+    except OSError as error:  # no right to write, a full disk
+        raise UserError(error) from error
     print(f'{args.out_dir}: {"written" if written else "already there, nothing to do"}')
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ It takes the same arguments (``-h``) and is started in the same ways: by ``mim t
 
 import sys
 
-from mmsmca.preflight import run_tool
+from mmsmca.launch import run_tool
 
 if __name__ == '__main__':
     sys.exit(run_tool('test'))

@@ -33,6 +33,13 @@ model = dict(
     test_cfg=dict(max_per_img=300),
 )
 
+# faster-coco-eval where it is installed, with the results of pycocotools.
+val_evaluator = dict(type='FastestCocoMetric')
+test_evaluator = val_evaluator
+
+# A run that is killed leaves whole checkpoints.
+default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
+
 max_epochs = 50
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [

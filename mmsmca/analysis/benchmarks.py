@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.benchmark import timer
 
+from mmsmca.files import written_whole
 from mmsmca.version import __version__
 
 MIB = 2**20
@@ -250,6 +251,5 @@ def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
     """Write rows, or one object, to a JSON file, whole or not at all; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(json.dumps(rows, indent=2) + '\n')
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(rows, indent=2) + '\n')

@@ -2,22 +2,56 @@
 
 import os
 import re
-import zipfile
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
-from mmsmca.checkpoints import safe_globals
+from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, few, first_difference
+
+# What has a row or an entry for every class, in the detectors of the DETR family.
+CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:
     """Whether a path is one of this machine's file system."""
     return not backend_args and '://' not in path
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """Find the checkpoint to resume from, whatever ended the run.
+
+    It is the one that MMEngine names in ``last_checkpoint``. If that is truncated or gone, or
+    ``last_checkpoint`` is not there or empty, as a run leaves them that was killed while it wrote,
+    it is the newest complete one that training wrote to the folder.
+
+    Args:
+        work_dir: Work directory of the run.
+
+    Returns:
+        Path of a complete checkpoint, or a URL in ``last_checkpoint``, which is left alone; without
+        one the path in ``last_checkpoint``; without that None.
+    """
+    named = find_latest_checkpoint(work_dir) or None
+    if named and not is_local(named):
+        return named
+    written = [path for kind in ('epoch', 'iter') for path in Path(work_dir).glob(f'{kind}_*.pth')]
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in filter(None, (named, *map(str, newest_first))):
+        try:
+            read(path)
+        except ConfigError as error:
+            print(f'Not resumed from: {error}', file=sys.stderr)
+        else:
+            return path
+    return named
 
 
 def check_checkpoint(
@@ -40,7 +74,7 @@ def check_checkpoint(
     path = cfg.get('load_from')
     if not path or not is_local(path):
         return
-    checkpoint = read_checkpoint(os.path.expanduser(path))
+    checkpoint = read(os.path.expanduser(path))
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict):
         raise ConfigError(
@@ -60,33 +94,55 @@ def check_checkpoint(
             f'checkpoint {path} holds weights only, so training cannot resume from it. Start from '
             f'its weights instead: leave out --resume and set load_from={path} (--cfg-options).'
         )
-    # MMEngine leaves weights out that do not fit, with no more than a warning.
-    remedy = 'Use a checkpoint of a model trained on these categories, or set the config to its.'
-    if fine_tuning:
-        remedy += (
-            " To fine-tune on other categories, start from a copy of it without 'meta' and "
-            "without 'bbox_head.fc_cls.*' in 'state_dict'."
+    difference = other_classes(
+        checkpoint,
+        cfg.model.get('bbox_head', {}),
+        {key: dataset.metainfo['classes'] for key, dataset in datasets},
+    )
+    # In training, `FreshClassifierHook` leaves the classifier out.
+    if difference and not (fine_tuning and any(map(CLASSIFIER.search, names))):
+        raise ConfigError(
+            f'checkpoint {path} {difference}. Use a checkpoint of a model trained on these '
+            'categories, or set the config to its.'
         )
-    head = cfg.model.get('bbox_head', {})
-    weight = state.get('bbox_head.fc_cls.weight', state.get('module.bbox_head.fc_cls.weight'))
+    _check_weights(path, state, model, fine_tuning)
+
+
+def other_classes(
+    checkpoint: dict, head: dict, datasets: Mapping[str, Sequence[str]]
+) -> str | None:
+    """How the classes of a checkpoint differ from those of a run.
+
+    Args:
+        checkpoint: Its content.
+        head: The config of the model's head, with its ``num_classes``.
+        datasets: Classes of the run's data sets, by their keys.
+
+    Returns:
+        The difference, as the end of a sentence about the checkpoint. None if there is none as far
+        as the checkpoint tells: its weights show the number of classes, its ``meta`` the names.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    name = 'bbox_head.fc_cls.weight'
+    # MMEngine leaves weights out that do not fit, with no more than a warning.
+    weight = state.get(name, state.get(f'module.{name}'))
     if weight is not None and 'num_classes' in head:
         loss = head.get('loss_cls', {})
         # A softmax scores "no object" too.
         background = not loss.get('use_sigmoid', 'FocalLoss' in str(loss.get('type')))
-        if len(weight) != head.num_classes + background:
-            raise ConfigError(
-                f'checkpoint {path} scores {len(weight) - background} classes, but '
-                f'model.bbox_head.num_classes is {head.num_classes}. {remedy}'
+        if len(weight) != head['num_classes'] + background:
+            return (
+                f'scores {len(weight) - background} classes, but model.bbox_head.num_classes is '
+                f'{head["num_classes"]}'
             )
     trained_on = _checkpoint_classes(checkpoint)
-    for key, dataset in datasets:
-        classes = list(dataset.metainfo['classes'])
-        if trained_on and trained_on != classes:
-            raise ConfigError(
-                f'checkpoint {path} was trained on {len(trained_on)} classes, {key} has '
-                f'{len(classes)}; {first_difference(trained_on, classes)}. {remedy}'
+    for key, classes in datasets.items():
+        if trained_on and trained_on != list(classes):
+            return (
+                f'was trained on {len(trained_on)} classes, {key} has {len(classes)}; '
+                f'{first_difference(trained_on, classes)}'
             )
-    _check_weights(path, state, model, fine_tuning)
+    return None
 
 
 def check_pretrained(node: object, key: str) -> None:
@@ -100,13 +156,13 @@ def check_pretrained(node: object, key: str) -> None:
         key: The key of that.
 
     Raises:
-        ConfigError: If a local file is not there, or is not one that :func:`read_checkpoint` reads.
+        ConfigError: If a local file is not there, or is not one that :func:`.files.read` reads.
     """
     if isinstance(node, dict):
         path = node.get('checkpoint')
         if node.get('type') == 'Pretrained' and isinstance(path, str) and is_local(path):
             try:
-                read_checkpoint(os.path.expanduser(path))
+                read(os.path.expanduser(path))
             except ConfigError as error:
                 raise ConfigError(f'{key}: {error}') from error
         for name, below in node.items():
@@ -139,47 +195,6 @@ def _check_weights(
                 f'{tuple(own.shape)} in the config. Use the config that it was trained with; a '
                 'copy lies in the work directory of that training.'
             )
-
-
-def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint without executing anything that it holds.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content; where the format allows it, tensors stay on disk until they are used.
-
-    Raises:
-        ConfigError: If there is no such file, or it is no checkpoint, or holds other than data.
-    """
-    if not os.path.isfile(path):
-        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise ConfigError(
-            f'checkpoint {os.path.abspath(path)} {what}. Give the path of a checkpoint, '
-            'as training writes it to its work directory.'
-        )
-    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
-    safe_globals.register()
-    try:
-        checkpoint = torch.load(
-            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:
-        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
-        raise ConfigError(
-            f'checkpoint {path} holds a {unsafe[1]}, which PyTorch does not load from files that '
-            "are not trusted. Save its weights alone: torch.save({'state_dict': ...}, file)."
-            if unsafe
-            else f'checkpoint {path} cannot be read: it is truncated, or no checkpoint of PyTorch. '
-            'Copy it again, or name another.'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ConfigError(
-            f'checkpoint {path} holds a {type(checkpoint).__name__}, not the weights of a model. '
-            'Name a checkpoint as training writes it to its work directory.'
-        )
-    return checkpoint
 
 
 def _checkpoint_classes(checkpoint: dict) -> list[str] | None:

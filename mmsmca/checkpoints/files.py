@@ -1,7 +1,6 @@
 """Files of tensors: read without executing what they hold, written whole or not at all."""
 
 import argparse
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,16 +11,57 @@ import torch
 from torch import Tensor
 
 from mmsmca.checkpoints import safe_globals
+from mmsmca.errors import ConfigError
+from mmsmca.files import written_whole
 from mmsmca.version import __version__
 
 SUFFIXES = ('.pth', '.safetensors')
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ConfigError):
     """A checkpoint that cannot be read, converted or written; the message says why."""
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read(path: str | Path) -> dict:
+    """Read a checkpoint, executing nothing that it holds.
+
+    Args:
+        path: A file as ``torch.save`` writes it.
+
+    Returns:
+        Its content; where the format allows it, tensors stay on disk until they are used.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is no checkpoint, or holds other than data.
+    """
+    _check_file(Path(path))
+    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
+    safe_globals.register()
+    try:
+        # The training scripts of DETR and its kin store their command line beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(
+                path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:  # the unpickler raises anything on bytes that are no checkpoint
+        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
+        raise CheckpointError(
+            f'checkpoint {path} holds a {unsafe[1]}: code is never executed, only data is read. '
+            "Save its weights alone: torch.save({'state_dict': ...}, file)."
+            if unsafe
+            else f'checkpoint {path} cannot be read: it is truncated, no checkpoint of PyTorch, or '
+            f'holds code, which is never executed ({type(error).__name__}). Copy it again, or name '
+            'another.'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f'checkpoint {path} holds a {type(checkpoint).__name__}, not the weights of a model. '
+            'Name a checkpoint as training writes it to its work directory.'
+        )
+    return checkpoint
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, executing nothing that it holds.
 
     Args:
@@ -33,15 +73,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
         Tensors under the names that they have in the file.
 
     Raises:
-        CheckpointError: If the file is missing, of another kind, unreadable, or holds no tensors.
+        CheckpointError: If the file is of another kind, is refused by :func:`read`, or holds no
+            tensors.
     """
     path = Path(path)
-    suffix = _suffix(path)
-    if not path.is_file():
-        raise CheckpointError(f'{path}: no such file')
-    checkpoint = _read_safetensors(path) if suffix == '.safetensors' else _read_pth(path)
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not named tensors')
+    _check_suffix(path)
+    checkpoint = _read_safetensors(path) if path.suffix == '.safetensors' else read(path)
     state_dict = checkpoint.get('model', checkpoint.get('state_dict', checkpoint))
     if (
         not isinstance(state_dict, Mapping)
@@ -66,7 +103,7 @@ def check_destination(path: str | Path) -> None:
         CheckpointError: If it exists, its folder does not, or it is of an unknown kind.
     """
     path = Path(path)
-    _suffix(path)
+    _check_suffix(path)
     if path.exists():
         raise CheckpointError(f'{path} exists: delete it or name another destination')
     if not path.parent.is_dir():
@@ -86,55 +123,43 @@ def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_
     """
     path = Path(path)
     check_destination(path)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
-        if path.suffix == '.safetensors':
-            # The format knows no tensors that share memory.
-            tensors = {name: tensor.clone().contiguous() for name, tensor in state_dict.items()}
-            safetensors.torch.save_file(tensors, partial, metadata=dict(format='pt'))
-        else:
-            meta = dict(mmsmca_version=__version__)
-            torch.save({'meta': meta, key: dict(state_dict)}, partial)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            if path.suffix == '.safetensors':
+                # The format knows no tensors that share memory.
+                tensors = {name: tensor.clone().contiguous() for name, tensor in state_dict.items()}
+                safetensors.torch.save_file(tensors, partial, metadata=dict(format='pt'))
+            else:
+                meta = dict(mmsmca_version=__version__)
+                torch.save({'meta': meta, key: dict(state_dict)}, partial)
     # PyTorch reports a full disk as a RuntimeError.
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f'{path} cannot be written: {error}') from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _suffix(path: Path) -> str:
+def _check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f'{path}: files of kind "{path.suffix}" are neither read nor written, only '
             f'{" and ".join(SUFFIXES)}'
         )
-    return path.suffix
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        what = 'is a folder' if path.is_dir() else 'does not exist'
+        raise CheckpointError(
+            f'checkpoint {path.absolute()} {what}. Give the path of a checkpoint, as training '
+            'writes it to its work directory.'
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _check_file(path)
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # also a ValueError on bytes that are no header
         raise CheckpointError(
-            f'{path} cannot be read: it is truncated or no safetensors file ({error})'
-        ) from error
-
-
-def _read_pth(path: Path) -> object:
-    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
-    safe_globals.register()
-    try:
-        # The training scripts of DETR and its kin store their command line beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(
-                path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except Exception as error:  # the unpickler raises anything on bytes that are no checkpoint
-        unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
-        raise CheckpointError(
-            f'{path} holds a {unsafe[1]}: code is never executed, only tensors are read'
-            if unsafe
-            else f'{path} cannot be read as a checkpoint of tensors: it is truncated, of another '
-            f'format, or holds code, which is never executed ({type(error).__name__})'
+            f'checkpoint {path} cannot be read: it is truncated or no safetensors file ({error}). '
+            'Copy it again, or name another.'
         ) from error

@@ -1,4 +1,4 @@
-"""Start SMCA from the weights of a DETR or a Deformable DETR.
+"""Start SMCA from the weights of a DETR, a Deformable DETR, or an SMCA of other classes.
 
 What has the same function in both is carried over. SMCA's own (centres, offsets, scales, scale
 selection) and what means something else there start as the config initialises them.
@@ -15,7 +15,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from .files import CheckpointError
-from .names import NAMES, coco_rows, new_name
+from .names import NAMES, coco_rows, describe_reference, new_name
 
 # The names of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's; N stands for
 # the number of a layer. Norm 1 follows the co-attention there, not the self-attention.
@@ -63,9 +63,15 @@ DETR_DIFFERS = {
     'bbox_head.fc_cls': 'classes and "no object" share a softmax there, each has a sigmoid here',
     'bbox_head.fc_reg': 'boxes are relative to the image there, to the centre of the query here',
 }
+SMCA_DIFFERS = {'bbox_head.fc_cls': 'the classifier starts fresh, for other classes'}
 REFINEMENT = 'every decoder layer has a head of its own there and refines the box before it'
-# Tensors by which a model is recognised.
+# Tensors by which a model is recognised; an SMCA has a DETR's, too.
 SOURCES = {
+    'SMCA': ('decoder.layers.0.spatial_prior.norm.weight', 'bbox_head.fc_reg.weight'),
+    'SMCA of the authors': (
+        'transformer.decoder.layers.0.norm4.weight',
+        'bbox_embed.layers.2.weight',
+    ),
     'DETR of MMDetection': (
         'decoder.layers.0.cross_attn.attn.in_proj_weight',
         'bbox_head.fc_reg.weight',
@@ -140,10 +146,11 @@ def model_tensors(config: str) -> dict[str, Tensor]:
 
 
 def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> WarmStart:
-    """Carry over what DETR or Deformable DETR shares with an SMCA.
+    """Carry over what DETR, Deformable DETR or another SMCA shares with an SMCA.
 
     Args:
-        source: State dict of a DETR or Deformable DETR, by MMDetection's names or the originals'.
+        source: State dict of a DETR, a Deformable DETR or an SMCA, by MMDetection's names, ours for
+            an SMCA, or the originals'.
         model: State dict of the SMCA to start; only names and shapes count.
 
     Returns:
@@ -174,10 +181,6 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
 
 def _recognise(source: Mapping[str, Tensor]) -> str:
     """Key of :data:`SOURCES`."""
-    if any('.norm4.' in name or '.spatial_prior.' in name for name in source):
-        raise CheckpointError(
-            'this is an SMCA already: convert it without --warm-start, or name ours in load_from'
-        )
     for kind, names in SOURCES.items():
         if all(name in source for name in names):
             return kind
@@ -192,6 +195,8 @@ def _candidates(
         'DETR of facebookresearch': NAMES['single_scale'],
         'Deformable DETR of fundamentalvision': DEFORMABLE_NAMES,
     }.get(kind)
+    if kind == 'SMCA of the authors':
+        original = NAMES[str(describe_reference(source)['architecture'])]
     named, unused = {}, {}
     for name, tensor in source.items():
         if (ours := new_name(name, original) if original else name) is None:
@@ -201,13 +206,15 @@ def _candidates(
     if kind.startswith('Deformable'):
         candidates, differs = _from_deformable(named, unused, len(model['bbox_head.fc_cls.bias']))
         return candidates, differs, unused
-    # DETR projects the last map of the backbone only.
+    if 'neck.convs.1.conv.weight' in named:
+        return named, SMCA_DIFFERS, unused
+    # Of a single scale, the last map of the backbone is projected.
     last = sum(bool(re.fullmatch(r'neck\.convs\.\d+\.conv\.weight', name)) for name in model) - 1
     candidates = {
         name.replace('neck.convs.0.', f'neck.convs.{last}.'): candidate
         for name, candidate in named.items()
     }
-    return candidates, DETR_DIFFERS, unused
+    return candidates, SMCA_DIFFERS if kind.startswith('SMCA') else DETR_DIFFERS, unused
 
 
 def _from_deformable(

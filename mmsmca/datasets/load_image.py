@@ -1,6 +1,8 @@
 """Images, loaded as MMCV loads them: any that cannot be, or is of another size, is named."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
@@ -18,14 +20,12 @@ class ImageError(DataError):
         return last_line.removeprefix(f'{__name__}.{type(self).__name__}: ')
 
 
-@TRANSFORMS.register_module(name='LoadImageFromFile')
 class LoadImage(LoadImageFromFile):
     """MMCV's ``LoadImageFromFile``, naming the file whatever goes wrong.
 
     MMCV itself names it only in some cases: an empty file ends in OpenCV's assertion, and MMCV 2.1
     fails on every image it cannot decode with "'NoneType' object has no attribute 'shape'".
-    MMDetection's registry is searched before MMCV's, so that configs keep their pipelines; the
-    name is taken only where this module is imported, that is in our tools.
+    Pipelines get it inside :func:`naming_images`.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -65,3 +65,21 @@ class LoadImage(LoadImageFromFile):
                     stacklevel=2,
                 )
         return loaded
+
+
+@contextmanager
+def naming_images() -> Iterator[None]:
+    """Let pipelines that are built inside load images by :class:`LoadImage`.
+
+    MMDetection's registry is searched before MMCV's, so that configs keep their pipelines.
+    """
+    modules = TRANSFORMS.module_dict
+    before = modules.get('LoadImageFromFile')
+    modules['LoadImageFromFile'] = LoadImage
+    try:
+        yield
+    finally:
+        if before is None:
+            del modules['LoadImageFromFile']
+        else:
+            modules['LoadImageFromFile'] = before

@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from mmsmca.errors import DataError, UserError, few
+
 SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 VARIANTS = ('easy', 'outline')
 # What is chosen, is chosen on tune; val is for reports.
@@ -119,8 +121,9 @@ def make_shapes(
         True if the set was written, False if it was there already.
 
     Raises:
-        ValueError: If a parameter is out of its range.
-        FileExistsError: If ``out_dir`` holds a set made with other parameters, or anything else.
+        UserError: If a parameter is out of its range.
+        DataError: If ``out_dir`` holds a set made with other parameters, or anything else; also if
+            it holds this set with files missing and others that are not of it.
     """
     if num_tune is None:
         num_tune = num_val
@@ -179,6 +182,11 @@ def draw_image(
     return image, objects
 
 
+def _image_name(index: int) -> str:
+    """File name of an image, by its number within its split."""
+    return f'{index:06d}.png'
+
+
 def _check_parameters(
     num_train: int,
     num_val: int,
@@ -197,21 +205,21 @@ def _check_parameters(
     )
     for name, value, least in at_least:
         if value < least:
-            raise ValueError(f'{name} is {value}; it must be at least {least}')
+            raise UserError(f'{name} is {value}; it must be at least {least}')
     if variant not in VARIANTS:
-        raise ValueError(f'variant is {variant!r}; it must be one of {", ".join(VARIANTS)}')
+        raise UserError(f'variant is {variant!r}; it must be one of {", ".join(VARIANTS)}')
     if not 0 <= seed < 2**32:
-        raise ValueError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
+        raise UserError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
 
 
 def _is_made(out_dir: Path, manifest: dict) -> bool:
-    """Whether ``out_dir`` holds all of the set; refuses a folder with anything but the set."""
+    """Whether ``out_dir`` holds all of the set; refuses to give anything else up for it."""
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     remedy = 'delete it or choose another folder'
     manifest_file = out_dir / MANIFEST
     if not manifest_file.is_file():
-        raise FileExistsError(f'{out_dir} exists and is no generated set: {remedy}')
+        raise DataError(f'{out_dir} exists and is no generated set: {remedy}')
     found = json.loads(manifest_file.read_text())
     if found != manifest:
         differences = ', '.join(
@@ -219,12 +227,21 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
             for key, value in manifest.items()
             if found.get(key) != value
         )
-        raise FileExistsError(f'{out_dir} holds a set with {differences}: {remedy}')
-    return all(
-        (out_dir / 'annotations' / f'instances_{split}.json').is_file()
-        and len(list((out_dir / split).glob('*.png'))) == manifest[f'num_{split}']
-        for split in SPLITS
-    )
+        raise DataError(f'{out_dir} holds a set with {differences}: {remedy}')
+    files = {MANIFEST}
+    for split in SPLITS:
+        files.add(f'annotations/instances_{split}.json')
+        files.update(f'{split}/{_image_name(index)}' for index in range(manifest[f'num_{split}']))
+    there = {p.relative_to(out_dir).as_posix() for p in out_dir.rglob('*') if not p.is_dir()}
+    if files <= there:
+        return True
+    if there > files & there:
+        raise DataError(
+            f'{out_dir} lacks {len(files - there)} files of its set ({few(sorted(files - there))}) '
+            f'and holds others, which making it again would delete: {few(sorted(there - files))}. '
+            'Move those away, or choose another folder'
+        )
+    return False
 
 
 def _write_split(
@@ -236,7 +253,7 @@ def _write_split(
     annotations: list[dict] = []
     for index in track(range(count), description=f'{split} images'):
         pixels, objects = draw_image(size, max_objects, variant, seed, split, index)
-        name = f'{index:06d}.png'
+        name = _image_name(index)
         if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
             raise OSError(f'cannot write {folder / name}')
         images.append({'id': index, 'file_name': name, 'height': size, 'width': size})

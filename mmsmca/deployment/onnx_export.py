@@ -22,6 +22,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from mmsmca.checkpoints import safe_globals
+from mmsmca.files import written_whole
 from mmsmca.models import SMCADETR, SMCAHead
 from mmsmca.models.layers.encoder import flatten_levels
 
@@ -247,10 +248,5 @@ def check_destination(path: str | Path, overwrite: bool) -> None:
 
 def save(proto: onnx.ModelProto, path: str | Path) -> None:
     """Write a graph, whole or not at all; an existing file is replaced."""
-    path = Path(path)
-    partial = path.with_name(path.name + '.partial')
-    try:
+    with written_whole(path) as partial:
         onnx.save(proto, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

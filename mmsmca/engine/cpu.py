@@ -18,8 +18,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner.amp import autocast
 from torch import distributed, nn
 
+from mmsmca.errors import UserError
 
-class LauncherError(ValueError):
+
+class LauncherError(UserError):
     """A launcher that needs an accelerator. The message names the remedy."""
 
 

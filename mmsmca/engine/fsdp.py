@@ -1,44 +1,44 @@
 """Gradient clipping for FSDP through MMEngine's ``FlexibleRunner``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from torch import distributed
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 @OPTIM_WRAPPERS.register_module()
 class FSDPOptimWrapper(OptimWrapper):
     """MMEngine's ``OptimWrapper``, clipping by the norm of the whole gradient.
 
-    Under ``FSDPStrategy`` a process holds a part of every gradient. ``OptimWrapper`` would clip
-    each part by its own norm, so that the processes took steps of different lengths.
+    Under ``FSDPStrategy`` a process holds a part of every gradient, or with ``NO_SHARD`` and
+    ``HYBRID_SHARD`` what others hold too. ``OptimWrapper`` would clip each part by its own norm, so
+    that the processes took steps of different lengths; FSDP knows who holds what.
 
     Args:
-        clip_grad: ``max_norm``, and ``norm_type``, which has to be 2. Defaults to None: no
-            clipping.
+        clip_grad: ``max_norm``, and ``norm_type``, 2 unless given. Defaults to None: no clipping.
         kwargs: Other arguments of ``OptimWrapper``.
 
     Raises:
-        ValueError: If ``clip_grad`` asks for anything but the norm of type 2.
+        ValueError: If ``clip_grad`` has other keys.
     """
 
     def __init__(self, clip_grad: dict | None = None, **kwargs) -> None:
-        if clip_grad is not None and (
-            clip_grad.keys() - {'max_norm', 'norm_type'} or clip_grad.get('norm_type', 2) != 2
-        ):
+        if clip_grad is not None and clip_grad.keys() - {'max_norm', 'norm_type'}:
             raise ValueError(
-                f'optim_wrapper.clip_grad={clip_grad}: FSDPOptimWrapper clips by the norm of type '
-                '2; set dict(max_norm=..., norm_type=2)'
+                f'optim_wrapper.clip_grad={clip_grad}: FSDPOptimWrapper clips by a norm; '
+                'set dict(max_norm=..., norm_type=2)'
             )
         super().__init__(clip_grad=clip_grad, **kwargs)
 
+    @contextmanager
+    def optim_context(self, model: FullyShardedDataParallel) -> Iterator[None]:
+        """Run the forward pass and the losses of ``model``, whose gradients are clipped later."""
+        self.model = model
+        with super().optim_context(model):
+            yield
+
     def _clip_grad(self) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        squared_norm = sum(gradient.square().sum() for gradient in gradients)
-        distributed.all_reduce(squared_norm)
-        norm = squared_norm.sqrt()
-        # As torch.nn.utils.clip_grad_norm_ does.
-        factor = (self.clip_grad_kwargs['max_norm'] / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor)
+        norm = self.model.clip_grad_norm_(**self.clip_grad_kwargs)
         self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))

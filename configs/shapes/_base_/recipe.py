@@ -19,8 +19,6 @@ auto_scale_lr = dict(base_batch_size=8)
 
 # Interrupted and resumed (tools/train.py --resume), a run ends with the weights that it would have
 # had, bit for bit on a CPU.
-default_hooks = dict(
-    checkpoint=dict(type='AtomicCheckpointHook', max_keep_ckpts=1, save_best='coco/bbox_mAP')
-)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best='coco/bbox_mAP'))
 custom_hooks = [dict(type='EpochSeedHook')]
 randomness = dict(seed=0)

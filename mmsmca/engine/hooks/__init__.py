@@ -3,5 +3,6 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .compile_hook import CompileHook
 from .epoch_seed_hook import EpochSeedHook
+from .fresh_classifier_hook import FreshClassifierHook
 
-__all__ = ['AtomicCheckpointHook', 'CompileHook', 'EpochSeedHook']
+__all__ = ['AtomicCheckpointHook', 'CompileHook', 'EpochSeedHook', 'FreshClassifierHook']

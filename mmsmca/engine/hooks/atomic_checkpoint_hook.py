@@ -5,13 +5,15 @@ MMEngine writes ``epoch_N.pth`` in place, and before it does so removes the chec
 killed meanwhile leaves a truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
 """
 
-import os
 from pathlib import Path
 
 from mmdet.registry import HOOKS
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+
+from mmsmca.errors import ConfigError
+from mmsmca.files import written_whole
 
 
 @register_backend('AtomicBackend')
@@ -28,13 +30,9 @@ class AtomicBackend(LocalBackend):
             obj: Content.
             filepath: Destination, replaced if it exists; parents are created.
         """
-        partial = Path(f'{filepath}.partial')
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(filepath, sync=True) as partial, open(partial, 'wb') as file:
             file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(filepath)
 
     def remove(self, filepath: str | Path) -> None:
         """Remove a file at the next :meth:`remove_outdated`.
@@ -58,10 +56,20 @@ class AtomicCheckpointHook(CheckpointHook):
     besides, at most one checkpoint too many and one file ``*.partial``.
 
     Args:
-        kwargs: Those of ``CheckpointHook`` but ``backend_args``: it writes to the local disk.
+        backend_args: None, or dict(backend='local'): it writes to the local disk. Defaults to None.
+        kwargs: Other arguments of ``CheckpointHook``.
+
+    Raises:
+        ConfigError: If ``backend_args`` names another place.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, backend_args: dict | None = None, **kwargs) -> None:
+        if backend_args not in (None, {}, dict(backend='local')):
+            raise ConfigError(
+                f'default_hooks.checkpoint.backend_args is {backend_args}, but '
+                'AtomicCheckpointHook writes to the local disk. Set it to None, or the type to '
+                'CheckpointHook.'
+            )
         super().__init__(backend_args=dict(backend='AtomicBackend'), **kwargs)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:

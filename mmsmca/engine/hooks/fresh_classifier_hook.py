@@ -1,0 +1,34 @@
+"""Fine-tuning on other classes: everything is loaded but the classifier."""
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmsmca.checkpoints.check import CLASSIFIER, other_classes
+
+
+@HOOKS.register_module()
+class FreshClassifierHook(Hook):
+    """Leaves out the classifier of a checkpoint in ``load_from`` that has other classes.
+
+    Without it MMEngine leaves it out only where the number of classes differs; rows of other
+    classes are loaded. ``tools/train.py`` adds the hook to a run with ``load_from``.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take the classifier out of what is loaded, and say so.
+
+        Args:
+            runner: Runner of the training, which does not resume.
+            checkpoint: The checkpoint, changed in place.
+        """
+        if runner._resume:
+            return
+        classes = runner.train_dataloader.dataset.metainfo.get('classes')
+        head = runner.cfg.model.get('bbox_head', {})
+        named = {'train_dataloader.dataset': classes} if classes else {}
+        if difference := other_classes(checkpoint, head, named):
+            state = checkpoint.get('state_dict', checkpoint)
+            for name in list(filter(CLASSIFIER.search, state)):
+                del state[name]
+            runner.logger.info(f'The classifier starts fresh: load_from {difference}.')
