@@ -125,6 +125,7 @@ def test_graph_is_standard_and_of_free_size(exported: Path):
 
 MULTI_SCALE = 'shapes/smca-multi-scale_r18_shapes.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
+DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
 SMALL_CONV = dict(
     num_queries=25,
     backbone=dict(depth=18, base_channels=16),
@@ -151,8 +152,9 @@ JOINT_COVARIANCE = dict(
         (MULTI_SCALE, dict(decoder=dict(num_layers=2))),
         (MULTI_SCALE, JOINT_COVARIANCE),
         (CONV, SMALL_CONV),
+        (DINO, {}),
     ],
-    ids=['multi_scale', 'joint_covariance', 'conv'],
+    ids=['multi_scale', 'joint_covariance', 'conv', 'smca_dino'],
 )
 def test_other_architectures(name: str, options: dict):
     torch.manual_seed(0)

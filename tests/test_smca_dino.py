@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models.detectors import DINO
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
@@ -364,6 +365,23 @@ def test_degenerate_boxes_survive(box):
 def test_wrong_values_are_named(changes, message):
     with pytest.raises(Exception, match=message.replace('.', r'\.')):
         small_model(**changes)
+
+
+def test_proposals_are_dinos(model):
+    """But for cells that cannot propose, those of MMDetection's DINO on the same cells."""
+    size, content = (128, 160), [(128, 160), (100, 130)]
+    model.eval()
+    with torch.no_grad():
+        encoder_inputs, _ = model.pre_transformer(maps_of(size), samples_of(content, size))
+        encoded = model.forward_encoder(**encoder_inputs)
+        arguments = encoded['memory'], encoded['memory_mask'], encoded['level_shapes']
+        cells, boxes = model.gen_encoder_output_proposals(*arguments)
+        expected_cells, expected_boxes = DINO.gen_encoder_output_proposals(model, *arguments)
+    can = expected_boxes.isfinite().all(-1)
+    assert 0 < can.sum() < can.numel()
+    torch.testing.assert_close(boxes[can], expected_boxes[can], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cells[can], expected_cells[can])
+    assert boxes.isfinite().all()
 
 
 def test_too_small_an_image_is_named(model):

@@ -1,6 +1,6 @@
 _base_ = './deformable-detr-refine_r18_head-to-head_shapes.py'
 
-# MMDetection's two stages encode a box's position in 512 channels and so run with 256 channels only:
+# MMDetection's two stages encode a box's position in 512 channels and run with 256 channels only:
 # twice the width of the others.
 model = dict(
     as_two_stage=True,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mmsmca.checkpoints import safe_globals
 from mmsmca.files import written_whole
-from mmsmca.models import SMCADETR, SMCAHead
+from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
 from mmsmca.models.layers.encoder import flatten_levels
 
 # The first with all that the graph needs is 16 (GridSample, in the convolutional encoder).
@@ -50,10 +50,10 @@ class OnnxSMCA(nn.Module):
         ExportError: If the model is none whose graph would be of standard operators.
     """
 
-    def __init__(self, model: SMCADETR) -> None:
+    def __init__(self, model: SMCADETR | SMCADINO) -> None:
         super().__init__()
         check_supported(model)
-        self.model: SMCADETR = model.eval()
+        self.model: SMCADETR | SMCADINO = model.eval()
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.
@@ -76,7 +76,7 @@ class OnnxSMCA(nn.Module):
             for level, stride in zip(levels, model.neck_strides, strict=True)
         ]
         pos = [model.positional_encoding(mask) for mask in masks]
-        if len(pos) > 1:
+        if hasattr(model, 'level_embed'):
             pos = [p + e[:, None, None] for p, e in zip(pos, model.level_embed, strict=True)]
         memory = model.forward_encoder(
             feat=flatten_levels(levels),
@@ -87,8 +87,8 @@ class OnnxSMCA(nn.Module):
         decoder_inputs, _ = model.pre_decoder(**memory)
         image_sizes = sizes.flip(1).to(torch.float32)
         decoded = model.forward_decoder(**decoder_inputs, image_sizes=image_sizes)
-        logits, boxes = model.bbox_head(decoded['hidden_states'][-1:], decoded['references'])
-        return self._best(logits[0].sigmoid(), boxes[0], image_sizes)
+        logits, boxes = model.bbox_head(**decoded)
+        return self._best(logits[-1].sigmoid(), boxes[-1], image_sizes)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Do what the data preprocessor does; (B, 3, H, W)."""
@@ -127,16 +127,17 @@ def _beyond(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
 def check_supported(model: nn.Module) -> None:
     """Raise an ExportError for a model that :class:`OnnxSMCA` does not reproduce."""
     head = getattr(model, 'bbox_head', None)
-    if not (isinstance(model, SMCADETR) and isinstance(head, SMCAHead)):
+    supported = ((SMCADETR, SMCAHead), (SMCADINO, SMCADINOHead))
+    if not any(isinstance(model, kind) and isinstance(head, its) for kind, its in supported):
         raise ExportError(
             f'model.type={type(model).__name__} with model.bbox_head.type={type(head).__name__} '
-            'cannot be exported: only SMCADETR with SMCAHead can. MMDeploy exports models of '
-            'MMDetection itself.'
+            'cannot be exported: only SMCADETR with SMCAHead and SMCADINO with SMCADINOHead can. '
+            'MMDeploy exports models of MMDetection itself.'
         )
     if any(isinstance(module, MultiScaleDeformableAttention) for module in model.modules()):
         raise ExportError(
             f'model.encoder.type={type(model.encoder).__name__} cannot be exported: its deformable '
-            'attention has no standard ONNX operator. Use SMCAEncoder or SMCAConvEncoder.'
+            'attention has no standard ONNX operator. Use another of the encoders.'
         )
     if not head.loss_cls.use_sigmoid:
         raise ExportError(
@@ -151,7 +152,7 @@ def check_supported(model: nn.Module) -> None:
         )
 
 
-def load_model(cfg: Config) -> tuple[SMCADETR, dict]:
+def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
     """Build a config's detector with the weights of its ``load_from``, all of them.
 
     Args:
@@ -195,7 +196,7 @@ def load_model(cfg: Config) -> tuple[SMCADETR, dict]:
     return model.eval(), metadata
 
 
-def export(model: SMCADETR, metadata: dict) -> onnx.ModelProto:
+def export(model: SMCADETR | SMCADINO, metadata: dict) -> onnx.ModelProto:
     """Export a detector; batch, height and width are free.
 
     Args:

@@ -12,6 +12,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmsmca.models.layers.encoder import Memory
+from mmsmca.models.layers.folded_attention import cell_coordinates
 
 from .levels import level_inputs, neck_strides
 
@@ -207,9 +208,10 @@ class SMCADINO(DINO):
     ) -> tuple[Tensor, Tensor]:
         """Transform the encoded cells, and place a box at each, for the selection of queries.
 
-        DINO lets the cells that cannot propose (padding, and the image's very border) compete by
-        the score that a cell of zeros gets. Here they are copies of the cell with the lowest score,
-        so that padding does not change what is selected.
+        Boxes are DINO's, but for sides that belong to a level's stride rather than its number. DINO
+        lets cells that cannot propose (padding, and the image's very border) compete by the score
+        that a cell of zeros gets. Here they are copies of the cell with the lowest score, so that
+        padding does not change what is selected.
 
         Args:
             memory: Encoded cells, (B, N, C).
@@ -219,18 +221,27 @@ class SMCADINO(DINO):
         Returns:
             Transformed cells, (B, N, C), and logits of boxes (cx, cy, w, h), (B, N, 4).
         """
-        cells, boxes = super().gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
-        cannot = boxes.isinf().any(-1)
-        # DINO counts levels; anchors belong to strides.
-        sides = boxes.new_tensor([ANCHOR * s / 8 for s in self.decoder.strides]).logit()
         sizes = [height * width for height, width in spatial_shapes]
-        sides = sides.repeat_interleave(torch.tensor(sizes, device=boxes.device))
-        boxes = torch.cat((boxes[..., :2], sides[:, None].expand(len(boxes), -1, 2)), dim=-1)
+        masks = [None] * len(sizes) if memory_mask is None else memory_mask.split(sizes, dim=1)
+        boxes = torch.cat(
+            [
+                _boxes(shape, mask, ANCHOR * stride / 8, like=self.level_embed)
+                for shape, mask, stride in zip(
+                    spatial_shapes, masks, self.decoder.strides, strict=True
+                )
+            ],
+            dim=1,
+        ).expand(len(memory), -1, -1)
+        cells = self.memory_trans_norm(self.memory_trans_fc(memory))
+        cannot = ((boxes <= 0.01) | (boxes >= 0.99)).any(-1)
+        if memory_mask is not None:
+            cannot = cannot | memory_mask
         scores = self.bbox_head.cls_branches[self.decoder.num_layers](cells.detach()).amax(-1)
-        lowest = scores.masked_fill(cannot, torch.inf).argmin(-1)
-        index = torch.where(cannot, lowest[:, None], torch.arange(len(sides), device=boxes.device))
-        index = index.unsqueeze(-1)
-        return cells.gather(1, index.expand_as(cells)), boxes.gather(1, index.expand_as(boxes))
+        lowest = scores.masked_fill(cannot, torch.inf).argmin(-1, keepdim=True)
+        own = torch.arange(memory.size(1), device=memory.device)
+        index = torch.where(cannot, lowest, own).unsqueeze(-1)
+        cells = cells.gather(1, index.expand(-1, -1, cells.size(-1)))
+        return cells, boxes.gather(1, index.expand(-1, -1, 4)).logit()
 
     def forward_decoder(self, dn_mask: Tensor | None = None, **decoder_inputs) -> dict:
         """Decode; other arguments as in :meth:`.SMCADINODecoder.forward`.
@@ -251,3 +262,15 @@ class SMCADINO(DINO):
             # gradient all the same, as processes that train together wait for every one.
             hidden_states = hidden_states + self.dn_query_generator.label_embedding.weight.sum() * 0
         return dict(hidden_states=hidden_states, references=list(references))
+
+
+def _boxes(shape: tuple[int, int], mask: Tensor | None, side: float, like: Tensor) -> Tensor:
+    """Boxes (cx, cy, w, h) around the cells of a level, in [0, 1] of the content; (B or 1, N, 4)."""
+    centers = cell_coordinates(shape, like) + 0.5
+    content = centers[-1:] + 0.5
+    if mask is not None:
+        content = torch.stack(
+            [(~mask.unflatten(1, shape)).any(axis).sum(-1) for axis in (1, 2)], dim=-1
+        )
+    centers = centers / content.unsqueeze(1).clamp(min=1)
+    return torch.cat((centers, torch.full_like(centers, side)), dim=-1)

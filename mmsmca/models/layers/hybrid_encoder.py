@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
@@ -158,5 +159,4 @@ class SMCAHybridEncoder(BaseModule):
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Give every cell of the finer level what the coarser cell holds that it lies in."""
     height, width = shape
-    rows = x.repeat_interleave(2, dim=2)[:, :, :height]
-    return rows.repeat_interleave(2, dim=3)[..., :width]
+    return F.interpolate(x, scale_factor=2, mode='nearest')[..., :height, :width]
