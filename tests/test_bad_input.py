@@ -40,12 +40,13 @@ from test_preflight import (  # noqa: F401  (fixtures among them)
     write_json,
 )
 from test_tools import CONFIG, run
-from utils import ROOT
+from utils import ROOT, load_config
 
 from mmsmca.datasets.coco_file import read_coco
 from mmsmca.datasets.load_image import LoadImage
 from mmsmca.errors import ConfigError, DataError
 from mmsmca.preflight import check_config, effective_config
+from mmsmca.studies.report.costs import image_size
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'
 ATTENTION = 'model.decoder.layer_cfg.cross_attn_cfg'
@@ -612,3 +613,35 @@ def test_command_line(case: str, folder: Path, monkeypatch, capfd):
 
 def test_enough_rows():
     assert len(VALUES) + len(FILES) + len(ANNOTATIONS) + len(WEIGHTS) + len(COMMANDS) >= 60
+
+
+@pytest.mark.parametrize(
+    ('images', 'out_dir', 'words'),
+    [
+        (['a/1.png'], 'a', 'is the folder of a/1.png: name another one'),
+        (['a/1.png'], 'link', 'is the folder of a/1.png'),
+        (['a/1.png', 'b/1.png'], 'out', 'a/1.png and b/1.png have the same name'),
+    ],
+)
+def test_drawing_never_overwrites(tmp_path: Path, monkeypatch, capfd, images, out_dir, words):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('a', 'b'):
+        Path(folder).mkdir()
+        cv2.imwrite(f'{folder}/1.png', picture(8, 8))
+    Path('link').symlink_to('a')
+    before = Path('a/1.png').read_bytes()
+    argv = ['infer_onnx.py', 'gone.onnx', *images, '--out-dir', out_dir]
+    monkeypatch.setattr(sys, 'argv', argv)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / 'tools/infer_onnx.py'), run_name='__main__')
+    assert ended.value.code == 2
+    assert words in capfd.readouterr().err
+    assert Path('a/1.png').read_bytes() == before and not Path('out').exists()
+
+
+def test_image_size_of_a_wrapped_data_set():
+    cfg = load_config('shapes/smca_r18_shapes.py')
+    size = image_size(cfg)
+    wrapped = dict(type='RepeatDataset', times=2, dataset=cfg.test_dataloader.dataset)
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[wrapped])
+    assert image_size(cfg) == size == (128, 128)

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import mmdet
 import pytest
+import torch
 from mmengine.config import Config
-from test_preflight import save_checkpoint, write_data
+from test_preflight import CLASSES, save_checkpoint, write_data
 from utils import ROOT
 
 from mmsmca import launch
@@ -84,10 +85,7 @@ def test_training_and_evaluation(monkeypatch, capfd):
             ['train', 'config.py', '--cfg-options', 'model.bbox_head.num_classes=80'],
             'model.bbox_head.num_classes is 80',
         ),
-        (
-            ['train', 'config.py', '--cfg-options', 'load_from=other.pth'],
-            'checkpoint other.pth scores 80 classes',
-        ),
+        (['test', 'config.py', 'other.pth'], 'checkpoint other.pth scores 80 classes'),
     ],
 )
 def test_refusals_leave_nothing_behind(monkeypatch, capfd, arguments: list[str], named: str):
@@ -96,6 +94,31 @@ def test_refusals_leave_nothing_behind(monkeypatch, capfd, arguments: list[str],
     assert run(monkeypatch, *arguments) == 2
     assert named in error_line(capfd.readouterr().err, arguments[0])
     assert sorted(Path().rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    ('classes', 'difference'),
+    [
+        (('person',), 'scores 1 classes, but model.bbox_head.num_classes is 6.'),
+        (CLASSES[::-1], 'was trained on 6 classes, train_dataloader.dataset has 6; class 0 is'),
+    ],
+)
+def test_fine_tuning_starts_the_classifier_fresh(monkeypatch, capfd, classes, difference: str):
+    model = Config.fromfile('config.py').model
+    load_from = save_checkpoint(Path('other.pth'), classes, rows=len(classes), model=model)
+    options = [f'load_from={load_from}', 'optim_wrapper.optimizer.lr=0', 'val_evaluator=None']
+    options += ['val_dataloader=None', 'val_cfg=None', 'default_hooks.checkpoint.save_best=None']
+    assert run(monkeypatch, 'train', 'config.py', '--cfg-options', *options) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if 'starts fresh' in line]
+    assert len(lines) == 1
+    assert f'The classifier starts fresh: load_from {difference}' in lines[0]
+    trained = torch.load('work/epoch_1.pth', weights_only=False)['state_dict']
+    source = torch.load(load_from)['state_dict']
+    for name, weight in source.items():
+        if name.startswith('bbox_head.fc_cls'):
+            assert weight.eq(0).all() and trained[name].ne(0).any()
+        elif 'bn' not in name and 'downsample' not in name:
+            assert torch.equal(trained[name], weight), name
 
 
 def stand_in(monkeypatch, launcher: str = 'none', main=lambda: None) -> None:

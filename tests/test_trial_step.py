@@ -14,12 +14,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from test_preflight import write_data
+from test_sweep import real_study
 from utils import load_config
 
 from mmsmca.datasets.load_image import naming_images
 from mmsmca.engine.trial_step import trial_step
 from mmsmca.errors import ConfigError, DataError
 from mmsmca.launch import run_tool
+from mmsmca.studies.study import StudyError, load_study
+from mmsmca.studies.sweep import Resources, Sweep, try_experiments
 
 # A small SMCA, and a Deformable DETR as small.
 SMALL = dict(num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=1))
@@ -157,3 +160,21 @@ def test_command(cfg: Config, tmp_path: Path, monkeypatch, capfd, asked: bool):
     else:
         with pytest.raises(TypeError, match="argument 'momentum'"):
             run_tool('train')
+
+
+def test_sweep_tries_every_experiment_that_has_not_begun(tmp_path: Path, root: Path):
+    options = {
+        'train_dataloader.dataset.data_root': str(root),
+        'optim_wrapper.optimizer.momentum': 1,
+    }
+    study = load_study(real_study(tmp_path, root, **options))
+    sweep = Sweep(study, tmp_path / 'work', Path('train.py'), Resources())
+    with pytest.raises(StudyError, match='^small: the first training step fails: TypeError'):
+        try_experiments(sweep)
+    assert not sweep.work_dir.exists()
+    run_dir = sweep.dir_of(study.runs[1])
+    run_dir.mkdir(parents=True)
+    (run_dir / 'run.json').write_text('{}')
+    try_experiments(sweep)
+    # Its runs do not try again.
+    assert '--no-trial-step' in sweep._command(Path('config.py'), run_dir)

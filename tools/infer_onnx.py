@@ -58,6 +58,21 @@ def start_session(path: str, threads: int) -> tuple[onnxruntime.InferenceSession
     return session, {key: json.loads(metadata[key]) for key in ('classes', 'scale')}
 
 
+def check_destination(images: Sequence[str], out_dir: Path) -> None:
+    """Refuse to draw over an image, or over what was drawn of another of the same name."""
+    names: dict[str, str] = {}
+    for image in images:
+        path = Path(image)
+        if path.resolve() == (out_dir / path.name).resolve():
+            raise ValueError(f'--out-dir {out_dir} is the folder of {image}: name another one')
+        if path.name in names:
+            raise ValueError(
+                f'{names[path.name]} and {image} have the same name, so that one would be drawn '
+                'over the other: detect in them one after the other, in different folders'
+            )
+        names[path.name] = image
+
+
 def draw(image: np.ndarray, box: np.ndarray, text: str) -> None:
     """Draw a detection into the image."""
     left, top, right, bottom = (int(round(side)) for side in box.tolist())
@@ -81,6 +96,8 @@ def parse_args() -> argparse.Namespace:
 
 def detect(args: argparse.Namespace) -> None:
     """Detect, print what is found and how long it took."""
+    if args.out_dir:
+        check_destination(args.images, args.out_dir)
     session, metadata = start_session(args.model, args.threads)
     classes, scale = metadata['classes'], metadata['scale']
     if args.out_dir:

@@ -20,7 +20,15 @@ from rich.table import Table
 
 from mmsmca.studies.progress import SweepProgress
 from mmsmca.studies.study import Study, StudyError, load_study
-from mmsmca.studies.sweep import HeldError, Resources, Sweep, check_runs, hold, log_tail
+from mmsmca.studies.sweep import (
+    HeldError,
+    Resources,
+    Sweep,
+    check_runs,
+    hold,
+    log_tail,
+    try_experiments,
+)
 
 POLL_SECONDS = 1.0
 # Where output is no terminal, a line this often says how far things are.
@@ -44,6 +52,11 @@ def parse_args() -> argparse.Namespace:
         help="submit to Slurm with these parameters of submitit's, as partition=gpu time=2880",
     )
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
+    parser.add_argument(
+        '--no-trial-step',
+        action='store_true',
+        help='start without the trial of one training step of each experiment',
+    )
     parser.add_argument('--retry-failed', action='store_true', help='start failed runs again')
     return parser.parse_args()
 
@@ -151,6 +164,8 @@ def sweep_study(args: argparse.Namespace, study: Study, console: Console) -> int
         console.print(plan(sweep))
         return 0
     check_runs(study)
+    if not args.no_trial_step:
+        try_experiments(sweep)
     with hold(work_dir / '.lock'):
         sweep.write_study()
         run_all(sweep, args.retry_failed, console)

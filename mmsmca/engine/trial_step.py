@@ -43,7 +43,7 @@ def trial_step(cfg: Config) -> None:
             the model or the transform of the data where it happened.
         DataError: If an image cannot be read.
     """
-    name = cfg.filename or 'the config'
+    name = f'{cfg.filename}: ' if cfg.filename else ''
     cfg = copy.deepcopy(cfg)
     names: dict[int, str] = {}
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -61,7 +61,7 @@ def trial_step(cfg: Config) -> None:
             raise
         except Exception as error:
             raise ConfigError(
-                f'{name}: the first training step fails{_place(error, names)}: {one_line(error)}. '
+                f'{name}the first training step fails{_place(error, names)}: {one_line(error)}. '
                 'Correct the config; --no-trial-step starts all the same.'
             ) from error
 

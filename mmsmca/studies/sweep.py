@@ -34,6 +34,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmsmca.analysis.benchmarks import cpu_name, write_json
+from mmsmca.engine.trial_step import trial_step
 from mmsmca.preflight import PHASES, ConfigError, DataError, check_config
 from mmsmca.studies.study import Run, Study, StudyError
 
@@ -124,6 +125,24 @@ def check_runs(study: Study) -> None:
             check_config(cfg, PHASES['train'])
         except (ConfigError, DataError) as error:
             raise StudyError(f'{run.experiment.name}: {error}') from error
+
+
+def try_experiments(sweep: 'Sweep') -> None:
+    """Run one training step of every experiment of which no run has begun.
+
+    Args:
+        sweep: The sweep.
+
+    Raises:
+        StudyError: If it fails; the message names the experiment, the error and the module.
+    """
+    begun = {r.experiment.name for r in sweep.study.runs if sweep.state_of(r) != 'new'}
+    for run in sweep.study.runs[: len(sweep.study.experiments)]:
+        if run.experiment.name not in begun:
+            try:
+                trial_step(Config(run.cfg.to_dict()))
+            except (ConfigError, DataError) as error:
+                raise StudyError(f'{run.experiment.name}: {error}') from error
 
 
 @dataclass
@@ -230,6 +249,7 @@ class Sweep:
     def _command(self, config: Path, run_dir: Path) -> list[str]:
         gpus = self.resources.gpus_per_job
         train = [str(self.train_script), str(config), '--work-dir', str(run_dir), '--resume']
+        train.append('--no-trial-step')  # The sweep has made it.
         if gpus < 2:
             return [sys.executable, *train]
         torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={gpus}']

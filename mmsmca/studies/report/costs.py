@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
-from mmdet.utils import register_all_modules
+from mmdet.utils import get_test_pipeline_cfg, register_all_modules
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
@@ -66,7 +66,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
     Raises:
         ReportError: If it has no ``Resize`` with a ``scale``.
     """
-    for transform in cfg.test_dataloader.dataset.pipeline:
+    for transform in get_test_pipeline_cfg(cfg):
         if transform.type.endswith('Resize') and 'scale' in transform:
             width, height = transform.scale
             return height, width
