@@ -13,14 +13,14 @@ import onnx
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from utils import ROOT, build_detector, load_config
 
 from mmsmca.datasets.shapes import SHAPES_CLASSES, make_shapes
-from mmsmca.deployment import onnx_comparison, onnx_export
+from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
 
 SIZES = ((128, 128), (93, 150), (140, 71))  # height, width
 
@@ -272,6 +272,80 @@ def test_missing_checkpoint_and_folder(trained: Path, capsys):
     assert 'gone.pth does not exist' in capsys.readouterr().err
     assert run_tool('export_onnx.py', config, 'gone.pth', trained / 'no/folder/x.onnx') == 2
     assert 'is no folder: create it first' in capsys.readouterr().err
+
+
+def test_average_precision_of_the_truth_is_one(trained: Path, monkeypatch):
+    cfg = Config.fromfile(trained / 'config.py')
+    # Boxes of the graph are in pixels of the resized image.
+    cfg.test_dataloader.dataset.pipeline[1].scale = (96, 96)
+    samples = [data['data_samples'] for data in DATASETS.build(cfg.test_dataloader.dataset)]
+    truth = iter(samples)
+
+    def run_onnx(session, images):
+        sample = next(truth)
+        assert images[0].shape == (96, 96, 3)
+        boxes = sample.gt_instances.bboxes.tensor * 96 / 128
+        return [
+            (boxes.numpy(), np.ones(len(boxes), np.float32), sample.gt_instances.labels.numpy())
+        ]
+
+    monkeypatch.setattr(onnx_variants, 'run_onnx', run_onnx)
+    assert len(samples) == 3
+    assert onnx_variants.average_precision(None, cfg) > 0.99
+
+
+def test_operators_and_their_times(exported: Path):
+    proto = onnx.load(exported)
+    counts = onnx_variants.operator_counts(proto)
+    assert counts['Conv'] > 10 and counts['MatMul'] > 10
+    times = onnx_variants.operator_times(proto, onnx_comparison.check_images()[0], threads=1)
+    assert times['Conv'] > 0 and list(times.values()) == sorted(times.values(), reverse=True)
+
+
+def test_quantised_graph_is_near_and_smaller(trained: Path, exported: Path):
+    proto = onnx.load(exported)
+    int8 = onnx_variants.quantize(proto)
+    assert onnx_variants.operator_counts(int8)['MatMulInteger'] > 10
+    assert 'MatMulInteger' not in onnx_variants.operator_counts(proto)
+    assert int8.ByteSize() < proto.ByteSize()
+    images = shapes_images(trained / 'data')[:1]
+    found = [
+        onnx_comparison.run_onnx(onnx_comparison.start_session(graph, level=level), images)[0]
+        for graph, level in ((proto, 'all'), (proto, 'none'), (int8, 'all'))
+    ]
+    np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-4)
+    np.testing.assert_allclose(found[2][1], found[0][1], atol=0.05)
+
+
+def test_benchmark(trained: Path, tmp_path: Path):
+    out = tmp_path / 'rows.json'
+    command = [
+        sys.executable, 'tools/benchmark_onnx.py', trained / 'config.py',
+        '--checkpoint', trained / 'epoch_15.pth', '--evaluate', '--shapes', '64x80', '--threads', 1,
+        '--rounds', 1, '--variants', 'int8', '--json', out,
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    torch_row, int8_row = result['rows']
+    assert [torch_row['runtime'], int8_row['runtime']] == ['PyTorch', 'onnxruntime, int8']
+    ratio = int8_row['latency_ms'] / torch_row['latency_ms']
+    assert int8_row['time_vs_torch'] == pytest.approx(ratio)
+    assert min(torch_row['memory_mib'], int8_row['memory_mib']) > 0
+    assert set(result['ap']) == {'float32', 'int8'}
+    assert result['settings']['hardware']
+    assert 'nodes: ' in done.stdout and 'AP of the graph, int8: ' in done.stdout
+
+
+def test_benchmark_refuses(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_tool('benchmark_onnx.py', 'gone.py') == 2
+    assert 'benchmark_onnx.py: error: config gone.py does not exist' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_tool('benchmark_onnx.py', 'gone.py', '--evaluate')
+    assert '--evaluate needs --checkpoint' in capsys.readouterr().err
 
 
 # Runs a script as if these packages were not installed.

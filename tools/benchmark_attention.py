@@ -215,6 +215,7 @@ def grid_size(text: str) -> tuple[int, int]:
 
 def parse_args() -> Namespace:
     parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=7)
+    benchmarks.add_torch_arguments(parser)
     parser.add_argument(
         '--grids', type=grid_size, nargs='+', default=[(25, 42), (50, 84)], metavar='HxW',
         help='feature maps, in cells',

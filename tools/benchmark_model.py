@@ -234,6 +234,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def parse_args() -> Namespace:
     parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=5)
+    benchmarks.add_torch_arguments(parser)
     parser.add_argument(
         'configs', nargs='*', metavar='CONFIG', default=list(DETECTORS),
         help='path, or package::path, for example mmdet::detr/detr_r50_8xb2-150e_coco.py; '

@@ -35,17 +35,11 @@ def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
         rounds: Default of ``--rounds``.
 
     Returns:
-        A parser of ``--dtype``, ``--device``, ``--threads``, ``--rounds``, ``--memory-limit`` and
-        ``--json``, whose help names the defaults.
+        A parser of ``--rounds``, ``--memory-limit`` and ``--json``, whose help names the defaults.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        '--dtype', choices=DTYPES, default='float32', help='other than float32: by autocast'
-    )
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
     parser.add_argument('--rounds', type=int, default=rounds, help='timings of each; 0: none')
     parser.add_argument(
         '--memory-limit', type=float, default=12, metavar='GIB',
@@ -53,6 +47,15 @@ def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument('--json', help='file for the rows')
     return parser
+
+
+def add_torch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a benchmark of PyTorch runs on: ``--dtype``, ``--device`` and ``--threads``."""
+    parser.add_argument(
+        '--dtype', choices=DTYPES, default='float32', help='other than float32: by autocast'
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
 
 
 def settings(args: argparse.Namespace, *others: str) -> dict:
@@ -63,7 +66,7 @@ def settings(args: argparse.Namespace, *others: str) -> dict:
         others: Arguments that are no settings of a row, besides ``--json``.
     """
     given = {key: value for key, value in vars(args).items() if key not in ('json', *others)}
-    return {**given, **environment(args.device)}
+    return {**given, **environment(vars(args).get('device', 'cpu'))}
 
 
 def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:

@@ -6,6 +6,7 @@ The detector runs as it always does, by MMDetection's own path, the graph in onn
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,19 +21,40 @@ from mmsmca.models import SMCADETR
 
 from .onnx_export import OUTPUTS
 
+LEVELS = {
+    'none': onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    'basic': onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    'extended': onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    'all': onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.05  # pixels
 # (height, width) of the images to compare with; multiples of no stride, but for the first.
 CHECK_SIZES = ((256, 320), (333, 250), (161, 203))
 
 
-def start_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Start onnxruntime on the CPU, with as many threads as PyTorch has."""
+def start_session(
+    graph: onnx.ModelProto | str | Path,
+    threads: int | None = None,
+    level: str = 'all',
+    flush_denormals: bool = False,
+) -> onnxruntime.InferenceSession:
+    """Start onnxruntime on the CPU.
+
+    Args:
+        graph: The graph, or its file.
+        threads: Defaults to None: as many as PyTorch has.
+        level: How much of the graph onnxruntime rewrites, a key of :data:`LEVELS`. Defaults to
+            ``all``, its default.
+        flush_denormals: Whether numbers too small for full precision are taken as zero. Defaults to
+            False, its default.
+    """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=['CPUExecutionProvider']
-    )
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.graph_optimization_level = LEVELS[level]
+    options.add_session_config_entry('session.set_denormal_as_zero', str(int(flush_denormals)))
+    source = graph.SerializeToString() if isinstance(graph, onnx.ModelProto) else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
 
 
 def check_images() -> list[np.ndarray]:
