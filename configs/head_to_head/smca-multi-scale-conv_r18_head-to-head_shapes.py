@@ -1,0 +1,15 @@
+_base_ = [
+    '../smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
+    './_base_/recipe_shapes.py',
+]
+
+globals().update(_base_.recipe)
+model = _base_.multi_scale
+# Strides 8, 16 and 32, the finest of which the encoder halves at its end.
+model.encoder.num_levels = 3
+model.encoder.layer_cfg.self_attn_cfg.dropout = 0.0
+model.decoder.strides = [16, 16, 32]
+# As wide on every stride as multi-scale SMCA is.
+model.decoder.layer_cfg.spatial_prior_cfg = dict(beta=[8.0, 8.0, 4.0])
+model.decoder.layer_cfg.self_attn_cfg.dropout = 0.0
+model.decoder.layer_cfg.cross_attn_cfg.dropout = 0.0

@@ -1,0 +1,75 @@
+"""Every config trains and infers as it is written: what builds does not always run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import InstanceData
+from utils import ROOT, load_config
+
+CONFIGS = sorted(
+    path.relative_to(ROOT / 'configs').as_posix()
+    for path in (ROOT / 'configs').rglob('*.py')
+    if not {'_base_', 'studies'} & set(path.parts)
+)
+# Height and width: padded to one size, each has empty cells.
+# Large enough for the 300 queries that two stages choose among the cells.
+SIZES = ((96, 160), (160, 96))
+
+
+def small_batch(num_classes: int) -> dict:
+    """Two images of different sizes, as a data loader gives them; the second with two objects."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for count, (height, width) in enumerate(SIZES, start=1):
+        instances = InstanceData(
+            bboxes=torch.tensor([[8.0, 16.0, 40.0, 56.0], [20.0, 4.0, 60.0, 30.0]])[:count],
+            labels=torch.tensor([0, num_classes - 1])[:count],
+        )
+        size = {key: (height, width) for key in ('img_shape', 'ori_shape')}
+        sample = DetDataSample(metainfo=dict(img_id=count, scale_factor=(1.0, 1.0), **size))
+        sample.gt_instances = instances
+        samples.append(sample)
+    inputs = [
+        torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES
+    ]
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def test_there_are_configs_of_every_folder():
+    folders = {Path(name).parts[0] for name in CONFIGS}
+    assert folders == {path.name for path in (ROOT / 'configs').iterdir()} - {'_base_', 'studies'}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_trains_one_step_and_infers(name):
+    torch.manual_seed(0)
+    cfg = load_config(name)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    # DeepSpeed's and FSDP's wrappers need their strategies; the optimiser is the config's.
+    optim_wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+
+    model.train()
+    batch = model.data_preprocessor(small_batch(model.bbox_head.num_classes), training=True)
+    loss, losses = model.parse_losses(model(**batch, mode='loss'))
+    assert all(value.isfinite().all() for value in losses.values()), losses
+    optim_wrapper.backward(loss)
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    assert gradients
+    assert [key for key, gradient in gradients.items() if not gradient.isfinite().all()] == []
+    optim_wrapper.step()
+
+    model.eval()
+    with torch.no_grad():
+        batch = model.data_preprocessor(small_batch(model.bbox_head.num_classes))
+        results = model(**batch, mode='predict')
+    for result, (height, width) in zip(results, SIZES, strict=True):
+        found = result.pred_instances
+        assert len(found) > 0
+        assert found.scores.isfinite().all()
+        assert (found.bboxes >= 0).all()
+        assert (found.bboxes <= torch.tensor([width, height] * 2)).all()
