@@ -1,6 +1,6 @@
 _base_ = './deformable-detr-refine_r18_head-to-head_shapes.py'
 
-# MMDetection's two stages encode a box's position in 512 channels and run with 256 channels only:
+# MMDetection's position embedding of the proposals is made for 256 channels: two stages run with
 # twice the width of the others.
 model = dict(
     as_two_stage=True,

@@ -4,10 +4,10 @@ _base_ = [
 ]
 
 globals().update(_base_.recipe)
-
 model = _base_.multi_scale
 model.encoder.layer_cfg.self_attn_cfg.update(num_levels=3, dropout=0.0)
 model.decoder.strides = [8, 16, 32]
-model.decoder.layer_cfg.spatial_prior_cfg = dict(beta=[32.0, 16.0, 8.0])
+# As wide on every stride as multi-scale SMCA is.
+model.decoder.layer_cfg.spatial_prior_cfg = dict(beta=[16.0, 8.0, 4.0])
 model.decoder.layer_cfg.self_attn_cfg.dropout = 0.0
 model.decoder.layer_cfg.cross_attn_cfg.dropout = 0.0
