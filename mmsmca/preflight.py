@@ -178,12 +178,13 @@ def effective_config(args: Namespace) -> Config:
     return cfg
 
 
-def merge_options(cfg: Config, options: dict) -> None:
+def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> None:
     """Merge ``--cfg-options``; one that nobody would read is most often misspelt.
 
     Args:
         cfg: The config, changed in place.
         options: Values by key, with dots between the levels.
+        where: Where the user wrote them. Defaults to the command line.
 
     Raises:
         ConfigError: If the config has no such key, or the value does not fit there.
@@ -194,14 +195,14 @@ def merge_options(cfg: Config, options: dict) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
-                f'--cfg-options {option}: the config has no {name}'
+                f'{where} {option}: the config has no {name}'
                 + (f'; did you mean {close[0]}?' if close else '. Correct the name.')
             )
         try:
             cfg.merge_from_dict({option: options[option]})
         except Exception as error:
             raise ConfigError(
-                f'--cfg-options {option}={options[option]!r} cannot be merged ({one_line(error)}). '
+                f'{where} {option}={options[option]!r} cannot be merged ({one_line(error)}). '
                 'Correct the key; `mim run mmdet print_config CONFIG` shows those there are.'
             ) from error
 

@@ -152,7 +152,7 @@ JOINT_COVARIANCE = dict(
         (MULTI_SCALE, dict(decoder=dict(num_layers=2))),
         (MULTI_SCALE, JOINT_COVARIANCE),
         (CONV, SMALL_CONV),
-        (DINO, {}),
+        (DINO, dict(encoder=dict(num_convs=1), decoder=dict(num_layers=2))),
     ],
     ids=['multi_scale', 'joint_covariance', 'conv', 'smca_dino'],
 )

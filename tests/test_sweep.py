@@ -15,19 +15,10 @@ from utils import ROOT
 
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.studies.progress import SweepProgress
+from mmsmca.studies.report.logs import last_evaluation, read_records
+from mmsmca.studies.run_process import HeldError, TrainRun, end_run, hold, is_held, state
 from mmsmca.studies.study import StudyError, load_study
-from mmsmca.studies.sweep import (
-    HeldError,
-    Resources,
-    Sweep,
-    check_runs,
-    hold,
-    is_held,
-    last_evaluation,
-    scalars,
-    state,
-    train_run,
-)
+from mmsmca.studies.sweep import Resources, Sweep, check_runs, select
 
 # Stands in for tools/train.py where training is not the point: writes MMEngine's files, takes up
 # where they end, and does what the config's `behaviour` says.
@@ -115,8 +106,10 @@ def test_failed_and_killed_runs(tmp_path):
     record = json.loads((run / 'run.json').read_text())
     assert record['experiment'] == 'work'
     assert record['seed'] == 0
-    assert record['versions']['torch'].startswith('2.')
-    assert record['hardware']['cores'] == os.cpu_count()
+    (attempt,) = record['attempts']
+    assert attempt['versions']['torch'].startswith('2.')
+    assert attempt['hardware']['cores'] == os.cpu_count()
+    assert attempt['exit_code'] == 0
     failure = json.loads((failed / 'failed.json').read_text())
     assert failure['exit_code'] == 3
     assert failure['log_tail'][-1] == 'out of cheese'
@@ -149,8 +142,9 @@ def test_changed_definition_is_another_run(tmp_path):
     assert state(sweep.work_dir / old) == 'finished'
 
 
-def test_gpus_side_by_side(tmp_path):
-    """Every run of those at work has GPUs of its own."""
+def test_gpus_side_by_side(tmp_path, monkeypatch):
+    """Every run of those at work has GPUs of its own, of those that the sweep may use."""
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,GPU-7')
     sweep = fake_sweep(tmp_path, 'work', 'wait', jobs=2, gpus_per_job=2)
     sweep.train_script.write_text(
         'import os; from pathlib import Path\n'
@@ -158,19 +152,128 @@ def test_gpus_side_by_side(tmp_path):
     )
     out = tmp_path / 'seen'
     out.mkdir()
-    os.environ['OUT'] = str(out)
-    try:
-        first, second = sweep.study.runs
-        command = sweep._command(tmp_path / 'config.py', tmp_path)
-        assert command[1:5] == ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-        assert command[-2:] == ['--launcher', 'pytorch']
-        sweep._command = lambda *paths: [sys.executable, str(sweep.train_script)]
-        sweep.start(first)
-        sweep.start(second)
-        wait_for(lambda: sweep.collect() is not None and not sweep.active)
-    finally:
-        del os.environ['OUT']
-    assert sorted(path.name for path in out.iterdir()) == ['0,1', '2,3']
+    monkeypatch.setenv('OUT', str(out))
+    first, second = sweep.study.runs
+    command = sweep._command(tmp_path / 'config.py', tmp_path)
+    assert command[1:5] == ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    assert command[-2:] == ['--launcher', 'pytorch']
+    sweep._command = lambda *paths: [sys.executable, str(sweep.train_script)]
+    sweep.start(first)
+    sweep.start(second)
+    wait_for(lambda: sweep.collect() is not None and not sweep.active)
+    assert sorted(path.name for path in out.iterdir()) == ['2,3', '5,GPU-7']
+
+
+def test_gpus_of_a_run_make_another_run(tmp_path):
+    """Twice the GPUs are twice the batch."""
+    path = fake_study(tmp_path, 'work')
+    (one,), (two,) = load_study(path).runs, load_study(path, world_size=2).runs
+    assert one.id != two.id
+    assert (one.world_size, two.world_size) == (1, 2)
+
+
+def test_a_process_is_no_slurm_job(tmp_path, monkeypatch):
+    """The number in job.json is a process of this machine: never Slurm's to look up or cancel."""
+    sweep = fake_sweep(tmp_path, 'killed')
+    finish(sweep)
+    (run,) = sweep.study.runs
+    job = json.loads((sweep.dir_of(run) / 'job.json').read_text())
+    assert job['cluster'] == 'local'
+    sweep.resources = Resources(slurm=dict(time=1))
+    asked = []
+    monkeypatch.setattr('submitit.SlurmJob', lambda *args: asked.append(args))
+
+    class Submitted:
+        job_id = '7'
+
+        def submit(self, *args):
+            return self
+
+    sweep._executor = lambda run: Submitted()
+    sweep.start(run)
+    assert not asked
+    assert json.loads((sweep.dir_of(run) / 'job.json').read_text()) == dict(id='7', cluster='slurm')
+
+
+def test_what_is_killed_again_and_again_has_failed(tmp_path):
+    sweep = fake_sweep(tmp_path, 'killed')
+    for expected in ('cut off', 'cut off', 'failed'):
+        finish(sweep)
+        assert states(sweep) == {'killed': expected}
+    failure = json.loads((sweep.dir_of(sweep.study.runs[0]) / 'failed.json').read_text())
+    assert 'killed 3 times by SIGKILL' in failure['log_tail'][-1]
+    attempts = json.loads((sweep.dir_of(sweep.study.runs[0]) / 'run.json').read_text())['attempts']
+    assert [attempt['exit_code'] for attempt in attempts] == [-9, -9, -9]
+
+
+def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path):
+    first = fake_sweep(tmp_path, 'wait')
+    (run,) = first.study.runs
+    first.start(run)
+    wait_for(lambda: (first.dir_of(run) / 'last_checkpoint').exists())
+    second = fake_sweep(tmp_path, 'wait')
+    second.start(run)
+    assert second.active == {run.id: None}
+    assert second.cancel() == []
+    wait_for(lambda: second.collect())
+    assert states(second) == {'wait': 'cut off'}
+    assert not end_run(first.dir_of(run))
+
+
+def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
+    """What submitit calls as Slurm's limit nears: the training ends, and is to go on later."""
+    sweep = fake_sweep(tmp_path, 'wait')
+    (run,) = sweep.study.runs
+    sweep.start(run)
+    run_dir = sweep.dir_of(run)
+    wait_for(lambda: (run_dir / 'last_checkpoint').exists())
+    train = TrainRun(run_dir, ['true'], tmp_path)
+    again = train.checkpoint()
+    assert again.function is train
+    wait_for(lambda: sweep.collect())
+    assert states(sweep) == {'wait': 'cut off'}
+
+
+def test_a_part_of_a_study(tmp_path):
+    study = load_study(fake_study(tmp_path, 'work', 'fail', seeds=(0, 1, 2)))
+    part = select(study, ['fail'], [2, 0])
+    assert [(run.experiment.name, run.seed) for run in part.runs] == [('fail', 0), ('fail', 2)]
+    assert select(study, None, None).runs == study.runs
+    with pytest.raises(StudyError, match='--only wrok: .*work, fail'):
+        select(study, ['wrok'], None)
+    with pytest.raises(StudyError, match=r'--seeds 4: .*\[0, 1, 2\]'):
+        select(study, None, [4])
+
+
+def test_time_left_of_a_run_by_epochs(tmp_path):
+    """At the end of the second of four epochs, two are left."""
+    path = fake_study(tmp_path, 'wait')
+    (tmp_path / 'config.py').write_text(
+        "behaviour = 'work'\nmodel = dict()\ntrain_cfg = dict(by_epoch=True, max_epochs=4)"
+    )
+    sweep = Sweep(load_study(path), tmp_path / 'work', tmp_path / 'train.py', Resources())
+    (run,) = sweep.study.runs
+    folder = sweep.dir_of(run) / '1' / 'vis_data'
+    folder.mkdir(parents=True)
+    records = [
+        dict(step=i, iter=i, epoch=1 + (i - 1) // 10, loss=1.0, time=2.0) for i in range(1, 21)
+    ]
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+    progress = SweepProgress(sweep)
+    assert progress._figures(run, 'running')[3] == '0:00:40'
+
+
+def test_logs_of_finished_runs_are_read_once(tmp_path, monkeypatch):
+    sweep = fake_sweep(tmp_path, 'work')
+    finish(sweep)
+    progress = SweepProgress(sweep)
+    progress.__rich__()
+
+    def read(folder):
+        raise AssertionError('read again')
+
+    monkeypatch.setattr('mmsmca.studies.progress.read_records', read)
+    progress.__rich__()
 
 
 def test_run_left_by_a_killed_sweep_is_waited_for(tmp_path):
@@ -224,7 +327,7 @@ def test_a_run_is_never_trained_twice_at_once(tmp_path):
     with hold(tmp_path / '.lock'):
         assert is_held(tmp_path)
         with pytest.raises(HeldError, match=rf'held by process {os.getpid()} on .+, since 20'):
-            train_run(tmp_path, ['false'])
+            TrainRun(tmp_path, ['false'], tmp_path)()
     assert not is_held(tmp_path)
     assert not (tmp_path / 'failed.json').exists()
 
@@ -254,12 +357,12 @@ def test_broken_log_lines_are_left_out(tmp_path):
     folder = tmp_path / '1' / 'vis_data'
     folder.mkdir(parents=True)
     lines = [
-        '{"step": 7, "loss": 1.0}',
+        '{"step": 7, "iter": 7, "loss": 1.0}',
         '{"coco/bbox_mAP": 0.5, "step": 7}',
         '{"coco/bbox_mAP": 0.',
     ]
     (folder / 'scalars.json').write_text('\n'.join(lines))
-    assert last_evaluation(scalars(tmp_path)) == ({'coco/bbox_mAP': 0.5}, 7)
+    assert last_evaluation(read_records(tmp_path)) == ({'coco/bbox_mAP': 0.5}, 7)
 
 
 SLURM = {
@@ -420,6 +523,9 @@ def test_killed_sweep_of_real_runs(tmp_path):
         (['none.py'], 'none.py: no such file'),
         (['STUDY', '--gpus-per-job', '1'], 'this machine has 0'),
         (['STUDY', '--slurm', 'partition'], "--slurm: 'partition' is not KEY=VALUE"),
+        (['STUDY', '--slurm', 'partitoin=a', 'time=9'], 'did you mean partition?'),
+        (['STUDY', '--slurm', 'partition=a'], '--slurm: time is missing'),
+        (['STUDY', '--only', 'wrok'], '--only wrok'),
         (['STUDY', '--jobs', '0'], '0 is less than 1'),
         (['STUDY'], 'work: configs'),
     ],

@@ -9,30 +9,9 @@ import argparse
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-
-from mmsmca.studies.progress import SweepProgress
-from mmsmca.studies.study import Study, StudyError, load_study
-from mmsmca.studies.sweep import (
-    HeldError,
-    Resources,
-    Sweep,
-    check_runs,
-    hold,
-    log_tail,
-    try_experiments,
-)
-
-POLL_SECONDS = 1.0
-# Where output is no terminal, a line this often says how far things are.
-LINE_SECONDS = 60.0
+# What takes long to import is imported when the arguments are known.
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +30,8 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help="submit to Slurm with these parameters of submitit's, as partition=gpu time=2880",
     )
+    parser.add_argument('--only', nargs='+', metavar='EXPERIMENT', help='these experiments alone')
+    parser.add_argument('--seeds', nargs='+', type=int, help='these seeds alone')
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     parser.add_argument(
         '--no-trial-step',
@@ -68,108 +49,54 @@ def positive(text: str) -> int:
     return value
 
 
-def resources(args: argparse.Namespace) -> Resources:
-    slurm = None
-    if args.slurm is not None:
-        slurm = {}
-        for pair in args.slurm:
-            key, equals, value = pair.partition('=')
-            if not equals:
-                raise StudyError(f'--slurm: {pair!r} is not KEY=VALUE.')
-            slurm[key] = int(value) if value.isdigit() else value
+def slurm_parameters(pairs: list[str]) -> dict:
+    from mmsmca.studies.study import StudyError
+    from mmsmca.studies.sweep import check_slurm
+
+    parameters: dict[str, int | str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals:
+            raise StudyError(f'--slurm: {pair!r} is not KEY=VALUE.')
+        parameters[key] = int(value) if value.isdigit() else value
+    check_slurm(parameters)
+    return parameters
+
+
+def gpus_per_job(args: argparse.Namespace) -> int:
+    from mmsmca.studies.study import StudyError
+    from mmsmca.studies.sweep import visible_gpus
+
+    available = len(visible_gpus())
     gpus = args.gpus_per_job
     if gpus is None:
-        gpus = int(slurm is not None or torch.cuda.is_available())
-    available = torch.cuda.device_count()
-    if slurm is None and args.jobs * gpus > available:
+        gpus = int(args.slurm is not None or available > 0)
+    if args.slurm is None and args.jobs * gpus > available:
         raise StudyError(
             f'--jobs {args.jobs} with --gpus-per-job {gpus} need {args.jobs * gpus} GPUs; this '
             f'machine has {available}.'
         )
-    return Resources(args.jobs, gpus, slurm)
+    return gpus
 
 
-def plan(sweep: Sweep) -> Table:
-    table = Table(title=f'{sweep.study.name} in {sweep.work_dir}', title_justify='left')
-    for column in ('experiment', 'seed', 'run', 'state'):
-        table.add_column(column, no_wrap=True)
-    table.add_column('config and cfg_options', overflow='fold')
-    for run in sweep.study.runs:
-        table.add_row(
-            run.experiment.name,
-            str(run.seed),
-            run.id,
-            sweep.state_of(run),
-            escape(f'{run.experiment.config} {run.experiment.cfg_options or ""}'),
-        )
-    return table
+def sweep(args: argparse.Namespace) -> int:
+    from mmsmca.studies.console import sweep_study
+    from mmsmca.studies.study import load_study
+    from mmsmca.studies.sweep import Resources, select
 
-
-def run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
-    """Keep the places taken until nothing is left to start and nothing runs."""
-    waiting = sweep.pending(retry_failed)
-    progress = SweepProgress(sweep)
-    live = Live(progress, console=console, refresh_per_second=0.5, transient=True)
-    next_line = time.monotonic()
-    if console.is_terminal:
-        live.start()
-    try:
-        while waiting or sweep.active:
-            while waiting and len(sweep.active) < sweep.resources.jobs:
-                run = waiting.pop(0)
-                sweep.start(run)
-                console.print(f'{run.dir_name}: started')
-            for run in sweep.collect():
-                console.print(f'{run.dir_name}: {sweep.state_of(run)}')
-            if not console.is_terminal and time.monotonic() >= next_line:
-                console.print(progress)
-                next_line = time.monotonic() + LINE_SECONDS
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        console.print('Interrupted: ending the runs; the same command resumes them.')
-        sweep.cancel()
-        while sweep.active:
-            sweep.collect()
-            time.sleep(POLL_SECONDS)
-    finally:
-        if console.is_terminal:
-            live.stop()
-
-
-def report(sweep: Sweep, console: Console) -> int:
-    console.print(SweepProgress(sweep))
-    unfinished = 0
-    for run in sweep.study.runs:
-        state = sweep.state_of(run)
-        run_dir = sweep.dir_of(run)
-        if state == 'failed':
-            console.print(f'[red]{run.dir_name} failed.[/] The end of {run_dir / "train.log"}:')
-            for line in log_tail(run_dir / 'train.log'):
-                console.print(f'  {line}', markup=False, highlight=False)
-        unfinished += state != 'finished'
-    if unfinished:
-        console.print(
-            f'{unfinished} of {len(sweep.study.runs)} runs are not finished. The same command goes '
-            'on with those cut off; --retry-failed starts failed ones again.'
-        )
-    return int(unfinished > 0)
-
-
-def sweep_study(args: argparse.Namespace, study: Study, console: Console) -> int:
-    work_dir = args.work_dir or Path('work_dirs') / study.name
-    sweep = Sweep(
-        study, work_dir.resolve(), Path(__file__).resolve().with_name('train.py'), resources(args)
+    slurm = None if args.slurm is None else slurm_parameters(args.slurm)
+    gpus = gpus_per_job(args)
+    study = load_study(args.study, world_size=max(1, gpus))
+    return sweep_study(
+        study,
+        select(study, args.only, args.seeds),
+        args.work_dir or Path('work_dirs') / study.name,
+        Path(__file__).resolve().with_name('train.py'),
+        Resources(args.jobs, gpus, slurm),
+        dry_run=args.dry_run,
+        trial_steps=not args.no_trial_step,
+        retry_failed=args.retry_failed,
     )
-    if args.dry_run:
-        console.print(plan(sweep))
-        return 0
-    check_runs(study)
-    if not args.no_trial_step:
-        try_experiments(sweep)
-    with hold(work_dir / '.lock'):
-        sweep.write_study()
-        run_all(sweep, args.retry_failed, console)
-        return report(sweep, console)
 
 
 def main() -> int:
@@ -177,11 +104,9 @@ def main() -> int:
     # Side by side, runs share the cores; threads that wait for each other spin.
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // args.jobs)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return sweep_study(args, load_study(args.study), Console())
-    except (StudyError, HeldError) as error:
-        print(f'sweep.py: error: {error}', file=sys.stderr)
-        return 2
+    from mmsmca.errors import command
+
+    return command(sweep)(args)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -183,6 +182,8 @@ def peak_memory(
         peak = torch.cuda.max_memory_allocated
     else:
         if limit_gib is not None:
+            import resource  # Windows has none.
+
             limit = round(limit_gib * 2**30)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         Path('/proc/self/clear_refs').write_text('5')  # Resets the peak to what is resident now.

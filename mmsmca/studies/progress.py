@@ -4,8 +4,9 @@ from datetime import timedelta
 
 from rich.table import Table
 
-from mmsmca.studies.study import Run
-from mmsmca.studies.sweep import Sweep, last_evaluation, scalars
+from .report.logs import epoch_length, last_evaluation, read_records
+from .study import Run
+from .sweep import Sweep
 
 AP = 'coco/bbox_mAP'
 STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'yellow'}
@@ -20,6 +21,7 @@ class SweepProgress:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
+        self._finished: dict[str, tuple[str, str, str, str]] = {}  # Their logs do not change.
 
     def __rich__(self) -> Table:
         study = self.sweep.study
@@ -42,7 +44,14 @@ class SweepProgress:
         return ', '.join(f'{count} {state}' for state, count in counts.items())
 
     def _figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
-        entries = scalars(self.sweep.dir_of(run))
+        if state != 'finished':
+            return self._read_figures(run, state)
+        if run.id not in self._finished:
+            self._finished[run.id] = self._read_figures(run, state)
+        return self._finished[run.id]
+
+    def _read_figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
+        entries = read_records(self.sweep.dir_of(run))
         training = [entry for entry in entries if 'loss' in entry]
         metrics, _ = last_evaluation(entries)
         ap = f'{metrics[AP]:.3f}' if AP in metrics else ''
@@ -54,10 +63,8 @@ class SweepProgress:
         total = train_cfg.max_epochs if by_epoch else train_cfg.max_iters
         if by_epoch:
             progress = f'epoch {last["epoch"]}/{total}'
-            # Iterations of an epoch: known once one has ended, or from the first of the second.
-            done = last['epoch'] - 1
-            per_epoch = last['step'] / done if done else None
-            left = None if per_epoch is None else (total - done) * per_epoch
+            per_epoch = epoch_length(entries)
+            left = None if per_epoch is None else total * per_epoch - last['step']
         else:
             progress = f'{last["step"]}/{total}'
             left = total - last['step']

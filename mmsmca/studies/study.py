@@ -23,6 +23,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from mmsmca.errors import ConfigError, UserError
+from mmsmca.preflight import merge_options
+
 STUDY_KEYS = {'baseline', 'seeds', 'experiments'}
 EXPERIMENT_KEYS = {'name', 'config', 'cfg_options', 'published'}
 # Names become folder names.
@@ -30,7 +33,7 @@ NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 ID_DIGITS = 10
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study that cannot be run. The message names file, key and remedy."""
 
 
@@ -59,6 +62,7 @@ class Run:
         experiment: The experiment.
         seed: Seed of everything random.
         cfg: The resolved config, seed included.
+        world_size: Processes (GPUs) that train it together: the batch is as many times larger.
         id: Digest of ``cfg``: a change of the experiment, the config files or their bases makes
             another run of it.
     """
@@ -66,6 +70,7 @@ class Run:
     experiment: Experiment
     seed: int
     cfg: Config
+    world_size: int
     id: str
 
     @property
@@ -94,11 +99,13 @@ class Study:
     runs: tuple[Run, ...]
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, world_size: int = 1) -> Study:
     """Read a study and resolve the configs of its runs.
 
     Args:
-        path: The study's file, Python, YAML or JSON.
+        path: The study's file, Python, YAML or JSON. Names that begin with an underscore are its
+            own.
+        world_size: Processes (GPUs) that train a run together. Defaults to 1.
 
     Returns:
         The study.
@@ -114,6 +121,7 @@ def load_study(path: str | Path) -> Study:
         content = Config.fromfile(path).to_dict()
     except Exception as error:
         raise StudyError(f'{path}: cannot be read as a config: {error}') from error
+    content = {key: x for key, x in content.items() if not key.startswith('_')}
     _check_keys(content, STUDY_KEYS, STUDY_KEYS, str(path))
     experiments = _experiments(content['experiments'], path)
     names = [experiment.name for experiment in experiments]
@@ -125,7 +133,7 @@ def load_study(path: str | Path) -> Study:
     seeds = _seeds(content['seeds'], path)
     cfgs = [_resolve(experiment, f'{path}: {experiment.name}') for experiment in experiments]
     runs = tuple(
-        _run(experiment, seed, cfg)
+        _run(experiment, seed, cfg, world_size)
         for seed in seeds
         for experiment, cfg in zip(experiments, cfgs, strict=True)
     )
@@ -200,9 +208,9 @@ def _resolve(experiment: Experiment, where: str) -> Config:
                 f'{where}: cfg_options: {key!r} changes nothing that {experiment.config} has.'
             )
     try:
-        cfg.merge_from_dict(experiment.cfg_options)
-    except Exception as error:
-        raise StudyError(f'{where}: cfg_options do not fit the config: {error}') from error
+        merge_options(cfg, experiment.cfg_options, f'{where}: cfg_options')
+    except ConfigError as error:
+        raise StudyError(str(error)) from error
     return cfg
 
 
@@ -214,8 +222,12 @@ def _child(node: object, part: str) -> object:
     return None
 
 
-def _run(experiment: Experiment, seed: int, cfg: Config) -> Run:
+def _run(experiment: Experiment, seed: int, cfg: Config, world_size: int) -> Run:
     cfg = Config(cfg.to_dict())
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
-    canonical = json.dumps(cfg.to_dict(), sort_keys=True, default=repr)
-    return Run(experiment, seed, cfg, hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS])
+    content = cfg.to_dict()
+    if world_size > 1:
+        content['world_size'] = world_size
+    canonical = json.dumps(content, sort_keys=True, default=repr)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
+    return Run(experiment, seed, cfg, world_size, digest)

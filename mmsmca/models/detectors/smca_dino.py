@@ -265,7 +265,7 @@ class SMCADINO(DINO):
 
 
 def _boxes(shape: tuple[int, int], mask: Tensor | None, side: float, like: Tensor) -> Tensor:
-    """Boxes (cx, cy, w, h) around the cells of a level, in [0, 1] of the content; (B or 1, N, 4)."""
+    """Boxes (cx, cy, w, h) around a level's cells, in [0, 1] of the content; (B or 1, N, 4)."""
     centers = cell_coordinates(shape, like) + 0.5
     content = centers[-1:] + 0.5
     if mask is not None:

@@ -155,6 +155,51 @@ def _records(path: Path) -> tuple[list[dict], int]:
     return records, unreadable
 
 
+def read_records(folder: Path) -> list[dict]:
+    """Everything that a run logged of training and evaluation, all attempts in their order.
+
+    Args:
+        folder: MMEngine's work directory of the run.
+
+    Returns:
+        MMEngine's records; lines that cannot be read are left out.
+    """
+    paths = sorted(folder.glob('*/vis_data/scalars.json'))
+    return [record for path in paths for record in _records(path)[0]]
+
+
+def last_evaluation(records: Iterable[dict]) -> tuple[dict, int]:
+    """The last evaluation of a run, and how far it was trained.
+
+    Args:
+        records: Those of :func:`read_records`.
+
+    Returns:
+        Metrics by the names that MMDetection logs, and the last iteration.
+    """
+    metrics: dict = {}
+    iterations = 0
+    for record in records:
+        iterations = max(iterations, record.get('iter', 0))
+        found = {key: number for key, number in record.items() if key.startswith('coco/')}
+        metrics = found or metrics
+    return metrics, iterations
+
+
+def epoch_length(records: Iterable[dict]) -> int | None:
+    """Iterations of an epoch, from where epochs begin; None while there is but one.
+
+    Args:
+        records: Those of :func:`read_records`.
+    """
+    lines = {
+        record['iter']: _Line(None, None, None, record.get('epoch'), False)
+        for record in records
+        if 'iter' in record
+    }
+    return _epoch_length(lines)
+
+
 def _metrics(record: dict) -> dict[str, float | None]:
     values = {name: record.get(key, -1) for name, key in METRICS.items()}
     return {name: value if value >= 0 else None for name, value in values.items()}

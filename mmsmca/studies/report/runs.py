@@ -13,7 +13,10 @@ from .logs import Log, read_log
 from .published import Published, PublishedError, find_published
 
 # What may differ between the configs of runs of one experiment.
-SEED = re.compile(r'\bseed=\d+|^(?:work_dir|load_from|resume) = .*$', re.MULTILINE)
+SEED = re.compile(r'\bseed=\d+|^(?:work_dir|resume) = .*$', re.MULTILINE)
+# Where training resumed, load_from is where; else it is what the weights were at first.
+RESUMED = re.compile(r'^resume = True$', re.MULTILINE)
+LOAD_FROM = re.compile(r'^load_from = .*$', re.MULTILINE)
 
 
 class ReportError(ValueError):
@@ -33,7 +36,7 @@ class Run:
         log: What it logged.
         finished: Whether it trained to its end.
         length: Iterations or epochs it is to train; None if unknown.
-        info: ``run.json`` of a study: versions, hardware, revision.
+        info: ``run.json`` of a study, with versions, hardware and revision of every attempt.
         failure: The last attempt's exit code and last line, if it failed.
     """
 
@@ -249,7 +252,7 @@ class _Reader:
         dump = _config_dump(folder)
         if dump is None:
             return None
-        key = SEED.sub('', dump.read_text(errors='replace'))
+        key = _seedless(dump)
         if key not in self.configs:
             try:
                 config = Config.fromfile(dump, import_custom_modules=False)
@@ -292,7 +295,14 @@ def _config_dump(folder: Path) -> Path | None:
 
 def _without_seed(folder: Path) -> str | None:
     dump = _config_dump(folder)
-    return SEED.sub('', dump.read_text(errors='replace')) if dump else None
+    return _seedless(dump) if dump else None
+
+
+def _seedless(dump: Path) -> str:
+    text = dump.read_text(errors='replace')
+    if RESUMED.search(text):
+        text = LOAD_FROM.sub('load_from = None', text)
+    return SEED.sub('', text)
 
 
 def _common_name(names: list[str]) -> str:

@@ -7,6 +7,7 @@ from functools import cache
 from statistics import fmean
 
 import numpy as np
+from scipy import stats
 
 from .logs import METRICS, Evaluation
 from .runs import Experiment, Run, Study
@@ -27,11 +28,15 @@ class Value:
     n: int
 
     def __sub__(self, other: 'Value') -> 'Value':
-        """Difference of the means. Its ``std`` is the standard error of that difference."""
-        error = None
+        """Difference of the means. Its ``std`` is half of Welch's 95 % interval of it."""
+        half = None
         if self.std is not None and other.std is not None:
-            error = math.sqrt(self.std**2 / self.n + other.std**2 / other.n)
-        return Value(self.mean - other.mean, error, min(self.n, other.n))
+            of_self, of_other = self.std**2 / self.n, other.std**2 / other.n
+            half = 0.0
+            if variance := of_self + of_other:
+                freedom = variance**2 / (of_self**2 / (self.n - 1) + of_other**2 / (other.n - 1))
+                half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+        return Value(self.mean - other.mean, half, min(self.n, other.n))
 
 
 def value(numbers: Iterable[float | None]) -> Value | None:

@@ -111,7 +111,7 @@ def _run(run: Run) -> dict:
         seed=run.seed,
         run=run.name,
         id=run.info.get('id'),
-        git=run.info.get('git'),
+        git=(run.info.get('attempts') or [run.info])[-1].get('git'),
         started=run.info.get('started'),
         state=run.state,
         iterations=[e.iteration for e in evaluations],
@@ -126,11 +126,14 @@ def _environments(study: Study) -> list[dict]:
     found: list[dict] = []
     for experiment in study.experiments:
         for run in experiment.runs:
-            environment = {key: run.info.get(key) for key in ('versions', 'hardware')}
-            same = next((f for f in found if environment.items() <= f.items()), None)
-            if same is None:
-                found.append(same := environment | dict(runs=[]))
-            same['runs'].append(run.name)
+            # Records of sweeps before 0.2 have one of each, written where the sweep ran.
+            for attempt in run.info.get('attempts') or [run.info]:
+                environment = {key: attempt.get(key) for key in ('versions', 'hardware')}
+                same = next((f for f in found if environment.items() <= f.items()), None)
+                if same is None:
+                    found.append(same := environment | dict(runs=[]))
+                if run.name not in same['runs']:
+                    same['runs'].append(run.name)
     return found
 
 

@@ -291,8 +291,8 @@ def at_equal_time(study: Study, compare: Sequence[str] = ()) -> list[Table]:
             ]
         )
     note = (
-        'At the whole training time of the faster one of the pair. ± is the standard error of the '
-        'difference, from the deviations over the seeds: differences below twice that say little.'
+        "At the whole training time of the faster one of the pair. ± is Welch's 95 % interval of "
+        'the difference, from the deviations over the seeds: one that includes 0 says little.'
     )
     head = ['pair', f'training, {unit}', *SIZES]
     return [together, Table('pairs', 'Differences at equal training time', head, rows, note)]
