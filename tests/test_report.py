@@ -106,8 +106,11 @@ def test_mean_deviation_and_difference_by_hand():
     assert close(value([7.0]), 7.0, None, 1)
     assert close(value([None, 7.0]), 7.0, None, 1)
     assert value([None]) is None
-    # The standard error of the difference: variances 2 and 8 over two numbers each.
-    assert close(value([6.0, 10.0]) - value([1.0, 3.0]), 6.0, math.sqrt(8 / 2 + 2 / 2), 2)
+    # Welch: variances 2 and 8 over two numbers each, 5^2 / (4^2 + 1^2) degrees of freedom, whose
+    # 97.5 % quantile is 6.188.
+    assert close(
+        value([6.0, 10.0]) - value([1.0, 3.0]), 6.0, 6.18811494076925 * math.sqrt(8 / 2 + 2 / 2), 2
+    )
 
 
 def test_final_metrics_by_hand(study_dir):
@@ -118,7 +121,9 @@ def test_final_metrics_by_hand(study_dir):
     assert close(final['fast']['AP'], 0.28, 0.04 / math.sqrt(2), 2)
     assert close(final['fast']['AP75'], 0.224, 0.032 / math.sqrt(2), 2)
     assert final['slow']['AP_S'] is None  # -1: there are no small objects.
-    assert close(final['fast']['AP'] - final['slow']['AP'], -0.14, 0.04 / math.sqrt(2), 2)
+    # Two degrees of freedom: 4.303 standard errors.
+    half = 4.302652729749462 * 0.04 / math.sqrt(2)
+    assert close(final['fast']['AP'] - final['slow']['AP'], -0.14, half, 2)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +464,7 @@ def test_report_in_every_format(study_dir, tmp_path_factory, monkeypatch):
     final = '42.0 ± 2.8', '–', '63.0 ± 4.2', '33.6 ± 2.3', '–', '42.0 ± 2.8', '50.4 ± 3.4'
     assert ['slow', '2', *final, '39.9 (150 epochs)'] in cells
     assert ['fast', '300', 'never', '–', '–'] in cells
-    assert ['slow − fast', '40.0', '−8.0 ± 2.0', '–', '−8.0 ± 2.0', '−9.6 ± 2.4'] in cells
+    assert ['slow − fast', '40.0', '−8.0 ± 8.6', '–', '−8.0 ± 8.6', '−9.6 ± 10.3'] in cells
     content = json.loads((out / 'report.json').read_text())
     assert content['command'].startswith('python tools/report.py')
     assert content['environments'][0]['versions'] == {'torch': '2.13'}

@@ -8,6 +8,7 @@ here, and ``globals().update(_base_.shapes)`` in the configs.
 """
 
 shapes = dict(
+    custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
     metainfo=dict(
         classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
         palette=[
@@ -62,6 +63,7 @@ shapes['val_dataloader'] = dict(
 )
 shapes['test_dataloader'] = shapes['val_dataloader']
 shapes['val_evaluator'] = dict(
+    type='FastestCocoMetric',
     ann_file=shapes['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json'
 )
 shapes['test_evaluator'] = shapes['val_evaluator']
