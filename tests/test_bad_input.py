@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
+from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from PIL import Image
 from test_preflight import (  # noqa: F401  (fixtures among them)
@@ -47,6 +48,7 @@ from mmsmca.datasets.load_image import LoadImage
 from mmsmca.errors import ConfigError, DataError
 from mmsmca.preflight import check_config, effective_config
 from mmsmca.studies.report.costs import image_size
+from mmsmca.visualization import inspection
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'
 ATTENTION = 'model.decoder.layer_cfg.cross_attn_cfg'
@@ -613,6 +615,17 @@ def test_command_line(case: str, folder: Path, monkeypatch, capfd):
 
 def test_enough_rows():
     assert len(VALUES) + len(FILES) + len(ANNOTATIONS) + len(WEIGHTS) + len(COMMANDS) >= 60
+
+
+def test_image_to_be_looked_at_is_named(root: Path, shapes_config: Config, monkeypatch):
+    monkeypatch.setattr(inspection.preflight, 'effective_config', lambda args: shapes_config)
+    monkeypatch.setattr(inspection.preflight, 'check_config', lambda cfg, phases: None)
+    monkeypatch.setattr(inspection, 'init_detector', lambda *args, **kwargs: None)
+    _, pipeline = inspection.load_detector('config.py', 'some.pth')
+    (root / 'val/0.jpg').write_bytes(b'junk')
+    with pytest.raises(DataError, match='val/0.jpg cannot be loaded'):
+        pipeline(dict(img_path=str(root / 'val/0.jpg'), img_id=0))
+    assert 'LoadImageFromFile' not in TRANSFORMS.module_dict
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,18 @@ def test_image_is_named(cfg: Config, tmp_path: Path):
     assert 'LoadImageFromFile' not in TRANSFORMS.module_dict
 
 
+def test_sampler_that_composes_batches_is_kept(cfg: Config):
+    """Not the first images: a batch of each source, as semi-supervised models need it."""
+    one = cfg.train_dataloader.dataset
+    sampler = dict(type='MultiSourceSampler', batch_size=3, source_ratio=[2, 1])
+    cfg.train_dataloader.batch_size = 3
+    cfg.train_dataloader.sampler = ConfigDict(sampler)
+    cfg.train_dataloader.dataset = ConfigDict(type='ConcatDataset', datasets=[one, one])
+    trial_step(cfg)
+    cfg.train_dataloader.sampler.source_ratio = [3]
+    assert 'source_ratio' in failure(cfg)
+
+
 @pytest.mark.parametrize('asked', [True, False])
 def test_command(cfg: Config, tmp_path: Path, monkeypatch, capfd, asked: bool):
     """Refused before anything is written, unless the trial is turned off."""

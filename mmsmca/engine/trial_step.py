@@ -26,6 +26,8 @@ from mmsmca.errors import ConfigError, UserError, one_line
 # What MMEngine's other optimizer wrappers have too; those of mixed precision and of strategies ask
 # for an accelerator or for the strategy.
 OPTIMIZER_KEYS = ('optimizer', 'paramwise_cfg', 'clip_grad', 'constructor')
+LOADER_KEYS = ('dataset', 'collate_fn', 'batch_size', 'sampler', 'batch_sampler')
+SHUFFLING_SAMPLERS = ('DefaultSampler', 'InfiniteSampler')
 
 
 def trial_step(cfg: Config) -> None:
@@ -68,13 +70,13 @@ def trial_step(cfg: Config) -> None:
 
 def _first_images(loader: ConfigDict) -> ConfigDict:
     """The data loader of the config, for one small batch in this process."""
-    kept = {key: loader[key] for key in ('dataset', 'collate_fn') if key in loader}
-    return ConfigDict(
-        **kept,
-        batch_size=min(2, loader.get('batch_size', 2)),
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-    )
+    kept = {key: loader[key] for key in LOADER_KEYS if key in loader}
+    # Any other sampler composes batches as its model needs them.
+    if loader.get('sampler', {}).get('type', 'DefaultSampler') in SHUFFLING_SAMPLERS:
+        kept['batch_size'] = min(2, loader.get('batch_size', 2))
+        kept['sampler'] = dict(type='DefaultSampler', shuffle=False)
+        kept.pop('batch_sampler', None)
+    return ConfigDict(kept, num_workers=0)
 
 
 def _without_pretrained(node: Any) -> Any:

@@ -22,6 +22,7 @@ from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor, nn
 
 from mmsmca import preflight
+from mmsmca.datasets.load_image import naming_images
 from mmsmca.models.layers.decoder import SMCADecoderLayer
 from mmsmca.models.layers.explicit_attention import gaussian_log_prior
 from mmsmca.models.layers.fused_attention import masked_softmax
@@ -297,7 +298,8 @@ def load_detector(
     )
     preflight.check_config(cfg, phases=())
     model = init_detector(cfg, str(checkpoint), device=device)
-    return model, Compose(get_test_pipeline_cfg(cfg))
+    with naming_images():
+        return model, Compose(get_test_pipeline_cfg(cfg))
 
 
 def read_image(path: str | Path) -> np.ndarray:
