@@ -156,8 +156,8 @@ def test_model_tool(tmp_path: Path):
 def test_model_tool_goes_on_after_the_last_row(tmp_path: Path, monkeypatch, capsys):
     out = tmp_path / 'rows.json'
     first, second, third = ('mmdet::a.py', 'mmdet::b.py', 'mmdet::c.py')
-    main = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))['main']
-    measured = []
+    tool = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))
+    main, measured = tool['main'], []
 
     def measure(name: str, of_first: dict | None, args: Namespace) -> dict:
         measured.append((name, of_first and of_first['config']))
@@ -165,7 +165,7 @@ def test_model_tool_goes_on_after_the_last_row(tmp_path: Path, monkeypatch, caps
             raise KeyboardInterrupt
         return dict(config=name, detector=name, train_mib=len(measured))
 
-    monkeypatch.setitem(main.__globals__, 'measure', measure)
+    monkeypatch.setitem(tool['parse_args'].__globals__, 'measure', measure)
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *arguments, '--json', str(out)])
