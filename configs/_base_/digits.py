@@ -1,7 +1,8 @@
 """The generated set "digits" (``tools/make_digits.py data/digits``) in place of "shapes".
 
 A second data set, on which no recipe is chosen. Configs of the head-to-head on shapes take it with
-``globals().update(_base_.digits)``: recipe and sizes stay theirs. A mirrored digit is none: no flips.
+``globals().update(_base_.digits)``: recipe and sizes stay theirs. A mirrored digit is
+none: no flips.
 """
 
 _data = dict(
