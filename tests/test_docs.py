@@ -47,6 +47,7 @@ NO_WORKERS = [
 QUICKSTART = 'work_dirs/quickstart'
 SHORTER = {
     'tools/make_shapes.py': '--train 8 --val 4 --size 48'.split(),
+    'tools/make_digits.py': '--train 8 --val 4 --size 64'.split(),
     'tools/train.py': [
         '--cfg-options',
         *NO_WORKERS,

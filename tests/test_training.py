@@ -1,7 +1,9 @@
 """Real training runs on generated shapes, in this process and through mim."""
 
+import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -82,6 +84,25 @@ def test_resume_continues_at_the_same_iteration(trained, shapes):
     assert steps == {52}
     name = 'decoder.layers.0.spatial_prior.offsets.weight'
     assert not torch.equal(weights[name], after.model.state_dict()[name])
+
+
+def test_quick_start_estimates_its_time_from_a_few_iterations(shapes, monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', str(torch.get_num_threads()))
+    quickstart = runpy.run_path(str(ROOT / 'tools/quickstart.py'))
+    steps = []
+
+    def minutes(max_epochs):
+        cfg = load_config(CONFIG)
+        cfg.merge_from_dict(options(shapes, max_epochs))
+        before = time.perf_counter()
+        result = quickstart['training_minutes'](cfg)
+        steps.append((time.perf_counter() - before) / 60)
+        return result
+
+    # Four iterations an epoch, of which it times ten: more than those take, it cannot tell.
+    estimate = minutes(max_epochs=5)
+    assert 0 < estimate <= 2 * steps[0]
+    assert minutes(max_epochs=5000) > 100 * estimate
 
 
 def test_mim_trains_and_tests_from_any_folder(shapes, tmp_path):

@@ -6,10 +6,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import cv2
+import torch
 from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
 
 # The data loader has the other core; threads that wait for each other spin.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -22,6 +29,8 @@ WORK_DIR = Path('work_dirs/quickstart')
 RESULT = WORK_DIR / 'result.json'
 PICTURES = WORK_DIR / 'detections'
 NUM_PICTURES = 12
+# Iterations that the estimate times, after one more.
+TIMED = 10
 
 
 def run(tool: str, *args: str | Path) -> None:
@@ -33,6 +42,30 @@ def run(tool: str, *args: str | Path) -> None:
         sys.exit(f'{tool} failed (exit status {status}); its message is above.')
 
 
+def training_minutes(cfg: Config) -> float:
+    """How long a config's training takes at the speed of a few iterations on its data, here.
+
+    Images are loaded in between; the training loads them beside.
+    """
+    # This process read the variable before it was set.
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    register_all_modules()
+    loader = Runner.build_dataloader(
+        dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
+    )
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.train()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    batches = chain.from_iterable(repeat(loader))
+    model.train_step(next(batches), optim_wrapper)
+    start = time.perf_counter()
+    for batch in islice(batches, TIMED):
+        model.train_step(batch, optim_wrapper)
+    seconds = (time.perf_counter() - start) / TIMED
+    return seconds * len(loader) * cfg.train_cfg.max_epochs / 60
+
+
 def last_checkpoint() -> Path:
     """The checkpoint that MMEngine wrote last."""
     return Path((WORK_DIR / 'last_checkpoint').read_text())
@@ -42,6 +75,8 @@ def train_and_evaluate() -> None:
     """Generate the data, train, evaluate; leaves ``RESULT``."""
     start = time.monotonic()
     run('make_shapes.py', DATA_DIR)
+    minutes = training_minutes(Config.fromfile(CONFIG))
+    print(f'At this speed, all of the training takes about {minutes:.0f} minutes.', flush=True)
     run('train.py', CONFIG, '--work-dir', WORK_DIR, '--resume')
     test_dir = WORK_DIR / 'test'
     run('test.py', CONFIG, last_checkpoint(), '--work-dir', test_dir)

@@ -64,6 +64,6 @@ shapes['val_dataloader'] = dict(
 shapes['test_dataloader'] = shapes['val_dataloader']
 shapes['val_evaluator'] = dict(
     type='FastestCocoMetric',
-    ann_file=shapes['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json'
+    ann_file=shapes['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json',
 )
 shapes['test_evaluator'] = shapes['val_evaluator']

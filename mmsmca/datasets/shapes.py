@@ -12,7 +12,9 @@ another object hides does not count. A box spans whole pixels, ``[x, y, width, h
 import json
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ MIN_ASPECT = 0.7
 MIN_SIZE = 32
 # Raised whenever the same parameters give other files, so that an old set is not taken for new.
 FORMAT_VERSION = 1
-MANIFEST = 'shapes_manifest.json'
+MANIFEST = 'manifest.json'
 
 # The easy variant's colour (RGB) and texture of each class.
 CLASS_LOOKS = {
@@ -68,7 +70,7 @@ class ShapeObject:
     """One annotation of a generated image.
 
     Attributes:
-        label: Index into ``SHAPES_CLASSES``.
+        label: Index of its class.
         mask: Visible pixels, bool, (size, size). Never empty.
         full_area: Number of its pixels before others hid some.
         is_crowd: Whether this is a group of objects under one annotation.
@@ -138,18 +140,47 @@ def make_shapes(
     }
     _check_parameters(**parameters)
     manifest = {'format_version': FORMAT_VERSION, **parameters}
+    return write_set(
+        out_dir,
+        manifest,
+        SHAPES_CLASSES,
+        partial(draw_image, size, max_objects, variant, seed),
+    )
+
+
+def write_set(
+    out_dir: str | Path,
+    manifest: dict[str, Any],
+    classes: Sequence[str],
+    draw: Callable[[str, int], tuple[np.ndarray, list[ShapeObject]]],
+) -> bool:
+    """Write a generated set to ``out_dir``, or do nothing if the very same set is already there.
+
+    Args:
+        out_dir: Folder of the set; parents are created.
+        manifest: What the set is made from; ``num_train``, ``num_val`` and ``num_tune`` are among
+            it.
+        classes: Names of the classes.
+        draw: Image and objects, given split and number of the image within it.
+
+    Returns:
+        True if the set was written, False if it was there already.
+
+    Raises:
+        DataError: If ``out_dir`` holds a set with another manifest, or anything else.
+    """
     out_dir = Path(out_dir)
     if _is_made(out_dir, manifest):
         return False
 
-    partial = out_dir.with_name(out_dir.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / 'annotations').mkdir(parents=True)
-    for split, count in zip(SPLITS, (num_train, num_val, num_tune), strict=True):
-        _write_split(partial, split, count, size, max_objects, variant, seed)
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+    unfinished = out_dir.with_name(out_dir.name + '.partial')
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / 'annotations').mkdir(parents=True)
+    for split in SPLITS:
+        _write_split(unfinished, split, manifest[f'num_{split}'], classes, draw)
+    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
     shutil.rmtree(out_dir, ignore_errors=True)
-    partial.rename(out_dir)
+    unfinished.rename(out_dir)
     return True
 
 
@@ -245,14 +276,19 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
 
 
 def _write_split(
-    out_dir: Path, split: str, count: int, size: int, max_objects: int, variant: str, seed: int
+    out_dir: Path,
+    split: str,
+    count: int,
+    classes: Sequence[str],
+    draw: Callable[[str, int], tuple[np.ndarray, list[ShapeObject]]],
 ) -> None:
     folder = out_dir / split
     folder.mkdir()
     images: list[dict] = []
     annotations: list[dict] = []
     for index in track(range(count), description=f'{split} images'):
-        pixels, objects = draw_image(size, max_objects, variant, seed, split, index)
+        pixels, objects = draw(split, index)
+        size = len(pixels)
         name = _image_name(index)
         if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
             raise OSError(f'cannot write {folder / name}')
@@ -269,7 +305,7 @@ def _write_split(
                     'iscrowd': int(shape.is_crowd),
                 }
             )
-    categories = [{'id': i, 'name': name} for i, name in enumerate(SHAPES_CLASSES, start=1)]
+    categories = [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)]
     content = {'images': images, 'annotations': annotations, 'categories': categories}
     (out_dir / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 

@@ -1,0 +1,155 @@
+"""The second generated set: handwritten digits, none of which two splits share."""
+
+import json
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.registry import DATASETS
+from mmengine.registry import init_default_scope
+from utils import ROOT, load_config
+
+from mmsmca.datasets import digits
+from mmsmca.datasets.digits import DIGITS_OF_SPLIT, draw_image, make_digits
+
+SMALL = {'num_train': 12, 'num_val': 6, 'size': 64, 'seed': 3}
+
+
+def contents(folder):
+    files = (path for path in folder.rglob('*') if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope='module')
+def small_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sets') / 'digits'
+    assert make_digits(folder, **SMALL)
+    return folder
+
+
+def test_same_parameters_give_the_same_bytes(small_set, tmp_path):
+    make_digits(tmp_path / 'again', **SMALL)
+    assert contents(tmp_path / 'again') == contents(small_set)
+    assert not make_digits(small_set, **SMALL)
+
+
+def test_splits_share_no_digit():
+    numbers = {split: set(range(*ends)) for split, ends in DIGITS_OF_SPLIT.items()}
+    strokes, labels, _ = digits._sources()
+    assert sum(map(len, numbers.values())) == len(set.union(*numbers.values())) == len(strokes)
+    for split in numbers.values():
+        assert set(labels[list(split)]) == set(range(10))
+    pictures = {split: {strokes[i].tobytes() for i in few} for split, few in numbers.items()}
+    assert not pictures['train'] & (pictures['val'] | pictures['tune'])
+    assert not pictures['val'] & pictures['tune']
+
+
+@pytest.mark.parametrize('split', DIGITS_OF_SPLIT)
+def test_images_take_only_what_is_of_their_split(monkeypatch, split):
+    """Digits of other splits, and the photographs' other halves, are marked: none is seen."""
+    strokes, labels, photographs = digits._sources()
+    first, last = DIGITS_OF_SPLIT[split]
+    marked = np.full_like(labels, -1)
+    marked[first:last] = labels[first:last]
+    halves = [np.zeros_like(photograph) for photograph in photographs]
+    for half in halves:
+        middle = half.shape[1] // 2
+        half[:, slice(middle, None) if split == 'train' else slice(middle)] = 255
+    monkeypatch.setattr(digits, '_sources', lambda: (strokes, marked, halves))
+    digits_seen = 0
+    for index in range(60):
+        image, objects = draw_image(64, 3, 0, split, index)
+        assert all(shape.label >= 0 for shape in objects)
+        hidden = np.zeros((64, 64), np.uint8)
+        for shape in objects:
+            hidden |= shape.mask.astype(np.uint8)
+        # Beyond the strokes' soft edges there is the photograph, here black.
+        assert image[cv2.dilate(hidden, np.ones((25, 25))) == 0].max(initial=0) == 0
+        digits_seen += len(objects)
+    assert digits_seen > 60
+
+
+def test_boxes_are_tight_apart_and_inside_the_image():
+    counts, extents = set(), []
+    for index in range(200):
+        image, objects = draw_image(96, 3, 0, 'train', index)
+        counts.add(len(objects))
+        for shape in objects:
+            x, y, width, height = shape.bbox
+            extents.append(max(width, height))
+            inside = shape.mask[y : y + height, x : x + width]
+            assert inside.sum() == shape.mask.sum() == shape.full_area > 0
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        assert np.sum([shape.mask for shape in objects], axis=0).max(initial=0) <= 1
+    assert counts == {0, 1, 2, 3}
+    assert min(extents) < 14 and max(extents) > 48
+
+
+def test_config_reads_the_set(small_set):
+    cfg = load_config('head_to_head/detr_r18_head-to-head_digits.py')
+    cfg.train_dataloader.dataset.data_root = str(small_set)
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert dataset.metainfo['classes'] == digits.DIGITS_CLASSES
+    content = json.loads((small_set / 'annotations/instances_train.json').read_text())
+    truths = [dataset[i]['data_samples'].gt_instances for i in range(len(dataset))]
+    assert len(truths) == len(content['images']) == 12
+    assert [int(label) + 1 for truth in truths for label in truth.labels] == [
+        annotation['category_id'] for annotation in content['annotations']
+    ]
+
+
+@pytest.mark.parametrize('detector', ['detr', 'dino-qfl', 'smca-multi-scale'])
+def test_recipe_is_that_of_shapes(detector):
+    cfg, shapes = (
+        load_config(f'head_to_head/{detector}_r18_head-to-head_{data}.py')
+        for data in ('digits', 'shapes')
+    )
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'test_pipeline'):
+        assert cfg[key] == shapes[key]
+    flip = dict(type='RandomFlip', prob=0.5)
+    assert cfg.train_pipeline == [step for step in shapes.train_pipeline if step != flip]
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline != shapes.train_pipeline
+    assert cfg.model.bbox_head.pop('num_classes') == 10
+    assert shapes.model.bbox_head.pop('num_classes') == 6
+    assert cfg.model == shapes.model
+    for name in ('val', 'test'):
+        dataset = cfg[f'{name}_dataloader'].dataset
+        assert cfg[f'{name}_evaluator'].ann_file == dataset.data_root + dataset.ann_file
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'allowed'),
+    [
+        ('num_train', 0, 'at least 1'),
+        ('num_tune', 0, 'at least 1'),
+        ('size', 63, 'at least 64'),
+        ('max_objects', 0, 'at least 1'),
+        ('seed', -1, '0 to 4294967295'),
+    ],
+)
+def test_bad_parameters_are_named_before_anything_is_written(tmp_path, name, value, allowed):
+    with pytest.raises(ValueError, match=f'^{name} is .*{allowed}'):
+        make_digits(tmp_path / 'set', **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_names_the_extra_that_it_needs(tmp_path, monkeypatch, capsys):
+    def run():
+        words = ['make_digits.py', str(tmp_path / 'set'), *'--train 1 --val 1 --size 64'.split()]
+        monkeypatch.setattr(sys, 'argv', words)
+        runpy.run_path(str(ROOT / 'tools/make_digits.py'), run_name='__main__')
+
+    digits._sources.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'sklearn.datasets', None)
+        with pytest.raises(SystemExit) as exit_info:
+            run()
+    assert exit_info.value.code == 2
+    assert "pip install 'mmsmca[digits]'" in capsys.readouterr().err
+    run()
+    assert capsys.readouterr().out.endswith('set: written\n')
+    run()
+    assert 'already there' in capsys.readouterr().out
