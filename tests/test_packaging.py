@@ -184,7 +184,8 @@ def test_model_index_imports_every_metafile():
 def test_every_config_is_listed_once():
     """The shapes configs are for trying out and belong to no published model."""
     listed = sorted(model['Config'] for model in models())
-    configs = (ROOT / 'configs/smca').rglob('*.py')
+    folders = ROOT / 'configs/smca', ROOT / 'configs/smca_dino'
+    configs = [path for folder in folders for path in folder.rglob('*.py')]
     assert listed == sorted(str(path.relative_to(ROOT)) for path in configs)
 
 
