@@ -126,6 +126,29 @@ def test_final_metrics_by_hand(study_dir):
     assert close(final['fast']['AP'] - final['slow']['AP'], -0.14, half, 2)
 
 
+def test_what_a_run_starts_from_is_part_of_its_experiment(tmp_path):
+    """Fine-tuned and from scratch are no seeds of one experiment; resumed runs are."""
+    for seed in (0, 1):
+        for name, lines in (
+            ('scratch', ('load_from = None\nresume = False\n',)),
+            ('tuned', ("load_from = 'detr.pth'\nresume = False\n",)),
+        ):
+            folder = tmp_path / f'{name}_seed{seed}'
+            write_run(folder, 'smca', seed, [0.1, 0.2, 0.3, 0.4], False)
+            (dump,) = folder.glob('*/vis_data/config.py')
+            dump.write_text(dump.read_text() + lines[0])
+    resumed = tmp_path / 'tuned_seed1/20260101_000001/vis_data/config.py'
+    resumed.parent.mkdir(parents=True)
+    (dump,) = tmp_path.glob('tuned_seed1/20260101_000000/vis_data/config.py')
+    text = dump.read_text().replace("'detr.pth'", "'iter_200.pth'")
+    resumed.write_text(text.replace('resume = False', 'resume = True'))
+    study = read_study(tmp_path)
+    assert {e.name: [run.seed for run in e.runs] for e in study.experiments} == {
+        'scratch': [0, 1],
+        'tuned': [0, 1],
+    }
+
+
 @pytest.mark.parametrize(
     ('name', 'threshold', 'step', 'seeds'),
     [

@@ -252,7 +252,7 @@ class _Reader:
         dump = _config_dump(folder)
         if dump is None:
             return None
-        key = _seedless(dump)
+        key = SEED.sub('', dump.read_text(errors='replace'))
         if key not in self.configs:
             try:
                 config = Config.fromfile(dump, import_custom_modules=False)
@@ -294,15 +294,14 @@ def _config_dump(folder: Path) -> Path | None:
 
 
 def _without_seed(folder: Path) -> str | None:
-    dump = _config_dump(folder)
-    return _seedless(dump) if dump else None
-
-
-def _seedless(dump: Path) -> str:
-    text = dump.read_text(errors='replace')
-    if RESUMED.search(text):
-        text = LOAD_FROM.sub('load_from = None', text)
-    return SEED.sub('', text)
+    """The last attempt's config less what may differ, with the weights of the first."""
+    dumps = sorted(folder.glob('*/vis_data/config.py'))
+    if not dumps:
+        return None
+    first, last = (dump.read_text(errors='replace') for dump in (dumps[0], dumps[-1]))
+    began = None if RESUMED.search(first) else LOAD_FROM.search(first)
+    text = LOAD_FROM.sub('', SEED.sub('', last)).rstrip()
+    return text if began is None else f'{text}\n{began[0]}'
 
 
 def _common_name(names: list[str]) -> str:
