@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mmsmca.analysis import benchmarks
+from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.attention import IMPLEMENTATIONS
 from mmsmca.models.layers.projections import AttentionProjections
 
@@ -249,6 +250,7 @@ def parse_args() -> Namespace:
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
+    flush_denormals()
     torch.set_num_threads(args.threads)
     not_settings = ('grids', 'queries', 'json', 'plot', 'threads')
     settings = {key: value for key, value in vars(args).items() if key not in not_settings}
@@ -259,7 +261,7 @@ def main() -> None:
         for queries in args.queries
         for row in measure(grid, queries, args)
     ]
-    print(benchmarks.markdown_table(rows, COLUMNS))
+    print(f'{benchmarks.setting(environment)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
     if args.json:
         benchmarks.write_json(args.json, rows)
     if args.plot:

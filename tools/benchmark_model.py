@@ -21,6 +21,7 @@ from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
 from mmsmca.analysis import benchmarks
+from mmsmca.denormals import flush_denormals
 
 COLUMNS = {
     'config': 'config',
@@ -192,12 +193,13 @@ def parse_args() -> Namespace:
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
+    flush_denormals()
     torch.set_num_threads(args.threads)
     not_settings = ('configs', 'json', 'threads')
     settings = {key: value for key, value in vars(args).items() if key not in not_settings}
     environment = benchmarks.environment(args.device)
     rows = [{**row, **settings, **environment} for row in measure(args)]
-    print(benchmarks.markdown_table(rows, COLUMNS))
+    print(f'{benchmarks.setting(environment)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
     if args.json:
         benchmarks.write_json(args.json, rows)
 

@@ -244,6 +244,7 @@ def start_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """Start onnxruntime on the CPU, with as many threads as PyTorch has."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry('session.set_denormal_as_zero', '1')
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=['CPUExecutionProvider']
     )
