@@ -14,8 +14,6 @@ import os
 
 import torch
 
-SWITCH = 'MMSMCA_FLUSH_DENORMAL'
-
 
 def flush_denormals() -> None:
     """Let this thread, and those it starts from now on, take denormal numbers as zeros.
@@ -23,8 +21,13 @@ def flush_denormals() -> None:
     Does nothing where the environment variable ``MMSMCA_FLUSH_DENORMAL`` is 0, or the processor
     has no such setting.
     """
-    if os.environ.get(SWITCH) != '0':
+    if switched_on():
         torch.set_flush_denormal(True)
+
+
+def switched_on() -> bool:
+    """Whether the environment variable ``MMSMCA_FLUSH_DENORMAL`` is not 0."""
+    return os.environ.get('MMSMCA_FLUSH_DENORMAL') != '0'
 
 
 def denormals_flushed() -> bool:

@@ -29,6 +29,7 @@ from mmengine.runner import load_checkpoint
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from mmsmca import denormals
 from mmsmca.checkpoints import safe_globals
 from mmsmca.datasets.shapes import draw_image
 from mmsmca.models import SMCADETR, SMCAHead
@@ -244,7 +245,8 @@ def start_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """Start onnxruntime on the CPU, with as many threads as PyTorch has."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry('session.set_denormal_as_zero', '1')
+    if denormals.switched_on():
+        options.add_session_config_entry('session.set_denormal_as_zero', '1')
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=['CPUExecutionProvider']
     )

@@ -23,8 +23,8 @@ class SMCADETR(DETR):
 
     MMDetection's :class:`DETR` with the encoder and the decoder built from the registry (``type``
     defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level;
-    their strides are ``decoder.strides``. On a CPU, denormal numbers are zeros from then on that one
-    is built (:mod:`mmsmca.denormals`).
+    their strides are ``decoder.strides``. Once one is built, denormal numbers are zeros on the CPU
+    (:mod:`mmsmca.denormals`).
 
     Raises:
         ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
