@@ -112,6 +112,7 @@ def test_attention_tool(tmp_path: Path):
     for name, row in rows.items():
         assert row['grid'] == '3x4'
         assert {'torch', 'hardware', 'date', 'threads', 'dtype', 'padding'} <= row.keys()
+        assert row['denormals_flushed']
         assert row['forward_ms'] > 0
         assert row['extra_mib'] >= 0
         assert f'| 3x4 | 5 | {name} |' in done.stdout
@@ -119,6 +120,8 @@ def test_attention_tool(tmp_path: Path):
         for reference in ('explicit', 'no_prior'):
             ratio = row['forward_backward_ms'] / rows[reference]['forward_backward_ms']
             assert math.isclose(row[f'time_vs_{reference}'], ratio)
+    hardware = f'{row["hardware"]}, 2 threads, denormal numbers flushed to zero'
+    assert done.stdout.splitlines()[0] == hardware
     assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mmsmca.analysis import benchmarks
+from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.attention import IMPLEMENTATIONS
 from mmsmca.models.layers.projections import AttentionProjections
 from mmsmca.visualization.panels import save_figure
@@ -235,6 +236,7 @@ def parse_args() -> Namespace:
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
+    flush_denormals()
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'grids', 'queries', 'plot')
     rows = [
@@ -243,7 +245,7 @@ def main() -> None:
         for queries in args.queries
         for row in measure(grid, queries, args)
     ]
-    print(benchmarks.markdown_table(rows, COLUMNS))
+    print(f'{benchmarks.setting(environment)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
     if args.json:
         benchmarks.write_json(args.json, rows)
     if args.plot:

@@ -25,6 +25,7 @@ from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
 from mmsmca.analysis import benchmarks
+from mmsmca.denormals import flush_denormals
 from mmsmca.engine.cpu import BFloat16OptimWrapper
 from mmsmca.visualization.panels import save_figure
 
@@ -263,6 +264,7 @@ def parse_args() -> Namespace:
 def main() -> int:
     """Measure, print, write."""
     args = parse_args()
+    flush_denormals()
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'configs', 'plot')
     settings['first'] = args.configs[0]

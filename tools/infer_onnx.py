@@ -47,6 +47,8 @@ def start_session(path: str, threads: int) -> tuple[onnxruntime.InferenceSession
     """Load a graph and what its export stored beside it: classes and scale."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Attention weights far from a Gaussian are such numbers, and slow on many processors.
+    options.add_session_config_entry('session.set_denormal_as_zero', '1')
     try:
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime's have no common base class

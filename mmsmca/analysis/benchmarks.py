@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.benchmark import timer
 
+from mmsmca.denormals import denormals_flushed
 from mmsmca.files import written_whole
 from mmsmca.version import __version__
 
@@ -207,18 +208,27 @@ def _peak_resident() -> int:
     return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
 
-def environment(device: str) -> dict[str, str | int]:
+def environment(device: str) -> dict[str, Any]:
     """What the numbers depend on besides the settings: date, hardware, versions."""
     return dict(
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
         threads=torch.get_num_threads(),
+        denormals_flushed=denormals_flushed(),
         python=platform.python_version(),
         torch=torch.__version__,
         mmcv=mmcv.__version__,
         mmengine=mmengine.__version__,
         mmdet=mmdet.__version__,
         mmsmca=__version__,
+    )
+
+
+def setting(environment: dict) -> str:
+    """One line on where numbers were measured, from what :func:`environment` returns."""
+    denormals = 'flushed to zero' if environment['denormals_flushed'] else 'computed with'
+    return (
+        f'{environment["hardware"]}, {environment["threads"]} threads, denormal numbers {denormals}'
     )
 
 

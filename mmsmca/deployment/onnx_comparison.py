@@ -17,6 +17,7 @@ from mmdet.structures import DetDataSample
 from scipy.optimize import linear_sum_assignment
 
 from mmsmca.datasets.shapes import draw_image
+from mmsmca.denormals import switched_on
 from mmsmca.models import SMCADETR
 
 from .onnx_export import OUTPUTS
@@ -37,7 +38,7 @@ def start_session(
     graph: onnx.ModelProto | str | Path,
     threads: int | None = None,
     level: str = 'all',
-    flush_denormals: bool = False,
+    flush_denormals: bool | None = None,
 ) -> onnxruntime.InferenceSession:
     """Start onnxruntime on the CPU.
 
@@ -47,8 +48,10 @@ def start_session(
         level: How much of the graph onnxruntime rewrites, a key of :data:`LEVELS`. Defaults to
             ``all``, its default.
         flush_denormals: Whether numbers too small for full precision are taken as zero. Defaults to
-            False, its default.
+            None: as PyTorch is told to, see :mod:`mmsmca.denormals`.
     """
+    if flush_denormals is None:
+        flush_denormals = switched_on()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
     options.graph_optimization_level = LEVELS[level]

@@ -8,6 +8,8 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from mmsmca.denormals import flush_denormals
+
 from .levels import level_inputs, neck_strides
 
 
@@ -17,13 +19,19 @@ class SMCADETR(DETR):
 
     MMDetection's :class:`DETR` with the encoder and the decoder built from the registry (``type``
     defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level;
-    their strides are ``decoder.strides``.
+    their strides are ``decoder.strides``. Once one is built, denormal numbers are zeros on the CPU
+    (:mod:`mmsmca.denormals`).
 
     Raises:
         ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
             maps that the backbone and the neck give; at build where their classes tell
             (``ResNet``, ``ChannelMapper``), else in the first forward pass.
     """
+
+    def __init__(self, *args, **kwargs) -> None:
+        # Before anything of it is built: the first large tensors start PyTorch's threads.
+        flush_denormals()
+        super().__init__(*args, **kwargs)
 
     def _init_layers(self) -> None:
         """Build what lies between the neck and the head."""

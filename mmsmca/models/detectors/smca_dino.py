@@ -11,6 +11,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.encoder import Memory
 from mmsmca.models.layers.folded_attention import cell_coordinates
 
@@ -36,7 +37,8 @@ class SMCADINO(DINO):
     MMDetection's :class:`DINO` (arXiv:2203.03605), its query selection, denoising and head, with
     the encoder and the decoder built from the registry (``type`` defaults to ``SMCAHybridEncoder``
     and ``SMCADINODecoder``). Every map of the neck is a feature level; their strides are
-    ``decoder.strides``.
+    ``decoder.strides``. Once one is built, denormal numbers are zeros on the CPU
+    (:mod:`mmsmca.denormals`).
 
     Args:
         as_two_stage: Whether queries start from the best boxes that the encoder proposes, or else
@@ -55,6 +57,8 @@ class SMCADINO(DINO):
     def __init__(
         self, *args, as_two_stage: bool = True, dn_cfg: dict | None = None, **kwargs
     ) -> None:
+        # Before anything of it is built: the first large tensors start PyTorch's threads.
+        flush_denormals()
         # DINO's own constructor insists on two stages and on denoising.
         DeformableDETR.__init__(self, *args, as_two_stage=as_two_stage, **kwargs)
         self.dn_query_generator = (

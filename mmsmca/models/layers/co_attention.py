@@ -6,6 +6,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmsmca.denormals import flush_denormals
+
 from .attention import IMPLEMENTATIONS, gaussian_attention
 from .explicit_attention import joint_attention
 from .projections import AttentionProjections
@@ -54,6 +56,7 @@ class CoAttention(BaseModule):
         scale_selection: str = 'learned',
         init_cfg: dict | None = None,
     ) -> None:
+        flush_denormals()  # Also without a detector of ours around it.
         super().__init__(init_cfg=init_cfg)
         if not batch_first:
             raise ValueError('cross_attn_cfg.batch_first=False: only True is supported')

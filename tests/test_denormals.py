@@ -1,0 +1,190 @@
+"""On a CPU denormal numbers are zeros in every thread that runs SMCA, unless switched off.
+
+Where they are is asked in processes of two threads each, since it is theirs. Of this file, these
+import a hook, or run the function that is named on the command line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.registry import HOOKS, MODELS
+from mmengine.hooks import Hook
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from utils import ROOT, build_detector, load_config
+
+from mmsmca.datasets.shapes import make_shapes
+from mmsmca.denormals import denormals_flushed
+from mmsmca.deployment import onnx_comparison
+
+sys.path.append(str(ROOT / 'tools'))
+import infer_onnx  # noqa: E402
+
+
+class AskInBackward(torch.autograd.Function):
+    """The identity; its gradient writes down whether denormal numbers are zeros."""
+
+    @staticmethod
+    def forward(ctx, x, answers):
+        ctx.answers = answers
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.answers.append(denormals_flushed())
+        return gradient, None
+
+
+@HOOKS.register_module()
+class AskHook(Hook):
+    """Write the answer down after every iteration, in a file for every mode and process."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def _after_iter(self, runner, batch_idx, data_batch=None, outputs=None, mode='train'):
+        path = self.folder / f'{mode}_{os.environ.get("RANK", 0)}'
+        path.write_text(json.dumps(denormals_flushed()))
+
+
+def ask_around(build):
+    """Print the answers once ``build`` was called: here, in a backward pass, in a new thread."""
+    assert torch.get_num_threads() == 2
+    answers = dict(backward=[], thread=[])
+    built = build()
+    answers['built'] = denormals_flushed()
+    x = torch.ones(3, requires_grad=True)
+    AskInBackward.apply(x, answers['backward']).sum().backward()
+    thread = threading.Thread(target=lambda: answers['thread'].append(denormals_flushed()))
+    thread.start()
+    thread.join()
+    print(json.dumps(answers))
+    return built
+
+
+def detector():
+    ask_around(lambda: build_detector('shapes/smca_r18_shapes.py'))
+
+
+def part():
+    ask_around(lambda: MODELS.build(dict(type='CoAttention')))
+
+
+def package():
+    ask_around(lambda: None)
+
+
+def inferencer():
+    config = str(ROOT / 'configs/shapes/smca_r18_shapes.py')
+    detect = ask_around(lambda: DetInferencer(config, device='cpu', show_progress=False))
+    detect(np.zeros((64, 64, 3), np.uint8))
+    print(json.dumps(denormals_flushed()))
+
+
+def run(*command, switch='1'):
+    """Lines that a process of two threads prints."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    environment = dict(
+        os.environ, OMP_NUM_THREADS='2', MMSMCA_FLUSH_DENORMAL=switch, PYTHONPATH=path
+    )
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ('function', 'switch', 'flushed'),
+    [
+        ('detector', '1', True),
+        ('part', '1', True),
+        ('detector', '0', False),
+        ('package', '1', False),
+    ],
+    ids=['a detector', 'its attention alone', 'switched off', 'import alone'],
+)
+def test_what_is_built_sets_it(function, switch, flushed):
+    answers = json.loads(run(__file__, function, switch=switch)[-1])
+    assert answers == dict(built=flushed, backward=[flushed], thread=[flushed])
+
+
+def test_inferencer_sets_it():
+    *_, answers, after = run(__file__, 'inferencer')
+    assert json.loads(answers)['built']
+    assert json.loads(after)
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    """A step of training and one of evaluation, with the hook."""
+    folder = tmp_path_factory.mktemp('denormals')
+    make_shapes(folder / 'data', num_train=2, num_val=2, size=64)
+    cfg = load_config('shapes/smca_r18_shapes.py')
+    cfg.custom_imports.imports.append('test_denormals')
+    cfg.custom_hooks = [dict(type='AskHook', folder=str(folder))]
+    cfg.work_dir = str(folder / 'run')
+    cfg.train_cfg.max_epochs = 1
+    cfg.train_cfg.val_interval = 1
+    for phase in ('train', 'val', 'test'):
+        loader = cfg[f'{phase}_dataloader']
+        loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = f'{folder}/data/'
+    for phase in ('val', 'test'):
+        cfg[f'{phase}_evaluator'].ann_file = f'{folder}/data/annotations/instances_val.json'
+    cfg.dump(folder / 'config.py')
+    return folder / 'config.py'
+
+
+def test_training_and_evaluation_of_two_processes_set_it(config):
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
+    run(*torchrun, ROOT / 'tools/train.py', config, '--launcher', 'pytorch')
+    for name in ('train_0', 'train_1', 'val_0', 'val_1'):
+        assert json.loads((config.parent / name).read_text()), name
+
+
+def test_test_tool_sets_it(config):
+    torch.save(
+        dict(state_dict=build_detector('shapes/smca_r18_shapes.py').state_dict()),
+        config.parent / 'weights.pth',
+    )
+    run(ROOT / 'tools/test.py', config, config.parent / 'weights.pth')
+    assert json.loads((config.parent / 'test_0').read_text())
+
+
+def test_onnxruntime_sets_it(tmp_path, monkeypatch):
+    """A graph that doubles; export's comparison and the application's template run it."""
+    x, y = (make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in ('x', 'y'))
+    graph = make_graph([make_node('Add', ['x', 'x'], ['y'])], 'double', [x], [y])
+    model = make_model(graph, opset_imports=[make_opsetid('', 17)], ir_version=8)
+    onnx.helper.set_model_props(model, {'classes': '[]', 'scale': '[64, 64]'})
+    onnx.save(model, tmp_path / 'double.onnx')
+    denormal = np.full(4096, 2.0**-128, np.float32)
+
+    def doubled(start):
+        torch.set_flush_denormal(False)  # What a session sets reaches this thread too.
+        return start().run(None, dict(x=denormal))[0].view(np.int32)
+
+    monkeypatch.delenv('MMSMCA_FLUSH_DENORMAL', raising=False)
+    path = str(tmp_path / 'double.onnx')
+    assert not doubled(lambda: infer_onnx.start_session(path, threads=2)[0]).any()
+    assert not doubled(lambda: onnx_comparison.start_session(model)).any()
+    monkeypatch.setenv('MMSMCA_FLUSH_DENORMAL', '0')
+    assert doubled(lambda: onnx_comparison.start_session(model)).all()
+
+
+if __name__ == '__main__':
+    globals()[sys.argv[1]]()
