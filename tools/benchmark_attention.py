@@ -245,7 +245,7 @@ def main() -> None:
         for queries in args.queries
         for row in measure(grid, queries, args)
     ]
-    print(f'{benchmarks.setting(environment)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
+    print(f'{benchmarks.setting(settings)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
     if args.json:
         benchmarks.write_json(args.json, rows)
     if args.plot:

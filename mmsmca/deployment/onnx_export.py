@@ -139,6 +139,7 @@ def check_supported(model: nn.Module) -> None:
             f'model.encoder.type={type(model.encoder).__name__} cannot be exported: its deformable '
             'attention has no standard ONNX operator. Use another of the encoders.'
         )
+    assert head is not None  # Supported models have one.
     if not head.loss_cls.use_sigmoid:
         raise ExportError(
             'model.bbox_head.loss_cls scores by softmax, which cannot be exported: use a sigmoid, '

@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from importlib.metadata import distributions
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import torch
 from submitit.helpers import DelayedSubmission
@@ -163,7 +164,7 @@ class TrainRun:
         with hold(run_dir / '.lock', patience=5.0) as lock:
             log = run_dir / 'train.log'
             start = time.monotonic()
-            attempt = dict(
+            attempt: dict[str, Any] = dict(
                 started=_now(),
                 git=git_revision(self.revision_of),
                 versions=versions(),

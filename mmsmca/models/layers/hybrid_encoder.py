@@ -148,12 +148,12 @@ class SMCAHybridEncoder(BaseModule):
         return Memory(flatten_levels(maps), feat_pos, feat_mask, level_shapes)
 
     def _attend(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
-        shape = x.shape[-2:]
+        height, width = x.shape[-2:]
         cells, pos = flatten_levels([x]), flatten_levels([pos])
         mask = None if mask is None else mask.flatten(1)
         for layer in self.layers:
             cells = layer(cells, pos, mask, [cells.size(1)])
-        return unflatten_levels(cells, [shape])[0]
+        return unflatten_levels(cells, [(height, width)])[0]
 
 
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:
