@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -90,6 +91,31 @@ def inferencer():
     print(json.dumps(denormals_flushed()))
 
 
+def double():
+    """A graph that doubles 4096 numbers."""
+    x, y = (make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in ('x', 'y'))
+    graph = make_graph([make_node('Add', ['x', 'x'], ['y'])], 'double', [x], [y])
+    model = make_model(graph, opset_imports=[make_opsetid('', 17)], ir_version=8)
+    onnx.helper.set_model_props(model, {'classes': '[]', 'scale': '[64, 64]'})
+    return model
+
+
+def ask_session(session):
+    denormal = np.full(4096, 2.0**-128, np.float32)
+    (doubled,) = session.run(None, dict(x=denormal))
+    print(json.dumps(not doubled.view(np.int32).any().item()))
+
+
+def exported():
+    ask_session(onnx_comparison.start_session(double()))
+
+
+def template():
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(double(), f'{folder}/double.onnx')
+        ask_session(infer_onnx.start_session(f'{folder}/double.onnx', threads=2)[0])
+
+
 def run(*command, switch='1'):
     """Lines that a process of two threads prints."""
     path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
@@ -165,25 +191,13 @@ def test_test_tool_sets_it(config):
     assert json.loads((config.parent / 'test_0').read_text())
 
 
-def test_onnxruntime_sets_it(tmp_path, monkeypatch):
-    """A graph that doubles; export's comparison and the application's template run it."""
-    x, y = (make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in ('x', 'y'))
-    graph = make_graph([make_node('Add', ['x', 'x'], ['y'])], 'double', [x], [y])
-    model = make_model(graph, opset_imports=[make_opsetid('', 17)], ir_version=8)
-    onnx.helper.set_model_props(model, {'classes': '[]', 'scale': '[64, 64]'})
-    onnx.save(model, tmp_path / 'double.onnx')
-    denormal = np.full(4096, 2.0**-128, np.float32)
-
-    def doubled(start):
-        torch.set_flush_denormal(False)  # What a session sets reaches this thread too.
-        return start().run(None, dict(x=denormal))[0].view(np.int32)
-
-    monkeypatch.delenv('MMSMCA_FLUSH_DENORMAL', raising=False)
-    path = str(tmp_path / 'double.onnx')
-    assert not doubled(lambda: infer_onnx.start_session(path, threads=2)[0]).any()
-    assert not doubled(lambda: onnx_comparison.start_session(model)).any()
-    monkeypatch.setenv('MMSMCA_FLUSH_DENORMAL', '0')
-    assert doubled(lambda: onnx_comparison.start_session(model)).all()
+@pytest.mark.parametrize(
+    ('function', 'switch', 'flushed'),
+    [('exported', '1', True), ('exported', '0', False), ('template', '1', True)],
+)
+def test_onnxruntime_sets_it(function, switch, flushed):
+    """In a process of its own: for the calling thread, its first session's setting counts."""
+    assert json.loads(run(__file__, function, switch=switch)[-1]) is flushed
 
 
 if __name__ == '__main__':
