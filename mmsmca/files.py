@@ -5,6 +5,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UserError
+
+
+def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
+    """Refuse a destination that cannot be written, before there is anything to write.
+
+    Args:
+        path: File to write.
+        overwrite: Whether it may exist: the tool's ``--overwrite``. Defaults to None: it may not,
+            and the tool has no such option.
+
+    Raises:
+        UserError: If it is a folder, or exists and must not, or its folder does not.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        remedy = '' if overwrite is None else ', or replace this one by --overwrite'
+        raise UserError(f'{path} exists: delete it or name another destination{remedy}')
+    if not path.parent.is_dir():
+        raise UserError(f'{path.parent} is no folder: create it first')
+
 
 @contextmanager
 def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:

@@ -23,6 +23,7 @@ from utils import ROOT, build_detector
 from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints import names as checkpoints
 from mmsmca.checkpoints.files import CheckpointError
+from mmsmca.errors import UserError
 
 TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
 CASES = [
@@ -378,10 +379,10 @@ def test_writing_is_whole_or_not_at_all(suffix, tmp_path, monkeypatch):
 
     checkpoint_files.write(state_dict, path)
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match='exists'):
+    with pytest.raises(UserError, match='exists'):
         checkpoint_files.write(dict(weight=torch.ones(3)), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(CheckpointError, match='is no folder'):
+    with pytest.raises(UserError, match='is no folder'):
         checkpoint_files.write(state_dict, tmp_path / 'nowhere' / path.name)
     with pytest.raises(CheckpointError, match='neither read nor written'):
         checkpoint_files.write(state_dict, tmp_path / 'out.onnx')

@@ -288,7 +288,6 @@ def main() -> int:
     print(table(rows))
     if args.plot:
         plot(rows, args.plot)
-    return 0
 
 
 if __name__ == '__main__':

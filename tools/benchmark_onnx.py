@@ -26,7 +26,7 @@ from mmengine.config import Config
 
 from mmsmca.analysis import benchmarks
 from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
-from mmsmca.errors import ConfigError, DataError
+from mmsmca.errors import command
 from mmsmca.models import SMCADETR
 from mmsmca.preflight import check_config, effective_config
 
@@ -204,16 +204,12 @@ def run(args: argparse.Namespace) -> None:
         benchmarks.write_json(args.json, result)
 
 
-def main() -> int:
-    """Measure; what cannot be measured ends it with one line."""
+@command
+def main() -> None:
+    """Measure, print, write."""
     args = parse_args()
     quiet()
-    try:
-        run(args)
-    except (ConfigError, DataError, onnx_export.ExportError) as error:
-        print(f'benchmark_onnx.py: error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    run(args)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import Tensor
 
-from mmsmca.preflight import ConfigError, DataError, check_config
+from mmsmca.errors import command
+from mmsmca.preflight import check_config
 from mmsmca.visualization.comparison import comparison_figure
 from mmsmca.visualization.inspection import (
     VisualizationError,
@@ -88,15 +89,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+@command
+def main() -> None:
     """Draw, and say which files there are."""
-    try:
-        files = draw(parse_args())
-    except (ConfigError, DataError, VisualizationError) as error:
-        print(f'compare_attention.py: error: {error}', file=sys.stderr)
-        return 2
-    print(*files, sep='\n')
-    return 0
+    print(*draw(parse_args()), sep='\n')
 
 
 if __name__ == '__main__':

@@ -17,7 +17,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import DictAction
 
 from mmsmca.analysis.benchmarks import interleaved_times
-from mmsmca.preflight import ConfigError, check_config, effective_config
+from mmsmca.errors import ConfigError, command
+from mmsmca.files import check_destination
+from mmsmca.preflight import check_config, effective_config
 
 try:
     from mmsmca.deployment import onnx_comparison, onnx_export
@@ -47,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> bool:
     """Export, compare and, if the two agree, write; whether they do."""
-    onnx_export.check_destination(args.out, args.overwrite)
+    check_destination(args.out, args.overwrite)
     cfg = effective_config(args)
     if 'model' not in cfg:
         raise ConfigError(f'config {args.config} has no model. Name the config of a detector.')
@@ -89,6 +91,7 @@ def export(args: argparse.Namespace) -> bool:
     return True
 
 
+@command
 def main() -> int:
     """Export, and say how well the graph agrees."""
     args = parse_args()
@@ -96,11 +99,7 @@ def main() -> int:
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     register_all_modules()
-    try:
-        return 0 if export(args) else 1
-    except (ConfigError, onnx_export.ExportError) as error:
-        print(f'export_onnx.py: error: {error}', file=sys.stderr)
-        return 2
+    return 0 if export(args) else 1
 
 
 if __name__ == '__main__':

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import mmcv
 
-from mmsmca.preflight import ConfigError, DataError
+from mmsmca.errors import command
 from mmsmca.visualization.figures import detections_image, query_figure, summary_figure
 from mmsmca.visualization.inspection import (
-    VisualizationError,
     check_spatial_prior,
     inspect_image,
     load_detector,
@@ -60,15 +59,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+@command
+def main() -> None:
     """Draw, and say which files there are."""
-    try:
-        files = draw(parse_args())
-    except (ConfigError, DataError, VisualizationError) as error:
-        print(f'visualize_attention.py: error: {error}', file=sys.stderr)
-        return 2
-    print(*files, sep='\n')
-    return 0
+    print(*draw(parse_args()), sep='\n')
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ import torch
 from torch.utils.benchmark import timer
 
 from mmsmca.denormals import denormals_flushed
+from mmsmca.errors import UserError
 from mmsmca.files import written_whole
 from mmsmca.version import __version__
 
@@ -77,7 +78,7 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
         settings: What :func:`settings` gives now. All but the date have to be the rows'.
 
     Raises:
-        ValueError: If the file holds no rows, or they were measured otherwise. The message names
+        UserError: If the file holds no rows, or they were measured otherwise. The message names
             file, difference and remedy.
     """
     if path is None or not Path(path).exists():
@@ -87,12 +88,12 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
         rows = json.loads(Path(path).read_text())
         found = [dict(row) for row in rows]
     except (ValueError, TypeError) as error:
-        raise ValueError(f'{path} holds no rows of a benchmark: {remedy}') from error
+        raise UserError(f'{path} holds no rows of a benchmark: {remedy}') from error
     # As they come out of a file: lists, no tuples.
     for key, here in json.loads(json.dumps(settings)).items():
         there = next((row.get(key) for row in found if row.get(key) != here), here)
         if key != 'date' and there != here:
-            raise ValueError(f'{path} was measured with {key} {there}, not {here}: {remedy}')
+            raise UserError(f'{path} was measured with {key} {there}, not {here}: {remedy}')
     return found
 
 

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mmsmca import files
 from mmsmca.checkpoints import safe_globals
 from mmsmca.errors import ConfigError
 from mmsmca.files import written_whole
@@ -94,20 +95,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_destination(path: str | Path) -> None:
-    """Refuse a destination that cannot be written, before there is anything to write.
+    """As :func:`mmsmca.files.check_destination`, and the file's kind has to be known.
 
     Args:
         path: File to write.
 
     Raises:
-        CheckpointError: If it exists, its folder does not, or it is of an unknown kind.
+        CheckpointError: If it is of an unknown kind.
+        UserError: If it exists, or its folder does not.
     """
-    path = Path(path)
-    _check_suffix(path)
-    if path.exists():
-        raise CheckpointError(f'{path} exists: delete it or name another destination')
-    if not path.parent.is_dir():
-        raise CheckpointError(f'{path.parent} is no folder: create it first')
+    _check_suffix(Path(path))
+    files.check_destination(path)
 
 
 def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_dict') -> None:

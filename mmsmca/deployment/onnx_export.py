@@ -22,6 +22,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from mmsmca.checkpoints import safe_globals
+from mmsmca.errors import UserError
 from mmsmca.files import written_whole
 from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
 from mmsmca.models.layers.encoder import flatten_levels
@@ -34,8 +35,8 @@ OUTPUTS = ('boxes', 'scores', 'labels')
 TRACED_SIZE = (256, 320)
 
 
-class ExportError(ValueError):
-    """A model that cannot be exported, or a file in the way. The message says what to do."""
+class ExportError(UserError):
+    """A model that cannot be exported. The message says what to do."""
 
 
 class OnnxSMCA(nn.Module):
@@ -255,23 +256,6 @@ def drop_nan_guards(proto: onnx.ModelProto) -> None:
         nodes.remove(node)
     for node in nodes:
         node.input[:] = [weights.get(name, name) for name in node.input]
-
-
-def check_destination(path: str | Path, overwrite: bool) -> None:
-    """Check that a file can be written.
-
-    Args:
-        path: Destination.
-        overwrite: Whether it may exist.
-
-    Raises:
-        ExportError: If the file exists and must not, or its folder does not.
-    """
-    path = Path(path)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ExportError(f'{path} exists: name another file, or replace this one by --overwrite')
-    if not path.parent.is_dir():
-        raise ExportError(f'{path.parent} is no folder: create it first')
 
 
 def save(proto: onnx.ModelProto, path: str | Path) -> None:

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from mmsmca import preflight
 from mmsmca.datasets.load_image import naming_images
+from mmsmca.errors import ConfigError, DataError, UserError
 from mmsmca.models.layers.decoder import SMCADecoderLayer
 from mmsmca.models.layers.explicit_attention import gaussian_log_prior
 from mmsmca.models.layers.fused_attention import masked_softmax
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
 
-class VisualizationError(ValueError):
+class VisualizationError(UserError):
     """Something that cannot be drawn. The message says what, and what can be."""
 
 
@@ -198,7 +199,7 @@ def co_attention_layers(
         and isinstance(getattr(module.cross_attn, 'attn', None), nn.MultiheadAttention)
     ]
     if not layers:
-        raise preflight.ConfigError(
+        raise ConfigError(
             f'{type(model).__name__} has no co-attention over all cells to draw: its decoder has '
             "neither SMCA's layers (SMCADecoderLayer) nor DETR's (DetrTransformerDecoderLayer)."
         )
@@ -208,7 +209,7 @@ def co_attention_layers(
 def check_spatial_prior(model: nn.Module) -> None:
     """Raise a ConfigError if the detector has no spatial prior."""
     if not any(isinstance(module, SMCADecoderLayer) for module in model.modules()):
-        raise preflight.ConfigError(
+        raise ConfigError(
             f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer). Use the '
             'config of a detector that has; co-attention without a prior is drawn by '
             'tools/compare_attention.py.'
@@ -268,7 +269,7 @@ def inspect_image(
         DataError: If the image cannot be read.
     """
     if not Path(path).is_file():
-        raise preflight.DataError(f'image {path} does not exist')
+        raise DataError(f'image {path} does not exist')
     data = pipeline(dict(img_path=str(path), img_id=0))
     with record(model) as calls, torch.no_grad():
         samples = model.test_step(

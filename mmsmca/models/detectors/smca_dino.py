@@ -66,7 +66,7 @@ class SMCADINO(DINO):
             if dn_cfg is None
             else CdnQueryGenerator(
                 num_classes=self.bbox_head.num_classes,
-                embed_dims=self.query_embedding.embedding_dim,
+                embed_dims=self.embed_dims,  # type: ignore[has-type]
                 num_matching_queries=self.num_queries,
                 **dn_cfg,
             )

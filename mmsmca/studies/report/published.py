@@ -7,13 +7,15 @@ from pathlib import Path
 
 import yaml
 
+from mmsmca.errors import UserError
+
 from .logs import METRICS
 
 MMDET = 'mmdet::'
 MMDET_SOURCE = "MMDetection's model zoo"
 
 
-class PublishedError(ValueError):
+class PublishedError(UserError):
     """A published number that is referred to and cannot be found. The message names it."""
 
 

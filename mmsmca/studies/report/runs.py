@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmsmca.errors import UserError
+
 from .logs import Log, read_log
 from .published import Published, PublishedError, find_published
 
@@ -19,7 +21,7 @@ RESUMED = re.compile(r'^resume = True$', re.MULTILINE)
 LOAD_FROM = re.compile(r'^load_from = .*$', re.MULTILINE)
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """A folder that cannot be reported on. The message names it and the remedy."""
 
 
