@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 
-from mmsmca.datasets import shapes
+from mmsmca.datasets import generated_set, shapes
 from mmsmca.datasets.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
 from mmsmca.errors import DataError, UserError
 
@@ -167,7 +167,7 @@ def test_colour_tells_the_class_in_the_easy_variant_only():
     assert accuracy('outline') < 0.35
 
 
-@pytest.mark.parametrize('split', shapes.SPLITS)
+@pytest.mark.parametrize('split', generated_set.SPLITS)
 def test_annotations_on_disk_agree_with_the_pictures(small_set, split):
     content = read_annotations(small_set, split)
     assert [category['name'] for category in content['categories']] == list(SHAPES_CLASSES)
@@ -197,7 +197,7 @@ def test_images_to_choose_by_do_not_touch_the_others(small_set, tmp_path):
     make_shapes(tmp_path / 'more', **SMALL, num_tune=15)
     before, after = contents(small_set), contents(tmp_path / 'more')
     assert {name for name in before if before[name] != after[name]} == {
-        shapes.MANIFEST,
+        generated_set.MANIFEST,
         'annotations/instances_tune.json',
     }
     assert sum(name.startswith('tune/') for name in after) == 15
@@ -357,7 +357,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
     few = ('--train', '2', '--val', '1', '--size', '32', '--max-objects', '8')
     assert run(*few, '--variant', 'outline', '--seed', '7') == f'{tmp_path / "set"}: written'
-    manifest = json.loads((tmp_path / 'set' / shapes.MANIFEST).read_text())
+    manifest = json.loads((tmp_path / 'set' / generated_set.MANIFEST).read_text())
     assert (manifest['variant'], manifest['seed'], manifest['max_objects']) == ('outline', 7, 8)
     assert 'already there' in run(*few, '--variant', 'outline', '--seed', '7')
     with pytest.raises(SystemExit) as exit_info:

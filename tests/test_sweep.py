@@ -234,6 +234,26 @@ def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
     assert states(sweep) == {'wait': 'cut off'}
 
 
+def test_help_imports_nothing_that_takes_long():
+    code = (
+        "import runpy, sys; sys.argv = ['sweep.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'tools/sweep.py')!r}, run_name='__main__')\n"
+        "except SystemExit: print('imported', {'torch', 'mmdet', 'mmsmca'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == 'imported set()', done.stderr
+
+
+def test_a_report_needs_nothing_of_unix_alone(tmp_path):
+    """Windows has neither of the modules."""
+    code = (
+        "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        f"import runpy; runpy.run_path({str(ROOT / 'tools/report.py')!r}, run_name='report')"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_part_of_a_study(tmp_path):
     study = load_study(fake_study(tmp_path, 'work', 'fail', seeds=(0, 1, 2)))
     part = select(study, ['fail'], [2, 0])

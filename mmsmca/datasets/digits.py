@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmsmca.datasets.shapes import SPLITS, ShapeObject, write_set
+from .generated_set import SPLITS, GeneratedObject, write_set
 
 DIGITS_CLASSES = tuple('0123456789')
 # In the order of scikit-learn, which is the writers': first and last of every split.
@@ -85,7 +85,7 @@ def make_digits(
 
 def draw_image(
     size: int, max_objects: int, seed: int, split: str, index: int
-) -> tuple[np.ndarray, list[ShapeObject]]:
+) -> tuple[np.ndarray, list[GeneratedObject]]:
     """Draw one image of the set.
 
     Args:
@@ -101,7 +101,7 @@ def draw_image(
     # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
     rng = np.random.RandomState([seed, SPLITS.index(split), index])
     image = _draw_background(rng, size, split)
-    objects: list[ShapeObject] = []
+    objects: list[GeneratedObject] = []
     if rng.uniform() < EMPTY_SHARE:
         return image, objects
     for _ in range(rng.randint(1, max_objects + 1)):
@@ -138,7 +138,7 @@ def _draw_background(rng: np.random.RandomState, size: int, split: str) -> np.nd
 
 
 def _add_digit(
-    rng: np.random.RandomState, image: np.ndarray, objects: list[ShapeObject], split: str
+    rng: np.random.RandomState, image: np.ndarray, objects: list[GeneratedObject], split: str
 ) -> None:
     """Draw a digit beside the others, if a place for it is found."""
     size = len(image)
@@ -158,7 +158,7 @@ def _add_digit(
     colour = _draw_colour(rng, image[around].mean(axis=0))
     alpha = ink[..., None].astype(int)
     image[:] = (alpha * colour + (255 - alpha) * image) // 255
-    objects.append(ShapeObject(int(labels[number]), mask, int(mask.sum()), is_crowd=False))
+    objects.append(GeneratedObject(int(labels[number]), mask, int(mask.sum()), is_crowd=False))
 
 
 def _place(

@@ -3,31 +3,22 @@
 Every image is drawn from a random generator of its own, seeded with (seed, split, index), so the
 first N images of a split are the same whatever their total number. Drawing uses integer
 arithmetic (outlines by OpenCV's fixed-point polygon fill), so pixels do not depend on the machine.
-
-Boxes, areas and segmentations describe the *visible* pixels of an object, as COCO's do: what
-another object hides does not count. A box spans whole pixels, ``[x, y, width, height]`` with
-``x + width`` one past the last column. Segmentations are uncompressed run lengths.
 """
 
-import json
 import math
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from rich.progress import track
 
-from mmsmca.errors import DataError, UserError, few
+from mmsmca.errors import UserError
+
+from .generated_set import SPLITS, GeneratedObject, write_set
 
 SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 VARIANTS = ('easy', 'outline')
-# What is chosen, is chosen on tune; val is for reports.
-SPLITS = ('train', 'val', 'tune')
 
 # Extent: the longer side of an object's box before occlusion, as a fraction of the image side.
 EXTENT_RANGE = (0.09, 0.9)
@@ -46,7 +37,6 @@ MIN_ASPECT = 0.7
 MIN_SIZE = 32
 # Raised whenever the same parameters give other files, so that an old set is not taken for new.
 FORMAT_VERSION = 1
-MANIFEST = 'manifest.json'
 
 # The easy variant's colour (RGB) and texture of each class.
 CLASS_LOOKS = {
@@ -63,31 +53,6 @@ MIN_CONTRAST = 150  # of the outline variant's objects, summed over the channels
 BLOTCHES = ((3, 40), (8, 30), (24, 20))  # of the background: cells per side, amplitude
 
 SUBPIXEL_BITS = 4
-
-
-@dataclass
-class ShapeObject:
-    """One annotation of a generated image.
-
-    Attributes:
-        label: Index of its class.
-        mask: Visible pixels, bool, (size, size). Never empty.
-        full_area: Number of its pixels before others hid some.
-        is_crowd: Whether this is a group of objects under one annotation.
-    """
-
-    label: int
-    mask: np.ndarray
-    full_area: int
-    is_crowd: bool
-
-    @property
-    def bbox(self) -> list[int]:
-        """Tight box of the visible pixels, ``[x, y, width, height]`` in pixels."""
-        columns = np.flatnonzero(self.mask.any(axis=0))
-        rows = np.flatnonzero(self.mask.any(axis=1))
-        x, y = int(columns[0]), int(rows[0])
-        return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
 def make_shapes(
@@ -148,45 +113,9 @@ def make_shapes(
     )
 
 
-def write_set(
-    out_dir: str | Path,
-    manifest: dict[str, Any],
-    classes: Sequence[str],
-    draw: Callable[[str, int], tuple[np.ndarray, list[ShapeObject]]],
-) -> bool:
-    """Write a generated set to ``out_dir``, or do nothing if the very same set is already there.
-
-    Args:
-        out_dir: Folder of the set; parents are created.
-        manifest: What the set is made from; ``num_train``, ``num_val`` and ``num_tune`` are among
-            it.
-        classes: Names of the classes.
-        draw: Image and objects, given split and number of the image within it.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        DataError: If ``out_dir`` holds a set with another manifest, or anything else.
-    """
-    out_dir = Path(out_dir)
-    if _is_made(out_dir, manifest):
-        return False
-
-    unfinished = out_dir.with_name(out_dir.name + '.partial')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / 'annotations').mkdir(parents=True)
-    for split in SPLITS:
-        _write_split(unfinished, split, manifest[f'num_{split}'], classes, draw)
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
-    shutil.rmtree(out_dir, ignore_errors=True)
-    unfinished.rename(out_dir)
-    return True
-
-
 def draw_image(
     size: int, max_objects: int, variant: str, seed: int, split: str, index: int
-) -> tuple[np.ndarray, list[ShapeObject]]:
+) -> tuple[np.ndarray, list[GeneratedObject]]:
     """Draw one image of the set.
 
     Args:
@@ -203,7 +132,7 @@ def draw_image(
     # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
     rng = np.random.RandomState([seed, SPLITS.index(split), index])
     image = _draw_background(rng, size)
-    objects: list[ShapeObject] = []
+    objects: list[GeneratedObject] = []
     if rng.uniform() < EMPTY_SHARE:
         return image, objects
     if rng.uniform() < CROWD_SHARE:
@@ -211,11 +140,6 @@ def draw_image(
     for _ in range(rng.randint(1, max_objects + 1)):
         _add_object(rng, image, objects, variant, is_crowd=False)
     return image, objects
-
-
-def _image_name(index: int) -> str:
-    """File name of an image, by its number within its split."""
-    return f'{index:06d}.png'
 
 
 def _check_parameters(
@@ -243,85 +167,10 @@ def _check_parameters(
         raise UserError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
 
 
-def _is_made(out_dir: Path, manifest: dict) -> bool:
-    """Whether ``out_dir`` holds all of the set; refuses to give anything else up for it."""
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return False
-    remedy = 'delete it or choose another folder'
-    manifest_file = out_dir / MANIFEST
-    if not manifest_file.is_file():
-        raise DataError(f'{out_dir} exists and is no generated set: {remedy}')
-    found = json.loads(manifest_file.read_text())
-    if found != manifest:
-        differences = ', '.join(
-            f'{key} {found.get(key)} (asked for: {value})'
-            for key, value in manifest.items()
-            if found.get(key) != value
-        )
-        raise DataError(f'{out_dir} holds a set with {differences}: {remedy}')
-    files = {MANIFEST}
-    for split in SPLITS:
-        files.add(f'annotations/instances_{split}.json')
-        files.update(f'{split}/{_image_name(index)}' for index in range(manifest[f'num_{split}']))
-    there = {p.relative_to(out_dir).as_posix() for p in out_dir.rglob('*') if not p.is_dir()}
-    if files <= there:
-        return True
-    if there > files & there:
-        raise DataError(
-            f'{out_dir} lacks {len(files - there)} files of its set ({few(sorted(files - there))}) '
-            f'and holds others, which making it again would delete: {few(sorted(there - files))}. '
-            'Move those away, or choose another folder'
-        )
-    return False
-
-
-def _write_split(
-    out_dir: Path,
-    split: str,
-    count: int,
-    classes: Sequence[str],
-    draw: Callable[[str, int], tuple[np.ndarray, list[ShapeObject]]],
-) -> None:
-    folder = out_dir / split
-    folder.mkdir()
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for index in track(range(count), description=f'{split} images'):
-        pixels, objects = draw(split, index)
-        size = len(pixels)
-        name = _image_name(index)
-        if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
-            raise OSError(f'cannot write {folder / name}')
-        images.append({'id': index, 'file_name': name, 'height': size, 'width': size})
-        for shape in objects:
-            annotations.append(
-                {
-                    'id': len(annotations) + 1,  # COCO's evaluation takes 0 for "no match"
-                    'image_id': index,
-                    'category_id': shape.label + 1,
-                    'bbox': shape.bbox,
-                    'area': int(shape.mask.sum()),
-                    'segmentation': {'size': [size, size], 'counts': _run_lengths(shape.mask)},
-                    'iscrowd': int(shape.is_crowd),
-                }
-            )
-    categories = [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)]
-    content = {'images': images, 'annotations': annotations, 'categories': categories}
-    (out_dir / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
-
-
-def _run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths: columns first, beginning with the zeros."""
-    flat = mask.ravel(order='F')
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
-    return [0, *runs] if flat[0] else runs
-
-
 def _add_object(
     rng: np.random.RandomState,
     image: np.ndarray,
-    objects: list[ShapeObject],
+    objects: list[GeneratedObject],
     variant: str,
     is_crowd: bool,
 ) -> None:
@@ -343,7 +192,7 @@ def _add_object(
         return
     for shape in objects:
         shape.mask &= ~mask
-    objects.append(ShapeObject(label, mask, int(mask.sum()), is_crowd))
+    objects.append(GeneratedObject(label, mask, int(mask.sum()), is_crowd))
     image[mask] = _draw_look(rng, image, label, variant, extent)[mask]
 
 
