@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.hub import get_config
 
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.folded_attention import split_precision
@@ -388,6 +390,23 @@ def test_too_small_an_image_is_named(model):
     size = (8, 8)
     with pytest.raises(ValueError, match='num_queries=12 cannot be selected from the 4 cells'):
         forward(model, maps_of(size), samples_of([size] * 2, size))
+
+
+def test_starts_from_mmdetections_dino():
+    """By names and shapes alone; docs/checkpoints.md has the number."""
+
+    def shapes(cfg):
+        cfg.model.backbone.init_cfg = None
+        return {name: x.shape for name, x in MODELS.build(cfg.model).state_dict().items()}
+
+    ours = shapes(Config.fromfile(CONFIGS / 'smca_dino/smca-dino_r50_8xb2-12e_coco.py'))
+    theirs = shapes(get_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'))
+    fit = {name for name, shape in ours.items() if theirs.get(name) == shape}
+    assert (len(fit), len(ours)) == (512, 669)
+    fresh = re.compile(
+        r'encoder\.|decoder\.layers\.\d\.(spatial_prior|cross_attn\.(query|key)_proj)\.'
+    )
+    assert [name for name in ours.keys() - fit if not fresh.match(name)] == []
 
 
 def test_refined_centres_follow_the_boxes():
