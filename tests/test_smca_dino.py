@@ -396,6 +396,7 @@ def test_starts_from_mmdetections_dino():
     """By names and shapes alone; docs/checkpoints.md has the number."""
 
     def shapes(cfg):
+        cfg.model.update(_scope_='mmdet')
         cfg.model.backbone.init_cfg = None
         return {name: x.shape for name, x in MODELS.build(cfg.model).state_dict().items()}
 
