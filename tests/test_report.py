@@ -468,10 +468,10 @@ def test_costs_are_shown(study_dir):
     assert points == [2, 1, 1, 1, 2, 0]  # The last panel of the grid is empty.
 
 
-def run_tool(monkeypatch, *arguments: object) -> None:
-    """Run ``tools/report.py`` here: importing all of it again takes seconds."""
+def run_tool(monkeypatch, *arguments: object) -> int:
+    """Run ``tools/report.py`` here, as importing all of it again takes seconds; its exit status."""
     monkeypatch.setattr(sys, 'argv', ['tools/report.py', *map(str, arguments)])
-    runpy.run_path(str(ROOT / 'tools/report.py'), run_name='__main__')
+    return runpy.run_path(str(ROOT / 'tools/report.py'))['main']()
 
 
 def test_report_in_every_format(study_dir, tmp_path_factory, monkeypatch):
@@ -509,9 +509,7 @@ def test_report_in_every_format(study_dir, tmp_path_factory, monkeypatch):
     ],
 )
 def test_wrong_arguments_are_refused(study_dir, monkeypatch, capsys, arguments, message):
-    with pytest.raises(SystemExit) as error:
-        run_tool(monkeypatch, study_dir, *arguments)
-    assert error.value.code == 2
+    assert run_tool(monkeypatch, study_dir, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (study_dir / 'report').exists()

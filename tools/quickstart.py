@@ -18,6 +18,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
+from mmsmca.analysis.benchmarks import write_json
+
 # The data loader has the other core; threads that wait for each other spin.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -83,7 +85,7 @@ def train_and_evaluate() -> None:
     draw_detections()
     print(f'Quick start: {(time.monotonic() - start) / 60:.1f} minutes')
     metrics = json.loads(max(test_dir.glob('*/*.json')).read_text())
-    RESULT.write_text(json.dumps(metrics, indent=2) + '\n')
+    write_json(RESULT, metrics)
 
 
 def draw_detections() -> None:

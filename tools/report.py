@@ -12,6 +12,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from mmsmca.errors import command
+from mmsmca.files import written_whole
 from mmsmca.studies.report import costs as model_costs
 from mmsmca.studies.report.figures import write_figures
 from mmsmca.studies.report.runs import ReportError, Study, read_study
@@ -66,8 +68,8 @@ def report(args: Namespace) -> None:
     load = model_costs.load_or_measure if args.costs else model_costs.load
     costs = load(args.work_dir, study)
     found = tables(study, costs, args.ap, args.compare)
-    command = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
-    content = summary(study, costs, args.ap, args.compare, command)
+    command_line = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
+    content = summary(study, costs, args.ap, args.compare, command_line)
 
     out = args.out or args.work_dir / 'report'
     out.mkdir(parents=True, exist_ok=True)
@@ -78,21 +80,22 @@ def report(args: Namespace) -> None:
     if study.problems:
         text += '\n## Could not be read\n\n'
         text += ''.join(f'- {problem}\n' for problem in study.problems)
-    (out / 'report.md').write_text(f'# {study.name}\n\n{text}')
-    (out / 'report.tex').write_text(latex(found))
-    (out / 'report.csv').write_text(csv_table(content))
-    (out / 'report.json').write_text(json.dumps(content, indent=1) + '\n')
+    for suffix, content_of_file in (
+        ('md', f'# {study.name}\n\n{text}'),
+        ('tex', latex(found)),
+        ('csv', csv_table(content)),
+        ('json', json.dumps(content, indent=1) + '\n'),
+    ):
+        with written_whole(out / f'report.{suffix}') as partial:
+            partial.write_text(content_of_file)
     print(text)
     print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(pictures)} (and .svg)')
 
 
+@command
 def main() -> None:
-    try:
-        report(parse_args())
-    except ReportError as error:
-        print(f'Error: {error}', file=sys.stderr)
-        sys.exit(2)
+    report(parse_args())
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
