@@ -73,6 +73,10 @@ WRONG = {
         dict(experiments=experiment(cfg_options={'modle.num_queries': 3})),
         "'modle.num_queries' changes nothing that",
     ),
+    'misspelt key of the config': (
+        dict(experiments=experiment(cfg_options={'optim_wraper': dict(clip_grad=None)})),
+        'cfg_options optim_wraper: the config has no optim_wraper; did you mean optim_wrapper?',
+    ),
     'cfg_options beyond a list': (
         dict(experiments=experiment(cfg_options={'model.layers.1.width': 3})),
         "'model.layers.1.width' changes nothing that",
@@ -117,6 +121,13 @@ def test_runs_have_the_options_and_the_seed(tmp_path):
     ]
     assert [run.cfg.model.layers[0].width for run in runs] == [8, 16, 8, 16]
     assert runs[2].cfg.randomness.to_dict() == dict(seed=1, deterministic=True)
+
+
+def test_names_with_an_underscore_are_the_files_own(tmp_path):
+    path = write_study(tmp_path)
+    expected = [run.id for run in load_study(path).runs]
+    path.write_text(f'_o = dict(a=1)\n{path.read_text()}')
+    assert [run.id for run in load_study(path).runs] == expected
 
 
 def test_a_run_is_its_resolved_config(tmp_path):
