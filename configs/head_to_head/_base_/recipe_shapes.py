@@ -74,7 +74,9 @@ recipe = dict(
     ],
     auto_scale_lr=dict(base_batch_size=4),
     default_hooks=dict(
-        checkpoint=dict(by_epoch=False, interval=eval_interval, max_keep_ckpts=1),
+        checkpoint=dict(
+            type='AtomicCheckpointHook', by_epoch=False, interval=eval_interval, max_keep_ckpts=1
+        ),
         logger=dict(interval=50),
     ),
     log_processor=dict(by_epoch=False),
