@@ -1,0 +1,53 @@
+# What carries SMCA-DINO: its parts, taken out or replaced one at a time.
+_config = '../head_to_head/smca-dino_r18_head-to-head_shapes.py'
+_prior = 'model.decoder.layer_cfg.spatial_prior_cfg'
+_encoder_layer = dict(
+    self_attn_cfg=dict(embed_dims=128, num_levels=3, dropout=0.0),
+    ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
+)
+_attention_layer = dict(
+    self_attn_cfg=dict(embed_dims=128),
+    ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
+)
+_options = {
+    'smca-dino': {},
+    'no-prior': {_prior: dict(_delete_=True, type='NoPrior')},
+    'static-prior': {_prior: dict(_delete_=True, type='StaticPrior')},
+    'no-gates': {f'{_prior}.gated': False},
+    'no-floor': {f'{_prior}.floor': 0.01},
+    'no-denoising': {'model.dn_cfg': None},
+    'one-stage': {'model.as_two_stage': False},
+    'focal-loss': {
+        'model.bbox_head.loss_cls': dict(
+            _delete_=True,
+            type='FocalLoss',
+            use_sigmoid=True,
+            gamma=2.0,
+            alpha=0.25,
+            loss_weight=1.0,
+        )
+    },
+    'matchability-loss': {
+        'model.bbox_head.loss_cls': dict(_delete_=True, type='MatchabilityLoss', gamma=1.5)
+    },
+    'intra-multi-encoder': {
+        'model.encoder': dict(
+            _delete_=True,
+            type='SMCAEncoder',
+            num_layers=3,
+            layer_kinds=['intra', 'multi', 'intra'],
+            num_levels=3,
+            layer_cfg=_attention_layer,
+        )
+    },
+    'deformable-encoder': {
+        'model.encoder': dict(
+            _delete_=True, type='SMCADeformableEncoder', num_layers=2, layer_cfg=_encoder_layer
+        )
+    },
+}
+baseline = 'smca-dino'
+seeds = [0]
+experiments = [
+    dict(name=name, config=_config, cfg_options=options) for name, options in _options.items()
+]
