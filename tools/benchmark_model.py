@@ -14,6 +14,9 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 from mmdet.registry import MODELS

@@ -17,6 +17,9 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
 import numpy as np
 import onnx
 import torch

@@ -8,6 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
 import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config

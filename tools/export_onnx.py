@@ -13,6 +13,9 @@ import sys
 import warnings
 from functools import partial
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
 from mmdet.utils import register_all_modules
 from mmengine.config import DictAction
 

@@ -1,6 +1,7 @@
 """Train, evaluate and show SMCA on generated data; interrupted, it goes on where it was."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 from itertools import chain, islice, repeat
 from pathlib import Path
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
 import cv2
 import torch
 from mmdet.apis import DetInferencer
@@ -59,8 +63,10 @@ def training_minutes(cfg: Config) -> float:
     loader = Runner.build_dataloader(
         dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
     )
+    logging.disable(logging.INFO)  # A line or two for every parameter.
     model = MODELS.build(cfg.model)
     model.init_weights()
+    logging.disable(logging.NOTSET)
     model.train()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     batches = chain.from_iterable(repeat(loader))
