@@ -50,6 +50,7 @@ CONFIGS = {
     'smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py': 41_534_998,
     'smca/strategy/smca_r50_deepspeed_8xb2-50e_coco.py': 41_534_998,
     'smca/smca-multi-scale_r50_8xb1-50e_coco.py': MULTI_SCALE,
+    'smca/smca-multi-scale_r50_refined_8xb1-50e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r50_8xb1-108e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r101_8xb1-50e_coco.py': MULTI_SCALE + R101,
     'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py': CONV,
