@@ -78,6 +78,12 @@ def test_module_that_refuses_another(tmp_path):
     assert "pip install 'mmsmca[onedl]'" in line
 
 
+@pytest.fixture(autouse=True)
+def registered():
+    """After whatever it loads (in another test), onedl-mmengine forgets what is safe."""
+    safe_globals.register()
+
+
 class Points(torch.utils.data.Dataset):
     """Eight points of a line; its meta information is of the kind that CocoDataset has."""
 

@@ -41,6 +41,8 @@ def perturbed(model):
     """A model whose every tensor differs from any initialisation."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        if hasattr(model, 'level_embed'):  # MMDetection leaves there what the memory holds.
+            model.level_embed.zero_()
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
         for name, buffer in model.named_buffers():

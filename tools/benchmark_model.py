@@ -30,6 +30,7 @@ from mmengine.optim import build_optim_wrapper
 from mmsmca.analysis import benchmarks
 from mmsmca.denormals import flush_denormals
 from mmsmca.engine.cpu import BFloat16OptimWrapper
+from mmsmca.errors import command
 from mmsmca.visualization.panels import save_figure
 
 # What is measured if no config is named; the ratios are to the first.
@@ -264,18 +265,15 @@ def parse_args() -> Namespace:
     return args
 
 
-def main() -> int:
+@command
+def main() -> None:
     """Measure, print, write."""
     args = parse_args()
     flush_denormals()
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'configs', 'plot')
     settings['first'] = args.configs[0]
-    try:
-        kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
-    except ValueError as error:
-        print(f'benchmark_model.py: error: {error}', file=sys.stderr)
-        return 2
+    kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
     print(', '.join(f'{key} {value}' for key, value in settings.items()))
     rows: list[dict] = []
     for name in args.configs:
