@@ -51,8 +51,8 @@ SHORTER = {
     'tools/train.py': [
         '--cfg-options',
         *NO_WORKERS,
-        'default_hooks.checkpoint.interval=11',
-        'train_cfg.val_interval=11',
+        'default_hooks.checkpoint.interval=2',
+        'train_cfg.val_interval=2',
     ],
     'tools/test.py': ['--cfg-options', *NO_WORKERS],
 }

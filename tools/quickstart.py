@@ -1,4 +1,4 @@
-"""Train, evaluate and show SMCA on generated data; interrupted, it goes on where it was."""
+"""Train, evaluate and show SMCA-DINO on generated data; interrupted, it goes on where it was."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from mmsmca.analysis.benchmarks import write_json
 os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs/shapes/smca_r18_shapes.py'
+CONFIG = ROOT / 'configs/shapes/smca-dino_r18_shapes.py'
 DATA_DIR = Path('data/shapes')
 WORK_DIR = Path('work_dirs/quickstart')
 # Written last: its presence says that everything else is there.
