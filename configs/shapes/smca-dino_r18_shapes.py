@@ -7,7 +7,7 @@ _base_.shapes.train_dataloader.update(batch_size=4, persistent_workers=False)
 _base_.shapes.train_dataloader.dataset.indices = 2000
 globals().update(_base_.shapes)
 
-# ResNet-18 with a quarter of its channels, trained from scratch; strides 8, 16 and 32; 128 channels.
+# ResNet-18 with a quarter of its channels, trained from scratch; strides 8, 16, 32; 128 channels.
 ffn_cfg = dict(embed_dims=128, feedforward_channels=512)
 model = dict(
     num_queries=25,
