@@ -20,9 +20,7 @@ model = dict(
         init_cfg=None,
     ),
     neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
-    encoder=dict(
-        num_levels=3, layer_cfg=dict(self_attn_cfg=dict(embed_dims=128), ffn_cfg=ffn_cfg)
-    ),
+    encoder=dict(num_levels=3, layer_cfg=dict(self_attn_cfg=dict(embed_dims=128), ffn_cfg=ffn_cfg)),
     decoder=dict(
         num_layers=3,
         strides=[8, 16, 32],
