@@ -3,8 +3,10 @@
 import copy
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from mmsmca.visualization.inspection import (
     Inspection,
     VisualizationError,
     check_spatial_prior,
+    inspect_image,
     record,
 )
 from mmsmca.visualization.spatial_prior_hook import SpatialPriorHook
@@ -464,9 +467,62 @@ def test_hook_shows_the_priors_and_changes_nothing(workplace, tmp_path):
     assert not torch.equal(centers[1], centers[3])
 
 
+class Kept(list):
+    """A visualizer that keeps what it is given."""
+
+    def add_scalars(self, scalars, step):
+        self.append((step, scalars))
+
+    def add_image(self, name, image, step):
+        self.append((step, name, image))
+
+
+def fake_runner(config, model):
+    return SimpleNamespace(
+        cfg=load_config(config), model=model, iter=0, max_iters=3, visualizer=Kept()
+    )
+
+
+def test_hook_shows_boxes_and_the_priors_tied_to_them(workplace):
+    torch.manual_seed(0)
+    model = build_detector(DINO)
+    model.init_weights()
+    hook = SpatialPriorHook(image=str(workplace / 'shapes/val/000001.png'), interval=2)
+    runner = fake_runner(DINO, model)
+    hook.before_train(runner)
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            layer.spatial_prior.gates.bias += torch.tensor([9.0, 0, 0]).repeat(8)
+            layer.spatial_prior.offsets.bias *= 2
+        # The last layer's box is twice as wide as the one that it looks around: half of it.
+        for branch in model.bbox_head.reg_branches[:3]:
+            branch[-1].bias.zero_()
+        model.bbox_head.reg_branches[2][-1].bias[2] = 0.5
+    runner.iter = 1
+    hook.after_train_iter(runner, 1)
+
+    (at_first, first), _, (later, second), (step, name, image) = runner.visualizer
+    assert (at_first, later, step, name) == (0, 2, 2, 'spatial_prior')
+    assert image.std() > 10 and image.shape[1] == 900
+    for layer in range(3):
+        key = f'spatial_prior/layer_{layer}'
+        for level in range(3):
+            assert first[f'{key}/level_{level}/weight'] == pytest.approx(1 / 3)
+        assert second[f'{key}/level_0/weight'] == pytest.approx(1 / (1 + 2 * math.exp(-9)))
+        # Half of the heads look along an axis, half between.
+        assert first[f'{key}/offset'] == pytest.approx(0.25 * (1 + math.sqrt(2)) / 2)
+        assert second[f'{key}/offset'] == pytest.approx(2 * first[f'{key}/offset'])
+        assert first[f'{key}/deviation_x'] > 0.25  # the floor is added to it
+    assert second['spatial_prior/layer_2/overlap'] < 0.99
+    assert hook.history['iterations'].tolist() == [0, 2]
+    inspection = inspect_image(model.eval(), hook.pipeline, hook.image)
+    boxes = inspection.boxes[inspection.best_queries(10)] / 64
+    torch.testing.assert_close(hook.history['boxes'][-1, -1], boxes)
+    assert hook.history['boxes'].shape == (2, 4, 10, 4)
+
+
 def test_hook_needs_a_spatial_prior(workplace):
-    model = build('detr')
     hook = SpatialPriorHook(image=str(workplace / 'shapes/val/000001.png'))
-    runner = type('FakeRunner', (), dict(cfg=load_config(DETR), model=model, iter=0))()
+    runner = fake_runner(DETR, build('detr'))
     with pytest.raises(ConfigError, match='no spatial prior'):
         hook.before_train(runner)
