@@ -40,8 +40,8 @@ SIZES = [(160, 224), (128, 160), (160, 96), (96, 96), (192, 160)]
 def build(name):
     config, options = MODELS[name]
     options = dict(
-        options, backbone=dict(options.get('backbone', {}), depth=18), num_queries=11, decoder=dict(num_layers=2),
-        test_cfg=dict(max_per_img=11),
+        options, backbone=dict(options.get('backbone', {}), depth=18), num_queries=11,
+        decoder=dict(num_layers=2), test_cfg=dict(max_per_img=11),
     )  # fmt: skip
     torch.manual_seed(0)
     return build_detector(config, options).eval()
