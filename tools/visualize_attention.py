@@ -1,4 +1,4 @@
-"""Draw where the queries of an SMCA detector look in an image.
+"""Draw where the queries of an SMCA or SMCA-DINO detector look in an image.
 
 Example: python tools/visualize_attention.py CONFIG CHECKPOINT IMAGE --out DIRECTORY
 """
