@@ -28,8 +28,9 @@ MODELS = {
         'smca_dino/smca-dino_r50_8xb2-12e_coco.py',
         dict(
             backbone=dict(base_channels=8),
-            neck=dict(in_channels=[16, 32, 64]),
-            encoder=dict(num_convs=1),
+            neck=dict(in_channels=[16, 32, 64], num_outs=3),
+            encoder=dict(num_convs=1, num_levels=3),
+            decoder=dict(num_layers=1, strides=[8, 16, 32]),
         ),
     ),
 }
@@ -39,10 +40,10 @@ SIZES = [(160, 224), (128, 160), (160, 96), (96, 96), (192, 160)]
 
 def build(name):
     config, options = MODELS[name]
-    options = dict(
-        options, backbone=dict(options.get('backbone', {}), depth=18), num_queries=11,
-        decoder=dict(num_layers=2), test_cfg=dict(max_per_img=11),
-    )  # fmt: skip
+    small = dict(num_queries=11, test_cfg=dict(max_per_img=11))
+    parts = dict(backbone=dict(depth=18), decoder=dict(num_layers=2))
+    parts = {part: {**default, **options.get(part, {})} for part, default in parts.items()}
+    options = {**small, **options, **parts}
     torch.manual_seed(0)
     return build_detector(config, options).eval()
 
