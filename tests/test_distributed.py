@@ -44,6 +44,12 @@ MODELS = {
         C3_C4_C5,
         dict(num_layers=1),
     ),
+    # Without its denoising, whose noise is random.
+    'smca-dino': (
+        'smca_dino/smca-dino_r50_8xb2-12e_coco.py',
+        dict(C3_C4_C5, dn_cfg=None),
+        dict(num_layers=1),
+    ),
 }
 # Numbers of boxes of the images of each process.
 BATCHES = {
@@ -51,11 +57,13 @@ BATCHES = {
     'uneven': ([3, 1, 2], [4]),
     'a process without boxes': ([3, 2], [0, 0]),
 }
+NO_OBJECT = [0], [0]
 CASES = [(model, batch) for model in MODELS for batch in BATCHES]
 
 
 def build(name):
-    config, options, encoder = MODELS[name]
+    with_denoising = MODELS['smca-dino'][0], C3_C4_C5, dict(num_layers=1)
+    config, options, encoder = {**MODELS, 'denoising': with_denoising}[name]
     options = dict(options, num_queries=12, encoder=encoder, decoder=dict(num_layers=2))
     for part in ('encoder', 'decoder'):
         options[part]['layer_cfg'] = dict(
@@ -66,13 +74,13 @@ def build(name):
     return build_detector(config, options).double().train()
 
 
-def batch_of(boxes_of_processes):
-    """Images of different sizes and their annotations, in float64."""
+def batch_of(boxes_of_processes, dtype=torch.float64):
+    """Images of different sizes and their annotations."""
     generator = torch.Generator().manual_seed(1)
     numbers = [number for numbers in boxes_of_processes for number in numbers]
-    images = torch.randn(len(numbers), 3, 96, 128, generator=generator, dtype=torch.float64)
+    images = torch.randn(len(numbers), 3, 96, 128, generator=generator, dtype=dtype)
     samples = [
-        sample((96 - 8 * i, 128 - 16 * i), (96, 128), number, dtype=torch.float64)
+        sample((96 - 8 * i, 128 - 16 * i), (96, 128), number, dtype=dtype)
         for i, number in enumerate(numbers)
     ]
     return images, samples
@@ -101,6 +109,12 @@ def worker(out):
             distributed.all_reduce(loss)
             gradients = {n: g.clone() for n, g in gradients.items()}
             results[name, batch] = (loss / distributed.get_world_size(), gradients)
+    images, samples = batch_of(NO_OBJECT, torch.float32)
+    model = MMDistributedDataParallel(build('denoising').float(), broadcast_buffers=False)
+    # The second step refuses to begin if a parameter was left out of the first.
+    for _ in range(2):
+        own = slice(rank, rank + 1)
+        results['denoising'] = loss_and_gradients(model, images[own], samples[own])
     if rank == 0:
         torch.save(results, out)
     distributed.destroy_process_group()
@@ -176,8 +190,23 @@ def test_loss_and_gradients_are_those_of_one_process(of_two, case):
         )
 
 
+def test_every_parameter_of_smca_dino_learns_without_an_object_anywhere(of_two):
+    """Denoising included: it has no queries then."""
+    loss, gradients = of_two['denoising']
+    assert loss.isfinite()
+    learning = {name for name, p in build('denoising').named_parameters() if p.requires_grad}
+    assert gradients.keys() == learning and 'dn_query_generator.label_embedding.weight' in learning
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.isfinite().all(), name
+
+
 @pytest.mark.parametrize(
-    'config', sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs/smca').rglob('*.py'))
+    'config',
+    sorted(
+        str(path.relative_to(ROOT))
+        for folder in ('smca', 'smca_dino')
+        for path in (ROOT / 'configs' / folder).rglob('*.py')
+    ),
 )
 def test_no_config_for_coco_has_statistics_to_synchronise(config):
     cfg = Config.fromfile(ROOT / config)

@@ -4,13 +4,26 @@ import re
 import sys
 from pathlib import Path
 
+import cv2
 import mmdet
 import pytest
+import torch
 from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmengine.config import Config
 from test_preflight import CLASSES, write_data
 from test_tools import CONFIG
+from utils import ROOT
 
 from mmsmca.launch import mmdet_script, run_tool
+
+DINO_CONFIG = f"""
+_base_ = '{ROOT / 'configs/head_to_head/smca-dino_r18_head-to-head_shapes.py'}'
+model = dict(num_queries=4, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=4))
+val_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root='data/shapes/'))
+test_dataloader = val_dataloader
+"""
 
 
 @pytest.fixture(scope='module')
@@ -25,6 +38,10 @@ def run(tmp_path_factory) -> Path:
         options = ['default_hooks.logger.interval=1', 'visualizer.name=trained']
         patch.setattr(sys, 'argv', ['train.py', 'config.py', '--cfg-options', *options])
         assert run_tool('train') == 0
+        Path('dino.py').write_text(DINO_CONFIG)
+        model = Config.fromfile('dino.py').model
+        meta = dict(dataset_meta=dict(classes=CLASSES))
+        torch.save(dict(state_dict=MODELS.build(model).state_dict(), meta=meta), 'dino.pth')
     return folder
 
 
@@ -48,6 +65,16 @@ def test_get_flops(start, capfd):
     assert 'Params: 1.' in printed
 
 
+def test_get_flops_of_smca_dino(start, capfd):
+    """All of them: the folded prior's are part of attention, which the counter knows."""
+    start('get_flops', 'dino.py', '--num-images', '1')
+    printed = capfd.readouterr().out
+    assert 'Input shape: (72, 96)' in printed
+    parameters = sum(p.numel() for p in MODELS.build(Config.fromfile('dino.py').model).parameters())
+    assert f'Params: {parameters / 1e6:.3f}M' in printed
+    assert re.search(r'Flops: \d', printed)
+
+
 def test_browse_dataset(start, run: Path):
     start('browse_dataset', 'config.py', '--not-show', '--output-dir', 'browsed')
     assert sorted(path.name for path in (run / 'browsed').iterdir()) == ['0.jpg', '1.jpg', '2.jpg']
@@ -64,11 +91,18 @@ def test_analyze_logs(start, run: Path, capfd):
     assert 'average iter time' in capfd.readouterr().out
 
 
-def test_det_inferencer(run: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ('config', 'checkpoint'), [('config.py', 'work/epoch_1.pth'), ('dino.py', 'dino.pth')]
+)
+def test_det_inferencer(config: str, checkpoint: str, run: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(run)
-    inferencer = DetInferencer('config.py', 'work/epoch_1.pth', device='cpu', palette='none')
+    inferencer = DetInferencer(config, checkpoint, device='cpu', palette='none')
     images = ['data/shapes/val/0.jpg', 'data/shapes/val/1.jpg']
-    predictions = inferencer(images, out_dir='inferred', pred_score_thr=0.0)['predictions']
+    predictions = inferencer(images, out_dir=str(tmp_path), pred_score_thr=0.0)['predictions']
     assert [len(prediction['scores']) for prediction in predictions] == [4, 4]
     assert tuple(inferencer.visualizer.dataset_meta['classes']) == CLASSES
-    assert sorted(path.name for path in (run / 'inferred/vis').iterdir()) == ['0.jpg', '1.jpg']
+    assert sorted(path.name for path in (tmp_path / 'vis').iterdir()) == ['0.jpg', '1.jpg']
+    image, drawn = (
+        cv2.imread(str(folder / '0.jpg')) for folder in (run / 'data/shapes/val', tmp_path / 'vis')
+    )
+    assert image.shape == drawn.shape and (image != drawn).any()

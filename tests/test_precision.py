@@ -16,18 +16,22 @@ from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine import cpu
 
 SMALL = dict(num_queries=12, encoder=dict(num_layers=1), decoder=dict(num_layers=2))
+DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
 CONFIGS = {
     'single scale': ('shapes/smca_r18_shapes.py', {}),
     'multi scale': (
         'shapes/smca-multi-scale_r18_shapes.py',
         dict(encoder=dict(layer_kinds=['multi'])),
     ),
+    # Its queries would be others, were they chosen by scores in half precision.
+    'smca-dino, one stage': (DINO, dict(as_two_stage=False)),
 }
 
 
 def build(name):
-    config, options = CONFIGS[name]
-    options = dict(SMALL, encoder={**SMALL['encoder'], **options.get('encoder', {})})
+    config, options = {**CONFIGS, 'smca-dino': (DINO, {})}[name]
+    encoder = {**SMALL['encoder'], **options.get('encoder', {})}
+    options = {**SMALL, **options, 'encoder': encoder}
     torch.manual_seed(0)
     model = build_detector(config, options).train()
     model.init_weights()
@@ -39,6 +43,7 @@ def losses(model, dtype=None):
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     samples = [sample((64, 96), (64, 96)), sample((48, 96), (64, 96), num_boxes=0)]
     samples[0].gt_instances.labels %= 6
+    torch.manual_seed(0)  # of the noise that DINO's denoising removes
     with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
         return model(images, samples, mode='loss')
 
@@ -67,6 +72,53 @@ def test_confident_scores_survive_half_precision():
         model.bbox_head.fc_cls.bias.fill_(10.0)
     mixed = losses(model, torch.float16)
     assert all(loss.isfinite() for loss in mixed.values())
+
+
+@pytest.mark.parametrize(('dtype', 'limit'), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_smca_dino_in_half_precision_is_near_float32(dtype, limit):
+    """Its decoder, given the same cells and queries, boxes of all sizes."""
+    model = build('smca-dino').eval()
+    with torch.no_grad():
+        # Away from the start, where attention does not look at the content.
+        for parameter in model.decoder.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, 24), (8, 12), (4, 6)]
+    cells = sum(height * width for height, width in shapes)
+    memory, memory_pos = torch.randn(2, 2, cells, 128, generator=generator)
+    given = dict(
+        query=torch.randn(2, 12, 128, generator=generator),
+        reference_points=torch.rand(2, 12, 4, generator=generator) * 0.9 + 0.05,
+        memory=memory,
+        memory_pos=memory_pos,
+        memory_mask=None,
+        level_shapes=shapes,
+        image_sizes=torch.tensor([[192.0, 128.0]] * 2),
+    )
+    outputs = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast('cpu', dtype=dtype, enabled=enabled):
+            outputs.append(model.forward_decoder(**given))
+    expected, mixed = (output['hidden_states'].float() for output in outputs)
+    error = (mixed - expected).norm() / expected.norm()
+    assert 0 < error < limit
+    boxes, mixed_boxes = (output['references'][-1].float() for output in outputs)
+    assert (mixed_boxes - boxes).abs().max() < limit
+
+
+def test_smca_dino_trains_in_half_precision():
+    """Query selection and denoising included; float16 is what accelerators have."""
+    model = build('smca-dino')
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    totals = []
+    for _ in range(4):  # slow on a CPU
+        total = sum(losses(model, torch.float16).values())
+        optimizer.zero_grad()
+        total.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        totals.append(float(total))
+    assert totals[-1] < totals[0]
 
 
 def mixed_precision_wrapper(**options):

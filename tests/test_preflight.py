@@ -66,7 +66,11 @@ def shapes_config() -> Config:
 @pytest.fixture
 def cfg(shapes_config: Config, root: Path) -> Config:
     """The shapes config on the data in ``root``."""
-    cfg = copy.deepcopy(shapes_config)
+    return on_data(shapes_config, root)
+
+
+def on_data(config: Config, root: Path) -> Config:
+    cfg = copy.deepcopy(config)
     for phase in ('train', 'val', 'test'):
         cfg[f'{phase}_dataloader'].dataset.data_root = str(root)
     cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val.json')
@@ -421,6 +425,47 @@ def test_checkpoint_of_another_number_of_classes(cfg: Config, tmp_path: Path, le
     assert_names(
         message, cfg.load_from, '80 classes', 'model.bbox_head.num_classes is 6', 'Use a checkpoint'
     )
+
+
+@pytest.fixture(scope='module')
+def dino_config() -> Config:
+    return load_config('head_to_head/smca-dino_r18_head-to-head_shapes.py')
+
+
+def test_smca_dino_and_its_checkpoint_pass(dino_config: Config, root: Path, tmp_path: Path):
+    cfg = on_data(dino_config, root)
+    cfg.load_from = str(tmp_path / 'dino.pth')
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(meta=meta, state_dict=model_state(cfg.model)), cfg.load_from)
+    check_config(cfg, ('train', 'val'))
+    check_config(cfg, ('test',))
+    torch.save({'bbox_head.cls_branches.0.weight': torch.zeros(80, 8)}, cfg.load_from)
+    message = refusal(ConfigError, cfg, 'test')
+    assert_names(message, cfg.load_from, '80 classes', 'model.bbox_head.num_classes is 6')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        ({'decoder.strides': [8, 16]}, ['decoder.strides', '[8, 16, 32]']),
+        ({'decoder.strides': [4, 8, 16]}, ['decoder.strides=[4, 8, 16]', '[8, 16, 32]']),
+        ({'encoder.num_levels': 4}, ['encoder.num_levels=4', '3']),
+        ({'decoder.layer_cfg.cross_attn_cfg.num_heads': 5}, ['num_heads=5', 'embed_dims=128']),
+        (
+            {'decoder.layer_cfg.cross_attn_cfg.num_heads': 32},
+            ['num_heads=32', '4 channels', 'takes 7', 'fewer heads or more embed_dims'],
+        ),
+        ({'encoder.layer_cfg.self_attn_cfg.num_heads': 5}, ['num_heads=5']),
+        ({'decoder.layer_cfg.spatial_prior_cfg.floor': 0}, ['spatial_prior_cfg.floor=0']),
+        ({'decoder.layer_cfg.spatial_prior_cfg.type': 'BoxPriors'}, ['BoxPriors']),
+        ({'positional_encoding.num_feats': 32}, ['num_feats=32', 'embed_dims=128']),
+        ({'dn_cfg.label_noise': 0.5}, ['label_noise']),
+    ],
+)
+def test_smca_dino_that_does_not_fit(dino_config: Config, root: Path, changes: dict, named: list):
+    cfg = on_data(dino_config, root)
+    cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    assert_names(refusal(ConfigError, cfg, 'train'), 'model', *named)
 
 
 def test_softmax_head_scores_no_object_too(cfg: Config, tmp_path: Path):

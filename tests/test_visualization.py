@@ -1,9 +1,12 @@
 """Pictures of the co-attention show what the layers compute, and the hook changes no training."""
 
+import copy
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +19,20 @@ from utils import ROOT, build_detector, load_config
 
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.errors import ConfigError
+from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
 from mmsmca.visualization.image_frame import ImageFrame
-from mmsmca.visualization.inspection import Inspection, VisualizationError, record
+from mmsmca.visualization.inspection import (
+    Inspection,
+    VisualizationError,
+    check_spatial_prior,
+    inspect_image,
+    record,
+)
 from mmsmca.visualization.spatial_prior_hook import SpatialPriorHook
 
 SINGLE = 'shapes/smca_r18_shapes.py'
 MULTI = 'shapes/smca-multi-scale_r18_shapes.py'
+DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
 DETR = 'head_to_head/detr_r18_head-to-head_shapes.py'
 CONV_ENCODER = dict(
     _delete_=True,
@@ -43,7 +54,10 @@ MODELS = {
     'uniform': (MULTI, dict(cross_attn_cfg=dict(scale_selection='uniform'))),
     'joint': (MULTI, dict(cross_attn_cfg=dict(scale_selection='joint'))),
     'conv': (MULTI, {}),
+    'box': (DINO, {}),
+    'static': (DINO, dict(spatial_prior_cfg=dict(_delete_=True, type='StaticPrior'))),
 }
+BOX_TIED = ('box', 'static')
 SIZE = (72, 104)  # height and width; padded to 96 x 128
 QUERIES = [3, 0, 17]
 
@@ -51,7 +65,9 @@ QUERIES = [3, 0, 17]
 def build(kind):
     """Detector in float64 with weights that no symmetry hides behind."""
     torch.manual_seed(0)
-    name, layer_cfg = MODELS.get(kind, (DETR, {}))
+    without_prior = DINO, dict(spatial_prior_cfg=dict(_delete_=True, type='NoPrior'))
+    of_kind = {**MODELS, 'no prior': without_prior, 'detr': (DETR, {})}[kind]
+    name, layer_cfg = copy.deepcopy(of_kind)  # merging takes _delete_ out of it
     model_options = dict(data_preprocessor=dict(pad_size_divisor=32))
     if layer_cfg:
         model_options['decoder'] = dict(layer_cfg=layer_cfg)
@@ -93,16 +109,27 @@ def weighted_values(maps, value):
     return torch.cat(weights, dim=-1) @ value
 
 
+def value_and_output(layer):
+    """Projections of a layer's co-attention: to values of the heads, and from their results."""
+    if not isinstance(layer, SMCADINODecoderLayer):
+        return layer.cross_attn.attn.value, layer.cross_attn.attn.output
+    attention = layer.cross_attn
+    return (
+        lambda x: attention.value_proj(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2),
+        lambda x: attention.output_proj(x.transpose(1, 2).flatten(2)),
+    )
+
+
 @torch.no_grad()
 def test_maps_times_values_are_the_layers_output(modulated):
     _, model, inspection = modulated
     for number, layer in enumerate(model.decoder.layers):
         maps = inspection.maps(QUERIES, number)
         given, result = inspection.calls[layer.cross_attn]
-        attention = layer.cross_attn.attn
-        out = weighted_values(maps, attention.value(given['memory'])[0])
+        value, output = value_and_output(layer)
+        out = weighted_values(maps, value(given['memory'])[0])
         expected = (result - given['query'])[:, QUERIES]
-        torch.testing.assert_close(attention.output(out[None]), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(output(out[None]), expected, rtol=1e-9, atol=1e-11)
 
 
 @torch.no_grad()
@@ -124,12 +151,22 @@ def test_maps_of_detr_times_values_are_its_output():
         assert not torch.allclose(maps.weights[0][0], maps.weights[0][1])
 
 
+def gates_of(model, inspection):
+    """Factor of each level's Gaussians in the last layer, (M, Q, 1, 1) a level."""
+    prior = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['prior']
+    return prior.gates[0, :, QUERIES, :, None, None].exp().unbind(2)
+
+
 def test_gaussian_times_attention_without_it_is_attention_with_it(modulated):
-    kind, _, inspection = modulated
+    kind, model, inspection = modulated
     maps = inspection.maps(QUERIES)
-    products = [g * w for g, w in zip(maps.gaussians, maps.unmodulated, strict=True)]
+    gates = gates_of(model, inspection) if kind in BOX_TIED else [1.0] * len(maps.strides)
+    products = [
+        gaussian * gate * weights
+        for gaussian, gate, weights in zip(maps.gaussians, gates, maps.unmodulated, strict=True)
+    ]
     sums = torch.stack([product.sum(dim=(-2, -1)) for product in products])
-    if kind == 'joint':
+    if kind in ('joint', *BOX_TIED):
         sums = sums.sum(0).expand_as(sums)
     for product, total, weights in zip(products, sums, maps.weights, strict=True):
         torch.testing.assert_close(product / total[..., None, None], weights)
@@ -143,7 +180,7 @@ def test_gaussians_peak_where_centres_and_offsets_say(modulated):
     ):
         height, width = gaussian.shape[-2:]
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(1)
-        distance = place - (maps.centers / stride + offsets)[..., None, :]
+        distance = place + maps.cell_place - (maps.centers / stride + offsets)[..., None, :]
         terms = prior.scales[..., None, :2] * distance
         exponent = terms.square().sum(-1)
         if kind == 'covariance':
@@ -155,7 +192,8 @@ def test_gaussians_peak_where_centres_and_offsets_say(modulated):
 
 def test_level_shares_are_parts_of_the_whole(modulated):
     kind, model, inspection = modulated
-    shares = inspection.maps(QUERIES).level_shares
+    maps = inspection.maps(QUERIES)
+    shares = maps.level_shares
     torch.testing.assert_close(shares.sum(-1), torch.ones_like(shares[..., 0]))
     if kind == 'uniform':
         torch.testing.assert_close(shares, torch.full_like(shares, 1 / 3))
@@ -164,6 +202,9 @@ def test_level_shares_are_parts_of_the_whole(modulated):
         features = inspection.calls[layer].arguments['features'][0, QUERIES]
         alpha = layer.scale_selection(features).softmax(-1)
         torch.testing.assert_close(shares, alpha.detach().expand_as(shares))
+    if kind in BOX_TIED:
+        torch.testing.assert_close(maps.prior_shares.sum(-1), torch.ones_like(shares[..., 0]))
+        assert not torch.allclose(maps.prior_shares, shares)
 
 
 def test_padding_gets_no_weight(modulated):
@@ -177,7 +218,54 @@ def test_padding_gets_no_weight(modulated):
     assert padded  # otherwise nothing was tested
 
 
-@pytest.mark.parametrize('kind', ['single scale', 'detr'])
+@pytest.fixture(scope='module', params=BOX_TIED)
+def box_tied(request):
+    model = build(request.param)
+    return request.param, model, look(model)[0]
+
+
+def test_attention_of_the_prior_alone_is_that_of_gaussians_and_gates(box_tied):
+    _, model, inspection = box_tied
+    maps = inspection.maps(QUERIES)
+    values = [g * gate for g, gate in zip(maps.gaussians, gates_of(model, inspection), strict=True)]
+    padding = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['cells'].padding
+    values = torch.cat([value.flatten(-2) for value in values], dim=-1).masked_fill(padding, 0)
+    weights = torch.cat([weights.flatten(-2) for weights in maps.prior_weights], dim=-1)
+    torch.testing.assert_close(values / values.sum(-1, keepdim=True), weights)
+
+
+def test_gaussians_are_tied_to_the_box_that_the_layer_was_given(box_tied):
+    """And that is the box which the layer before has made, unless the prior is static."""
+    kind, model, inspection = box_tied
+    height, width = SIZE
+    for number, layer in enumerate(model.decoder.layers):
+        maps = inspection.maps(QUERIES, number)
+        given = inspection.calls[layer].arguments['boxes'][0, QUERIES]
+        pixels = given * torch.tensor([width, height] * 2)
+        sides = pixels[:, 2:]
+        torch.testing.assert_close(
+            maps.boxes,
+            torch.cat((pixels[:, :2], pixels[:, :2]), -1) + torch.cat((-sides, sides), -1) / 2,
+        )
+        prior = inspection.calls[layer.cross_attn].arguments['prior']
+        centers = (pixels[:, :2] + maps.box_offsets * sides) / maps.strides[0]
+        torch.testing.assert_close(centers, prior.centers[0][:, QUERIES])
+        deviations = maps.box_deviations * sides / maps.strides[0]
+        torch.testing.assert_close(0.5 / deviations**2, prior.precisions[0][:, QUERIES])
+    first, last = (inspection.maps(QUERIES, number).boxes for number in (0, -1))
+    assert torch.equal(first, last) == (kind == 'static')
+
+
+def test_a_decoder_without_a_prior_has_attention_but_no_prior_to_draw():
+    model = build('no prior')
+    maps = look(model)[0].maps(QUERIES)
+    for weights, unmodulated in zip(maps.weights, maps.unmodulated, strict=True):
+        torch.testing.assert_close(weights, unmodulated)
+    with pytest.raises(ConfigError, match='no spatial prior.*than NoPrior'):
+        check_spatial_prior(model)
+
+
+@pytest.mark.parametrize('kind', ['single scale', 'box', 'detr'])
 def test_boxes_and_scores_are_the_predictions(kind):
     inspection, predictions = look(build(kind))
     best = inspection.best_queries(5)
@@ -216,6 +304,22 @@ def test_cells_are_drawn_around_their_places():
     assert frame.density([0 * fine, coarse]).max() == 0.25
 
 
+def test_cells_of_a_box_tied_prior_begin_at_the_images_edge():
+    inspection, _ = look(build('single scale'))
+    frame = ImageFrame(np.zeros((36, 52, 3), np.uint8), inspection, (16, 32), cell_place=0.5)
+    fine, coarse = torch.zeros(5, 7), torch.zeros(3, 4)
+    fine[1, 2], coarse[1, 0] = 1, 1
+    rasters = frame.rasters([fine, coarse])
+    # Cell (2, 1) is the square from pixel (32, 16) on.
+    assert [list(i) for i in np.nonzero(rasters[0])] == [[2, 2, 3, 3], [4, 5, 4, 5]]
+    rows, columns = np.nonzero(rasters[1])
+    assert (set(rows), set(columns)) == ({4, 5, 6, 7}, {0, 1, 2, 3})
+    # In pixels of the image, two of the network's.
+    inside = frame.share_inside([fine, 0 * coarse], torch.tensor([16.0, 8, 24, 12]))
+    assert inside == pytest.approx(0.5)
+    assert list(frame.cell_pixels(torch.tensor([2.0, 1.0]), 16)) == [20, 12]
+
+
 def test_share_inside_goes_by_area():
     inspection, _ = look(build('single scale'))
     frame = frame_of(inspection, (16,))
@@ -248,7 +352,7 @@ def workplace(tmp_path_factory):
     make_shapes(
         folder / 'shapes', num_train=4, num_val=4, size=64, max_objects=2, variant='easy', seed=0
     )
-    for name, config in (('smca', SINGLE), ('multi', MULTI), ('detr', DETR)):
+    for name, config in (('smca', SINGLE), ('multi', MULTI), ('dino', DINO), ('detr', DETR)):
         cfg = load_config(config)
         cfg.merge_from_dict(
             {
@@ -273,13 +377,14 @@ def run_tool(monkeypatch, name, *arguments):
     return tool.main()
 
 
-@pytest.mark.parametrize('name', ['smca', 'multi'])
+@pytest.mark.parametrize('name', ['smca', 'multi', 'dino'])
 def test_visualize_attention_writes_its_pictures(name, workplace, monkeypatch, tmp_path, capsys):
     image = workplace / 'shapes/val/000001.png'
     files = [workplace / f'{name}.py', workplace / f'{name}.pth', image]
     assert run_tool(monkeypatch, 'visualize_attention', *files, '--out', tmp_path, '--best', 1) == 0
-    printed = capsys.readouterr().out.split()[-5:]
-    names = ['detections.png', 'summary.png', 'summary.svg', 'row_1.png', 'row_1.svg']
+    printed = capsys.readouterr().out.split()[-7:]
+    names = ['detections.png']
+    names += [f'{n}.{kind}' for n in ('summary', 'row_1', 'layers_1') for kind in ('png', 'svg')]
     assert printed == [str(tmp_path / name) for name in names]
     for path in printed:
         if path.endswith('.png'):
@@ -362,9 +467,62 @@ def test_hook_shows_the_priors_and_changes_nothing(workplace, tmp_path):
     assert not torch.equal(centers[1], centers[3])
 
 
+class Kept(list):
+    """A visualizer that keeps what it is given."""
+
+    def add_scalars(self, scalars, step):
+        self.append((step, scalars))
+
+    def add_image(self, name, image, step):
+        self.append((step, name, image))
+
+
+def fake_runner(config, model):
+    return SimpleNamespace(
+        cfg=load_config(config), model=model, iter=0, max_iters=3, visualizer=Kept()
+    )
+
+
+def test_hook_shows_boxes_and_the_priors_tied_to_them(workplace):
+    torch.manual_seed(0)
+    model = build_detector(DINO)
+    model.init_weights()
+    hook = SpatialPriorHook(image=str(workplace / 'shapes/val/000001.png'), interval=2)
+    runner = fake_runner(DINO, model)
+    hook.before_train(runner)
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            layer.spatial_prior.gates.bias += torch.tensor([9.0, 0, 0]).repeat(8)
+            layer.spatial_prior.offsets.bias *= 2
+        # The last layer's box is twice as wide as the one that it looks around: half of it.
+        for branch in model.bbox_head.reg_branches[:3]:
+            branch[-1].bias.zero_()
+        model.bbox_head.reg_branches[2][-1].bias[2] = 0.5
+    runner.iter = 1
+    hook.after_train_iter(runner, 1)
+
+    (at_first, first), _, (later, second), (step, name, image) = runner.visualizer
+    assert (at_first, later, step, name) == (0, 2, 2, 'spatial_prior')
+    assert image.std() > 10 and image.shape[1] == 900
+    for layer in range(3):
+        key = f'spatial_prior/layer_{layer}'
+        for level in range(3):
+            assert first[f'{key}/level_{level}/weight'] == pytest.approx(1 / 3)
+        assert second[f'{key}/level_0/weight'] == pytest.approx(1 / (1 + 2 * math.exp(-9)))
+        # Half of the heads look along an axis, half between.
+        assert first[f'{key}/offset'] == pytest.approx(0.25 * (1 + math.sqrt(2)) / 2)
+        assert second[f'{key}/offset'] == pytest.approx(2 * first[f'{key}/offset'])
+        assert first[f'{key}/deviation_x'] > 0.25  # the floor is added to it
+    assert second['spatial_prior/layer_2/overlap'] < 0.99
+    assert hook.history['iterations'].tolist() == [0, 2]
+    inspection = inspect_image(model.eval(), hook.pipeline, hook.image)
+    boxes = inspection.boxes[inspection.best_queries(10)] / 64
+    torch.testing.assert_close(hook.history['boxes'][-1, -1], boxes)
+    assert hook.history['boxes'].shape == (2, 4, 10, 4)
+
+
 def test_hook_needs_a_spatial_prior(workplace):
-    model = build('detr')
     hook = SpatialPriorHook(image=str(workplace / 'shapes/val/000001.png'))
-    runner = type('FakeRunner', (), dict(cfg=load_config(DETR), model=model, iter=0))()
+    runner = fake_runner(DETR, build('detr'))
     with pytest.raises(ConfigError, match='no spatial prior'):
         hook.before_train(runner)

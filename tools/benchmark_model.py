@@ -48,6 +48,8 @@ DETECTORS = {
     'configs/smca/smca_r50-dc5_8xb1-50e_coco.py': 'SMCA, DC5',
     'configs/smca/smca-multi-scale_r50_8xb1-50e_coco.py': 'SMCA, multi scale',
     'configs/smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py': 'SMCA, convolutional',
+    'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py': 'SMCA-DINO',
+    'configs/smca_dino/smca-dino_r50_300-queries_8xb2-12e_coco.py': 'SMCA-DINO, 300 queries',
 }
 COLUMNS = {
     'detector': 'detector',

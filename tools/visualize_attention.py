@@ -1,4 +1,4 @@
-"""Draw where the queries of an SMCA detector look in an image.
+"""Draw where the queries of an SMCA or SMCA-DINO detector look in an image.
 
 Example: python tools/visualize_attention.py CONFIG CHECKPOINT IMAGE --out DIRECTORY
 """
@@ -10,7 +10,12 @@ from pathlib import Path
 import mmcv
 
 from mmsmca.errors import command
-from mmsmca.visualization.figures import detections_image, query_figure, summary_figure
+from mmsmca.visualization.figures import (
+    detections_image,
+    layers_figure,
+    query_figure,
+    summary_figure,
+)
 from mmsmca.visualization.inspection import (
     check_spatial_prior,
     inspect_image,
@@ -37,6 +42,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
     for row, query in enumerate(queries, start=1):
         figure = query_figure(image, inspection, query, args.layer, classes)
         files += save_figure(figure, args.out / f'row_{row}')
+        figure = layers_figure(image, inspection, query, classes)
+        files += save_figure(figure, args.out / f'layers_{row}')
     return files
 
 

@@ -17,6 +17,8 @@ from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, few, first_difference
 
 # What has a row or an entry for every class, in the detectors of the DETR family.
+# DETR's and SMCA's, and that of heads with a classifier a decoder layer.
+CLASS_WEIGHTS = ('bbox_head.fc_cls.weight', 'bbox_head.cls_branches.0.weight')
 CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
 
 
@@ -123,9 +125,14 @@ def other_classes(
         as the checkpoint tells: its weights show the number of classes, its ``meta`` the names.
     """
     state = checkpoint.get('state_dict', checkpoint)
-    name = 'bbox_head.fc_cls.weight'
     # MMEngine leaves weights out that do not fit, with no more than a warning.
-    weight = state.get(name, state.get(f'module.{name}'))
+    found = [
+        state[f'{prefix}{name}']
+        for name in CLASS_WEIGHTS
+        for prefix in ('', 'module.')
+        if f'{prefix}{name}' in state
+    ]
+    weight = found[0] if found else None
     if weight is not None and 'num_classes' in head:
         loss = head.get('loss_cls', {})
         # A softmax scores "no object" too.

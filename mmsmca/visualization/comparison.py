@@ -42,7 +42,7 @@ def comparison_figure(
             query, overlap = inspection.query_nearest(box)
             maps = inspection.maps([query], layer)
             weights = maps.head_means(maps.weights, 0)
-            frame = ImageFrame(image, inspection, maps.strides)
+            frame = ImageFrame(image, inspection, maps.strides, maps.cell_place)
             drawn.append((row, name, inspection, query, overlap, weights, frame))
     # Grids, and sizes of the networks' inputs, may differ: weights per area of the finest cell.
     area = min(frame.finest_area for *_, frame in drawn)

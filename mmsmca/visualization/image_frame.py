@@ -19,12 +19,20 @@ class ImageFrame:
         image: RGB, (height, width, 3).
         inspection: What the detector did with it.
         strides: Stride of every level, in pixels of the network's input.
+        cell_place: Where cell 0 of a level lies, in cells. Defaults to 0.
     """
 
-    def __init__(self, image: np.ndarray, inspection: Inspection, strides: Sequence[float]) -> None:
+    def __init__(
+        self,
+        image: np.ndarray,
+        inspection: Inspection,
+        strides: Sequence[float],
+        cell_place: float = 0.0,
+    ) -> None:
         self.image = image
         self.inspection = inspection
         self.strides = strides
+        self.cell_place = cell_place
         self.input_size = inspection.input_size
         self.scale_factor = inspection.scale_factor.numpy()
 
@@ -35,11 +43,16 @@ class ImageFrame:
 
     def of_level(self, level: int) -> 'ImageFrame':
         """The frame of one level alone."""
-        return ImageFrame(self.image, self.inspection, self.strides[level : level + 1])
+        strides = self.strides[level : level + 1]
+        return ImageFrame(self.image, self.inspection, strides, self.cell_place)
 
-    def pixels(self, points: Tensor, stride: float = 1) -> np.ndarray:
-        """From cells of a level, or pixels of the network's input, to pixels of the image."""
-        return points.numpy() * stride / self.scale_factor
+    def pixels(self, points: Tensor) -> np.ndarray:
+        """From pixels of the network's input to pixels of the image."""
+        return points.numpy() / self.scale_factor
+
+    def cell_pixels(self, points: Tensor, stride: float) -> np.ndarray:
+        """From cells of a level to pixels of the image."""
+        return self.pixels((points + self.cell_place) * stride)
 
     def rasters(self, maps: Sequence[Tensor]) -> np.ndarray:
         """Maps of all levels, (H_j, W_j) each, on one raster: (L, rows, columns).
@@ -51,7 +64,10 @@ class ImageFrame:
         columns, rows = (math.ceil(side / step) for side in self.input_size)
         rasters = np.zeros((len(maps), rows, columns))
         for raster, level, stride in zip(rasters, maps, self.strides, strict=True):
-            y, x = ((np.arange(n) + 0.5) * step / stride + 0.5 for n in (rows, columns))
+            y, x = (
+                (np.arange(n) + 0.5) * step / stride + 0.5 - self.cell_place
+                for n in (rows, columns)
+            )
             height, width = level.shape
             y, x = y[y < height].astype(int), x[x < width].astype(int)
             raster[: len(y), : len(x)] = level.numpy()[np.ix_(y, x)]
@@ -74,7 +90,7 @@ class ImageFrame:
             low, high = (box.numpy().reshape(2, 2) * self.scale_factor) / stride
             covered = []
             for axis, cells in enumerate(level.shape[::-1]):
-                place = np.arange(cells)
+                place = np.arange(cells) + self.cell_place
                 ends = np.minimum(place + 0.5, high[axis]), np.maximum(place - 0.5, low[axis])
                 covered.append(np.maximum(ends[0] - ends[1], 0))
             share += float(covered[1] @ level.numpy() @ covered[0])

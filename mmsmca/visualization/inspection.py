@@ -24,9 +24,13 @@ from torch import Tensor, nn
 from mmsmca import preflight
 from mmsmca.datasets.load_image import naming_images
 from mmsmca.errors import ConfigError, DataError, UserError
+from mmsmca.models.layers.box_prior import JointPrior
 from mmsmca.models.layers.decoder import SMCADecoderLayer
+from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
 from mmsmca.models.layers.explicit_attention import gaussian_log_prior
 from mmsmca.models.layers.fused_attention import masked_softmax
+from mmsmca.models.layers.joint_attention import Cells, joint_log_prior
+from mmsmca.models.layers.other_priors import NoPrior
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
 
@@ -41,13 +45,14 @@ class Call(NamedTuple):
     result: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CoAttentionMaps:
     """Where some queries of an image look, in one decoder layer.
 
     Attributes:
-        strides: Stride of every level, in pixels of the network's input. Cell (x, y) of a level
-            lies at pixel (x, y) * stride, where the prior and the receptive fields have it.
+        strides: Stride of every level, in pixels of the network's input.
+        cell_place: Where cell 0 of a level lies, in cells. Cell (x, y) lies at pixel
+            (x + cell_place, y + cell_place) * stride, where the prior has it. Defaults to 0.
         weights: Attention weights, (M, Q, H_j, W_j) a level.
         level_weights: Factor of every level's result in the output, (M, Q, L).
     """
@@ -55,6 +60,7 @@ class CoAttentionMaps:
     strides: Sequence[float]
     weights: list[Tensor]
     level_weights: Tensor
+    cell_place: float = 0.0
 
     @property
     def level_shares(self) -> Tensor:
@@ -78,7 +84,7 @@ class CoAttentionMaps:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModulatedMaps(CoAttentionMaps):
     """Co-attention with a spatial prior.
 
@@ -88,7 +94,7 @@ class ModulatedMaps(CoAttentionMaps):
         centers: Centres (x, y) of the queries, in pixels of the network's input, (Q, 2).
         priors: Gaussians of the heads, tensors without the dimension of images: (M, Q, 2 or 3).
         gaussians: Values of the Gaussians at the cells, (M, Q, H_j, W_j) a level.
-        unmodulated: Attention weights that the same queries and keys give without the Gaussians.
+        unmodulated: Attention weights that the same queries and keys give without the prior.
     """
 
     scale_selection: str
@@ -101,9 +107,45 @@ class ModulatedMaps(CoAttentionMaps):
     def offsets(self) -> list[Tensor]:
         """Of the heads' Gaussians from the centre of their query, in cells, (M, Q, 2) a level."""
         return [
-            prior.centers - self.centers / stride
+            prior.centers + self.cell_place - self.centers / stride
             for prior, stride in zip(self.priors, self.strides, strict=True)
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxTiedMaps(ModulatedMaps):
+    """Co-attention with a spatial prior tied to boxes, the same Gaussians on every level.
+
+    Attributes:
+        boxes: Boxes (x1, y1, x2, y2) that the priors are tied to, in pixels of the network's
+            input, (Q, 4). ``centers`` are theirs.
+        prior_weights: Attention weights that the prior alone gives, gates included,
+            (M, Q, H_j, W_j) a level.
+    """
+
+    boxes: Tensor
+    prior_weights: list[Tensor]
+
+    @property
+    def prior_shares(self) -> Tensor:
+        """Part of the attention that the prior alone gives to every level, (M, Q, L)."""
+        return torch.stack([level.sum(dim=(-2, -1)) for level in self.prior_weights], dim=-1)
+
+    @property
+    def box_offsets(self) -> Tensor:
+        """Of the heads' Gaussians from the centre of the box, in boxes, (M, Q, 2)."""
+        return self.offsets[0] * self.strides[0] / self._sides
+
+    @property
+    def box_deviations(self) -> Tensor:
+        """Standard deviations of the heads' Gaussians, in boxes, (M, Q, 2)."""
+        prior = self.priors[0]
+        deviations = (prior.beta / 2) ** 0.5 / prior.scales.abs()
+        return deviations * self.strides[0] / self._sides
+
+    @property
+    def _sides(self) -> Tensor:
+        return self.boxes[:, 2:] - self.boxes[:, :2]
 
 
 class Inspection:
@@ -126,7 +168,8 @@ class Inspection:
         self.scale_factor = torch.tensor(sample.get('scale_factor', (1.0, 1.0)))
         self.grid = calls[model.neck].result[-1].shape[-2:]
         self.padded_size = sample.batch_input_shape[::-1]
-        logits, boxes = (output[-1, 0].cpu() for output in calls[model.bbox_head].result)
+        logits, boxes = (output[:, 0].cpu() for output in calls[model.bbox_head].result)
+        logits = logits[-1]
         if model.bbox_head.loss_cls.use_sigmoid:
             scores = logits.sigmoid()
         else:
@@ -135,7 +178,11 @@ class Inspection:
         self.scores, self.labels = scores.max(-1)
         size = boxes.new_tensor([width, height] * 2)
         boxes = (bbox_cxcywh_to_xyxy(boxes) * size).clamp(min=size.new_zeros(4), max=size)
-        self.boxes = boxes / self.scale_factor.repeat(2).to(boxes)
+        boxes = boxes / self.scale_factor.repeat(2).to(boxes)
+        self.boxes = boxes[-1]
+        # Of every layer, (layers, Q, 4): DINO's head predicts with all of them, DETR's with the
+        # last alone.
+        self.layer_boxes = boxes if len(boxes) > 1 else boxes.expand(len(self.layers), -1, -1)
 
     def best_queries(self, count: int) -> list[int]:
         """The queries of the highest class scores, best first."""
@@ -164,7 +211,8 @@ class Inspection:
             layer: Number of the layer; negative ones count from the end. Defaults to the last.
 
         Returns:
-            :class:`ModulatedMaps` for a layer with a spatial prior, else :class:`CoAttentionMaps`.
+            :class:`BoxTiedMaps` for a layer of SMCA-DINO, :class:`ModulatedMaps` for another with a
+            spatial prior, else :class:`CoAttentionMaps`.
 
         Raises:
             VisualizationError: If there is no such query or layer.
@@ -178,15 +226,17 @@ class Inspection:
         module = self.layers[layer]
         if isinstance(module, SMCADecoderLayer):
             return _modulated_maps(module, self.calls, list(queries))
+        if isinstance(module, SMCADINODecoderLayer):
+            return _box_tied_maps(module, self.calls, list(queries))
         return _plain_maps(module, self.calls, list(queries), self.grid, self.padded_size)
 
 
 def co_attention_layers(
     model: nn.Module,
-) -> list[SMCADecoderLayer | DetrTransformerDecoderLayer]:
+) -> list[SMCADecoderLayer | SMCADINODecoderLayer | DetrTransformerDecoderLayer]:
     """Decoder layers whose co-attention has a weight for every cell, in their order.
 
-    They are SMCA's, wherever a detector has them, and those of MMDetection's DETR.
+    They are SMCA's and SMCA-DINO's, wherever a detector has them, and those of MMDetection's DETR.
 
     Raises:
         ConfigError: If there is none.
@@ -194,25 +244,31 @@ def co_attention_layers(
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, SMCADecoderLayer)
+        if isinstance(module, (SMCADecoderLayer, SMCADINODecoderLayer))
         or isinstance(module, DetrTransformerDecoderLayer)
         and isinstance(getattr(module.cross_attn, 'attn', None), nn.MultiheadAttention)
     ]
     if not layers:
         raise ConfigError(
             f'{type(model).__name__} has no co-attention over all cells to draw: its decoder has '
-            "neither SMCA's layers (SMCADecoderLayer) nor DETR's (DetrTransformerDecoderLayer)."
+            "neither SMCA's layers (SMCADecoderLayer, SMCADINODecoderLayer) nor DETR's "
+            '(DetrTransformerDecoderLayer).'
         )
     return layers
 
 
 def check_spatial_prior(model: nn.Module) -> None:
     """Raise a ConfigError if the detector has no spatial prior."""
-    if not any(isinstance(module, SMCADecoderLayer) for module in model.modules()):
+    priors = [
+        module.spatial_prior
+        for module in model.modules()
+        if isinstance(module, (SMCADecoderLayer, SMCADINODecoderLayer))
+    ]
+    if all(isinstance(prior, NoPrior) for prior in priors):
         raise ConfigError(
-            f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer). Use the '
-            'config of a detector that has; co-attention without a prior is drawn by '
-            'tools/compare_attention.py.'
+            f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer, nor a '
+            'SMCADINODecoderLayer with another prior than NoPrior). Use the config of a detector '
+            'that has; co-attention without a prior is drawn by tools/compare_attention.py.'
         )
 
 
@@ -238,7 +294,7 @@ def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
     with ExitStack() as stack:
         modules = [model.neck, model.bbox_head]
         for layer in co_attention_layers(model):
-            if isinstance(layer, SMCADecoderLayer):
+            if isinstance(layer, (SMCADecoderLayer, SMCADINODecoderLayer)):
                 modules += [layer, layer.cross_attn]
             else:
                 attention = layer.cross_attn.attn
@@ -335,11 +391,7 @@ def _modulated_maps(
             masked_softmax(group, group_mask)
             for group, group_mask in zip(logits.split(groups, dim=-1), masks, strict=True)
         ]
-        return unflatten(torch.cat(weights, dim=-1))
-
-    def unflatten(cells: Tensor) -> list[Tensor]:
-        levels = zip(cells[0].split(sizes, dim=-1), shapes, strict=True)
-        return [level.unflatten(-1, shape).cpu() for level, shape in levels]
+        return _levels(torch.cat(weights, dim=-1), shapes)
 
     if attention.joint:
         selection, level_weights = 'joint', query.new_ones(len(queries), len(shapes))
@@ -359,9 +411,69 @@ def _modulated_maps(
         scale_selection=selection,
         centers=(placed['centers'][0, queries] * placed['image_sizes'][0]).cpu(),
         priors=[LevelPrior(p.centers[0].cpu(), p.scales[0].cpu(), p.beta) for p in priors],
-        gaussians=unflatten(log_prior.exp()),
+        gaussians=_levels(log_prior.exp(), shapes),
         unmodulated=softmax(logits),
     )
+
+
+def _box_tied_maps(
+    layer: SMCADINODecoderLayer, calls: dict[nn.Module, Call], queries: list[int]
+) -> BoxTiedMaps:
+    """Weights of a joint co-attention, and its prior level by level."""
+    attention, call = layer.cross_attn, calls[layer.cross_attn].arguments
+    cells, strides = call['cells'], layer.spatial_prior.strides
+    shapes = _shapes(cells, len(strides))
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    query = heads(attention.query_proj(call['query'] + call['query_pos']))[:, :, queries]
+    key = heads(attention.key_proj(call['memory'] + call['memory_pos']))
+    logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
+    prior = JointPrior(*(part[:, :, queries] for part in call['prior']))
+    log_prior = joint_log_prior(prior, cells)
+    # The same function in cells of a level: they lie half a cell from where these are counted.
+    priors = [
+        LevelPrior(prior.centers / ratio - 0.5, prior.precisions.sqrt() * ratio, 1.0)
+        for ratio in (stride / strides[0] for stride in strides)
+    ]
+    gaussians = [
+        gaussian_log_prior(level.centers, level.scales, shape, level.beta).exp()
+        for level, shape in zip(priors, shapes, strict=True)
+    ]
+    placed = calls[layer].arguments
+    size = placed['image_sizes'][0].repeat(2)
+    boxes = (bbox_cxcywh_to_xyxy(placed['boxes'][0, queries]) * size).cpu()
+    return BoxTiedMaps(
+        strides=strides,
+        cell_place=0.5,
+        weights=_levels(masked_softmax(logits + log_prior, cells.padding), shapes),
+        level_weights=logits.new_ones(*logits.shape[1:3], len(shapes)).cpu(),
+        scale_selection='joint',
+        centers=(boxes[:, :2] + boxes[:, 2:]) / 2,
+        priors=[LevelPrior(p.centers[0].cpu(), p.scales[0].cpu(), p.beta) for p in priors],
+        gaussians=_levels(torch.cat(gaussians, dim=-1), shapes),
+        unmodulated=_levels(masked_softmax(logits, cells.padding), shapes),
+        boxes=boxes,
+        prior_weights=_levels(masked_softmax(log_prior, cells.padding), shapes),
+    )
+
+
+def _shapes(cells: Cells, num_levels: int) -> list[tuple[int, int]]:
+    """Height and width of every level, in cells."""
+    shapes = []
+    for level in range(num_levels):
+        y = cells.coordinates[cells.levels == level, 1]
+        height = len(y.unique())
+        shapes.append((height, len(y) // height))
+    return shapes
+
+
+def _levels(values: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Values at the cells of one image, (1, M, Q, N), a level: (M, Q, H_j, W_j)."""
+    sizes = [height * width for height, width in shapes]
+    levels = zip(values[0].split(sizes, dim=-1), shapes, strict=True)
+    return [level.unflatten(-1, shape).cpu() for level, shape in levels]
 
 
 def _plain_maps(

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.typing import ColorType
 from torch import Tensor
 
 WIDTH = 9.0  # inches: 900 pixels of a README at 100 dpi, where a font of 7 is 10 pixels high
@@ -50,6 +52,14 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return paths
 
 
+def figure_image(figure: Figure) -> np.ndarray:
+    """A figure as a picture, RGB, 100 pixels an inch."""
+    figure.set_dpi(100)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
 def attention_norm(rasters: Sequence[np.ndarray]) -> PowerNorm:
     """One scale for all of them; the root shows a spread of small weights beside large ones."""
     return PowerNorm(0.5, vmin=0, vmax=max(float(raster.max()) for raster in rasters))
@@ -67,7 +77,7 @@ def color_bar(
 
 
 def draw_box(
-    axes: Axes, box: Tensor, color: str, linestyle: str = '-', linewidth: float = 1
+    axes: Axes, box: Tensor, color: ColorType, linestyle: str = '-', linewidth: float = 1
 ) -> None:
     """Draw a box (x1, y1, x2, y2) in pixels of the image."""
     x1, y1, x2, y2 = box.tolist()

@@ -3,15 +3,16 @@
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.typing import ColorType
 from torch import Tensor
 
 from mmsmca.models.layers.decoder import SMCADecoderLayer
 
 from .inspection import Inspection
-from .panels import new_figure
+from .panels import figure_image, new_figure
 
 # Of a statistic over queries and heads: what most of them are between, and the median.
 QUANTILES = (0.1, 0.5, 0.9)
@@ -36,11 +37,11 @@ def measure(inspection: Inspection) -> dict[str, Tensor]:
         centers = placed['centers'][0] * placed['image_sizes'][0]
         priors = inspection.calls[layer.cross_attn].arguments['priors']
         strides = layer.spatial_prior.strides
-        scales.append(torch.stack([_quantiles(prior.scales[0].abs()) for prior in priors]))
+        scales.append(torch.stack([quantiles(prior.scales[0].abs()) for prior in priors]))
         offsets.append(
             torch.stack(
                 [
-                    _quantiles((prior.centers[0] - centers / stride).norm(dim=-1, keepdim=True))[0]
+                    quantiles((prior.centers[0] - centers / stride).norm(dim=-1, keepdim=True))[0]
                     for prior, stride in zip(priors, strides, strict=True)
                 ]
             )
@@ -99,8 +100,8 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
             color = colormaps['viridis'](layer / layers)
             for axis in range(axes):
                 values = history['scales'][:, layer, level, axis]
-                _draw_quantiles(scales, iterations, values, color, ('-', '--', ':')[axis])
-            _draw_quantiles(offsets, iterations, history['offsets'][:, layer, level], color, '-')
+                draw_quantiles(scales, iterations, values, color, ('-', '--', ':')[axis])
+            draw_quantiles(offsets, iterations, history['offsets'][:, layer, level], color, '-')
         name = f'level {level}: ' if levels > 1 else ''
         scales.set_title(f'{name}scales |s|', fontsize=8)
         offsets.set_title(f'{name}offsets, in cells', fontsize=8)
@@ -126,19 +127,15 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
         title='lines: median over queries and heads; bands: 10 to 90 %',
         title_fontsize=7,
     )
-    figure.set_dpi(100)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
+    return figure_image(figure)
 
 
-def _quantiles(values: Tensor) -> Tensor:
-    """Of (M, Q, n) over heads and queries: (n, quantiles)."""
-    quantiles = values.new_tensor(QUANTILES)
-    return values.flatten(0, 1).quantile(quantiles, dim=0).T
+def quantiles(values: Tensor) -> Tensor:
+    """The :data:`QUANTILES` of (M, Q, n) over heads and queries: (n, quantiles)."""
+    return values.flatten(0, 1).quantile(values.new_tensor(QUANTILES), dim=0).T
 
 
-def _draw_ways(axes, centers: np.ndarray, image: np.ndarray) -> None:
+def _draw_ways(axes: Axes, centers: np.ndarray, image: np.ndarray) -> None:
     """Where each query's centre has been, (T, Q, 2), light at first, and where it is."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0), interpolation='bicubic', alpha=0.6)
@@ -154,7 +151,10 @@ def _draw_ways(axes, centers: np.ndarray, image: np.ndarray) -> None:
     axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7)
 
 
-def _draw_quantiles(axes, iterations: np.ndarray, values: Tensor, color, linestyle: str) -> None:
+def draw_quantiles(
+    axes: Axes, iterations: np.ndarray, values: Tensor, color: ColorType, linestyle: str
+) -> None:
+    """Draw a median and the band around it, (T, quantiles), over the iterations."""
     low, median, high = values.T.numpy()
     axes.plot(iterations, median, color=color, linestyle=linestyle, linewidth=1.2)
     axes.fill_between(iterations, low, high, color=color, alpha=0.12, linewidth=0)

@@ -9,18 +9,22 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
+
+from . import box_prior_history, prior_history
 from .inspection import check_spatial_prior, inspect_image, read_image
-from .prior_history import history_image, measure, scalars
 
 
 @HOOKS.register_module()
 class SpatialPriorHook(Hook):
-    """Shows on one image how centres, offsets and scales of all queries move over training.
+    """Shows on one image how the priors of all queries move over training.
 
     Before the first iteration, every ``interval`` iterations and after the last, the detector is
     run on the image, in evaluation mode, and the runner's visualizer is given the curves and the
-    picture of :mod:`mmsmca.visualization.prior_history`: local files, TensorBoard or whatever its
-    backends are. Training itself is not changed. The history is part of the checkpoints.
+    picture of :mod:`mmsmca.visualization.prior_history` (centres, offsets and scales) or, for
+    SMCA-DINO, :mod:`mmsmca.visualization.box_prior_history` (boxes, and the priors tied to them):
+    local files, TensorBoard or whatever its backends are. Training itself is not changed. The
+    history is part of the checkpoints.
 
     Args:
         image: Image file, loaded as the config's test data are.
@@ -63,14 +67,17 @@ class SpatialPriorHook(Hook):
         check_spatial_prior(model)
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        measured = measure(inspect_image(model, self.pipeline, self.image))
+        inspection = inspect_image(model, self.pipeline, self.image)
         for module, training in modes.items():
             module.training = training
+        tied = isinstance(inspection.layers[0], SMCADINODecoderLayer)
+        history = box_prior_history if tied else prior_history
+        measured = history.measure(inspection)
         new = dict(measured, iterations=torch.tensor(iteration))
         for name, value in new.items():
             before = [self.history[name]] if self.history else []
             new[name] = torch.cat([*before, value[None]])
         self.history = new
-        picture = history_image(self.history, read_image(self.image))
-        runner.visualizer.add_scalars(scalars(measured), step=iteration)
+        picture = history.history_image(self.history, read_image(self.image))
+        runner.visualizer.add_scalars(history.scalars(measured), step=iteration)
         runner.visualizer.add_image('spatial_prior', picture, step=iteration)
