@@ -18,11 +18,14 @@ from mmsmca.studies.report.logs import METRICS, read_log
 from mmsmca.studies.report.published import PublishedError, find_published, literature
 from mmsmca.studies.report.runs import ReportError, read_study
 from mmsmca.studies.report.statistics import (
+    Paired,
     Value,
     at_time,
+    bootstrap_interval,
     curve,
     equal_time,
     final_metrics,
+    paired,
     reached,
     value,
 )
@@ -124,6 +127,26 @@ def test_final_metrics_by_hand(study_dir):
     # Two degrees of freedom: 4.303 standard errors.
     half = 4.302652729749462 * 0.04 / math.sqrt(2)
     assert close(final['fast']['AP'] - final['slow']['AP'], -0.14, half, 2)
+
+
+def test_paired_interval_by_hand(study_dir):
+    """Two numbers have four resamples, with the means a, (a + b) / 2 twice, and b."""
+    assert bootstrap_interval([1.0, 3.0]) == (1.0, 3.0)
+    assert bootstrap_interval([2.0]) == (2.0, 2.0)
+    # 27 resamples of three: the 2.5 % are less than one of them.
+    assert bootstrap_interval([1.0, 2.0, 6.0]) == (1.0, 6.0)
+    # 256 of four, of which 2.5 % are 6.4: the seventh smallest mean. These are 0 once, 0.25 (three
+    # times the 0, once the 1) four times, 0.5 (the 1 twice, or the 2 once) ten times.
+    assert bootstrap_interval([0.0, 1.0, 2.0, 10.0])[0] == 0.5
+    study = read_study(study_dir)
+    found = paired(study['fast'], study['slow'])
+    assert found.differences == pytest.approx({0: -0.1, 1: -0.18})
+    assert (found.low, found.high) == pytest.approx((-0.18, -0.1))
+    assert math.isclose(found.mean, -0.14)
+    assert not found.supported  # Two seeds.
+    three = Paired({0: 0.1, 1: 0.2, 2: 0.3}, *bootstrap_interval([0.1, 0.2, 0.3]))
+    torn = Paired({0: -0.1, 1: 0.2, 2: 0.3}, *bootstrap_interval([-0.1, 0.2, 0.3]))
+    assert three.supported and not torn.supported
 
 
 def test_what_a_run_starts_from_is_part_of_its_experiment(tmp_path):
@@ -418,7 +441,13 @@ def test_epochs_to_the_tables(tmp_path):
     assert found['convergence'].rows[1][-2:] == ['1.00', '6.67']
     assert summary(study, {}, None, [], '')['equal_time']['experiments']['slow'] is None
     drawn = dict(figures._figures(study, {}))
-    assert list(drawn) == ['ap_over_epochs', 'ap_over_time', 'ap_over_cost']
+    assert list(drawn) == [
+        'ap_over_epochs',
+        'each_over_epochs',
+        'ap_over_time',
+        'each_over_time',
+        'ap_over_cost',
+    ]
     assert drawn['ap_over_time'].axes[0].get_xlabel() == 'training time, hours'
 
 
@@ -437,7 +466,10 @@ def test_what_was_not_logged_or_could_not_be_measured(tmp_path):
         ['a', '100', '100', '100', '100', '0.25', '–'],
         ['b', *['never'] * 4, '–', '–'],
     ]
-    assert [name for name, _ in figures._figures(study, {})] == ['ap_over_iterations']
+    assert [name for name, _ in figures._figures(study, {})] == [
+        'ap_over_iterations',
+        'each_over_iterations',
+    ]
     # Without a final AP of the baseline only the given thresholds are left.
     of_none = {table.name: table for table in tables(read_study(tmp_path, 'b'), {}, [0.2])}
     assert of_none['convergence'].head == ['experiment', 'AP 20.0']
@@ -478,6 +510,7 @@ def test_report_in_every_format(study_dir, tmp_path_factory, monkeypatch):
     out = tmp_path_factory.mktemp('out')
     run_tool(monkeypatch, study_dir, '--out', out, '--ap', '0.2')
     names = [f'ap_over_{x}' for x in ('cost', 'iterations', 'time')]
+    names += ['each_over_iterations', 'each_over_time']
     expected = {f'{name}.{suffix}' for name in names for suffix in figures.FORMATS}
     expected |= {f'report.{suffix}' for suffix in ('csv', 'json', 'md', 'tex')}
     assert {path.name for path in out.iterdir()} == expected

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from utils import ROOT
 
-from mmsmca.studies.study import StudyError, load_study
+from mmsmca.studies.errors import StudyError
+from mmsmca.studies.study import load_study
 
 STUDIES = sorted((ROOT / 'configs/studies').glob('*.py'))
 
@@ -42,7 +43,10 @@ WRONG = {
     'no baseline': (dict(baseline=None), "key 'baseline' is missing"),
     'no seeds': (dict(seeds=None), "key 'seeds' is missing"),
     'no experiments': (dict(experiments=None), "key 'experiments' is missing"),
-    'wrong key': (dict(seed=3), "unknown key 'seed'. Known: baseline, experiments, seeds"),
+    'wrong key': (
+        dict(seed=3),
+        "unknown key 'seed'. Known: baseline, budgets, chosen, experiments, seeds",
+    ),
     'other baseline': (dict(baseline='detr'), "'detr' is no experiment of the study (plain, wide)"),
     'empty': (dict(experiments=[]), 'give a list of at least one experiment'),
     'experiments as dict': (dict(experiments={}), 'give a list of at least one experiment'),

@@ -14,10 +14,11 @@ from rich.console import Console
 from utils import ROOT
 
 from mmsmca.datasets.shapes import make_shapes
+from mmsmca.studies.errors import StudyError
 from mmsmca.studies.progress import SweepProgress
 from mmsmca.studies.report.logs import last_evaluation, read_records
 from mmsmca.studies.run_process import HeldError, TrainRun, end_run, hold, is_held, state
-from mmsmca.studies.study import StudyError, load_study
+from mmsmca.studies.study import load_study
 from mmsmca.studies.sweep import Resources, Sweep, check_runs, select
 
 # Stands in for tools/train.py where training is not the point: writes MMEngine's files, takes up

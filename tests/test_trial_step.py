@@ -21,7 +21,8 @@ from mmsmca.datasets.load_image import naming_images
 from mmsmca.engine.trial_step import trial_step
 from mmsmca.errors import ConfigError, DataError
 from mmsmca.launch import run_tool
-from mmsmca.studies.study import StudyError, load_study
+from mmsmca.studies.errors import StudyError
+from mmsmca.studies.study import load_study
 from mmsmca.studies.sweep import Resources, Sweep, try_experiments
 
 # A small SMCA, and a Deformable DETR as small.

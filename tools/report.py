@@ -16,7 +16,7 @@ from mmsmca.errors import command
 from mmsmca.files import written_whole
 from mmsmca.studies.report import costs as model_costs
 from mmsmca.studies.report.figures import write_figures
-from mmsmca.studies.report.runs import ReportError, Study, read_study
+from mmsmca.studies.report.runs import ReportError, Study, budgets_of, read_study
 from mmsmca.studies.report.summary import csv_table, summary
 from mmsmca.studies.report.tables import latex, markdown, tables
 
@@ -62,16 +62,23 @@ def check(args: Namespace, study: Study) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Read, measure if asked to, write, print."""
-    study = read_study(args.work_dir, args.baseline)
-    check(args, study)
+    """Read, measure if asked to, write, print; every budget of a study into a folder of its own."""
+    out = args.out or args.work_dir / 'report'
+    budgets = budgets_of(args.work_dir)
+    for budget in budgets or [None]:
+        study = read_study(args.work_dir, args.baseline, budget)
+        check(args, study)
+        report_study(args, study, out if budget is None else out / budget)
+
+
+def report_study(args: Namespace, study: Study, out: Path) -> None:
+    """Write one study's, or one budget's, report."""
     load = model_costs.load_or_measure if args.costs else model_costs.load
     costs = load(args.work_dir, study)
     found = tables(study, costs, args.ap, args.compare)
     command_line = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
     content = summary(study, costs, args.ap, args.compare, command_line)
 
-    out = args.out or args.work_dir / 'report'
     out.mkdir(parents=True, exist_ok=True)
     figures = write_figures(study, costs, out)
     text = markdown(found)

@@ -38,6 +38,12 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='start without the trial of one training step of each experiment',
     )
+    parser.add_argument(
+        '--calibrate',
+        action='store_true',
+        help='measure the time per iteration of every experiment, for budgets in training '
+        'time, and stop; give the --jobs of the sweep, and let nothing else run',
+    )
     parser.add_argument('--retry-failed', action='store_true', help='start failed runs again')
     return parser.parse_args()
 
@@ -50,7 +56,7 @@ def positive(text: str) -> int:
 
 
 def slurm_parameters(pairs: list[str]) -> dict:
-    from mmsmca.studies.study import StudyError
+    from mmsmca.studies.errors import StudyError
     from mmsmca.studies.sweep import check_slurm
 
     parameters: dict[str, int | str] = {}
@@ -64,7 +70,7 @@ def slurm_parameters(pairs: list[str]) -> dict:
 
 
 def gpus_per_job(args: argparse.Namespace) -> int:
-    from mmsmca.studies.study import StudyError
+    from mmsmca.studies.errors import StudyError
     from mmsmca.studies.sweep import visible_gpus
 
     available = len(visible_gpus())
@@ -80,17 +86,21 @@ def gpus_per_job(args: argparse.Namespace) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    from mmsmca.studies.console import sweep_study
+    from mmsmca.studies.calibration import FILE
+    from mmsmca.studies.console import calibrate_study, sweep_study
     from mmsmca.studies.study import load_study
     from mmsmca.studies.sweep import Resources, select
 
+    work_dir = args.work_dir or Path('work_dirs') / args.study.stem
+    if args.calibrate:
+        return calibrate_study(args.study, work_dir / FILE)
     slurm = None if args.slurm is None else slurm_parameters(args.slurm)
     gpus = gpus_per_job(args)
-    study = load_study(args.study, world_size=max(1, gpus))
+    study = load_study(args.study, max(1, gpus), work_dir / FILE)
     return sweep_study(
         study,
         select(study, args.only, args.seeds),
-        args.work_dir or Path('work_dirs') / study.name,
+        work_dir,
         Path(__file__).resolve().with_name('train.py'),
         Resources(args.jobs, gpus, slurm),
         dry_run=args.dry_run,

@@ -8,9 +8,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from .calibration import busy_warning, calibrate
 from .progress import SweepProgress
 from .run_process import hold, log_tail
-from .study import Study
+from .study import Study, digest, lengths, study_configs
 from .sweep import Resources, Sweep, check_runs, try_experiments
 
 POLL_SECONDS = 1.0
@@ -53,12 +54,35 @@ def sweep_study(
         console.print(plan(sweep))
         return 0
     check_runs(selected)
+    if not study.budgets and len(set((each := lengths(study.runs)).values())) > 1:
+        said = ', '.join(f'{name} {length}' for name, length in each.items())
+        console.print(f'[yellow]Experiments train for different lengths: {said}.[/]')
     if trial_steps:
         try_experiments(sweep)
     with hold(work_dir / '.lock'):
         Sweep(study, sweep.work_dir, train_script, resources).write_study()
         run_all(sweep, retry_failed, console)
         return report(sweep, console)
+
+
+def calibrate_study(study: Path, path: Path) -> int:
+    """Measure the time per iteration of a study's experiments, and print it.
+
+    Args:
+        study: File of the study.
+        path: File to write.
+
+    Returns:
+        Exit status 0.
+    """
+    console = Console()
+    if warning := busy_warning():
+        console.print(f'[yellow]{warning}[/]')
+    cfgs = study_configs(study)
+    for name, seconds in calibrate(cfgs, {n: digest(cfg) for n, cfg in cfgs.items()}, path):
+        console.print(f'{name}: {1e3 * seconds:.0f} ms per iteration')
+    console.print(f'{path}: written')
+    return 0
 
 
 def plan(sweep: Sweep) -> Table:

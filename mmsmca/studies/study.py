@@ -11,30 +11,38 @@ A study is an MMEngine config::
     ]
 
 ``config`` is relative to the study's file. ``published`` may name the config whose published
-figures belong beside the experiment's, ``'mmdet::detr/...'`` or ``'smca/...'``.
+figures belong beside the experiment's, ``'mmdet::detr/...'`` or ``'smca/...'``. Two more keys
+may be there: ``budgets``, with each of which every experiment is trained, its whole schedule fitted
+to it, and ``chosen``, what was chosen on which data, for the report::
+
+    budgets = [dict(iterations=1500), dict(iterations=1500, time_of='detr')]
+    chosen = 'The recipe was chosen on the split tune.'
 """
 
 import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from mmsmca.errors import ConfigError, UserError
+from mmsmca.errors import ConfigError
 from mmsmca.preflight import merge_options
 
-STUDY_KEYS = {'baseline', 'seeds', 'experiments'}
+from .budget import Budget, fit, read_budgets
+from .calibration import FILE as CALIBRATION
+from .calibration import calibrated_seconds
+from .errors import StudyError
+
+REQUIRED_KEYS = {'baseline', 'seeds', 'experiments'}
+STUDY_KEYS = REQUIRED_KEYS | {'budgets', 'chosen'}
 EXPERIMENT_KEYS = {'name', 'config', 'cfg_options', 'published'}
 # Names become folder names.
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 ID_DIGITS = 10
-
-
-class StudyError(UserError):
-    """A study that cannot be run. The message names file, key and remedy."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class Run:
         seed: Seed of everything random.
         cfg: The resolved config, seed included.
         world_size: Processes (GPUs) that train it together: the batch is as many times larger.
+        budgets: What its schedule is fitted to, several if they come to the same; none: the
+            schedule is the config's.
         id: Digest of ``cfg``: a change of the experiment, the config files or their bases makes
             another run of it.
     """
@@ -71,6 +81,7 @@ class Run:
     seed: int
     cfg: Config
     world_size: int
+    budgets: tuple[Budget, ...]
     id: str
 
     @property
@@ -88,6 +99,8 @@ class Study:
         baseline: Name of the experiment that the others are compared with.
         experiments: In the order of the file.
         seeds: Every experiment is trained once with each.
+        budgets: And with each of these; none: as its config says.
+        chosen: What was chosen on which data; may be empty.
         runs: The experiments with the first seed, then with the second, and so on, so that an
             unfinished study compares all experiments.
     """
@@ -96,33 +109,31 @@ class Study:
     baseline: str
     experiments: tuple[Experiment, ...]
     seeds: tuple[int, ...]
+    budgets: tuple[Budget, ...]
+    chosen: str
     runs: tuple[Run, ...]
 
 
-def load_study(path: str | Path, world_size: int = 1) -> Study:
+def load_study(path: str | Path, world_size: int = 1, calibration: Path | None = None) -> Study:
     """Read a study and resolve the configs of its runs.
 
     Args:
         path: The study's file, Python, YAML or JSON. Names that begin with an underscore are its
             own.
         world_size: Processes (GPUs) that train a run together. Defaults to 1.
+        calibration: File with the experiments' time per iteration, for budgets in training time.
+            Defaults to None: ``calibration.json`` in ``work_dirs/<name of the study>``.
 
     Returns:
         The study.
 
     Raises:
         StudyError: If a key is missing, unknown or has a wrong value, two experiments have one
-            name, or a config is missing or does not have what ``cfg_options`` changes.
+            name, a config is missing or does not have what ``cfg_options`` changes, a budget is too
+            small, or the calibration that one needs is missing or of something else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StudyError(f'{path}: no such file. Studies are in configs/studies.')
-    try:
-        content = Config.fromfile(path).to_dict()
-    except Exception as error:
-        raise StudyError(f'{path}: cannot be read as a config: {error}') from error
-    content = {key: x for key, x in content.items() if not key.startswith('_')}
-    _check_keys(content, STUDY_KEYS, STUDY_KEYS, str(path))
+    content = _read(path)
     experiments = _experiments(content['experiments'], path)
     names = [experiment.name for experiment in experiments]
     if content['baseline'] not in names:
@@ -131,13 +142,80 @@ def load_study(path: str | Path, world_size: int = 1) -> Study:
             f'({", ".join(names)}).'
         )
     seeds = _seeds(content['seeds'], path)
-    cfgs = [_resolve(experiment, f'{path}: {experiment.name}') for experiment in experiments]
-    runs = tuple(
-        _run(experiment, seed, cfg, world_size)
-        for seed in seeds
-        for experiment, cfg in zip(experiments, cfgs, strict=True)
+    chosen = content.get('chosen', '')
+    if not isinstance(chosen, str):
+        raise StudyError(f'{path}: chosen: {chosen!r} is not a sentence on what was chosen how.')
+    budgets: tuple[Budget, ...] = ()
+    if 'budgets' in content:
+        budgets = read_budgets(content['budgets'], names, str(path))
+    cfgs = _configs(experiments, path)
+    seconds: dict[str, float] = {}
+    if any(budget.time_of for budget in budgets):
+        seconds = calibrated_seconds(
+            calibration or Path('work_dirs') / path.stem / CALIBRATION,
+            {name: digest(cfg) for name, cfg in cfgs.items()},
+            f'python tools/sweep.py {path} --calibrate',
+        )
+    runs: dict[str, Run] = {}
+    for seed in seeds:
+        for budget in budgets or (None,):
+            for experiment in experiments:
+                cfg, fitted_to = cfgs[experiment.name], (() if budget is None else (budget,))
+                if budget is not None:
+                    iterations = budget.iterations_of(experiment.name, seconds)
+                    cfg = fit(cfg, iterations, f'{path}: {experiment.name}')
+                run = _run(experiment, seed, cfg, world_size, fitted_to)
+                if run.id in runs:
+                    run = replace(run, budgets=runs[run.id].budgets + fitted_to)
+                runs[run.id] = run
+    return Study(
+        path.stem, content['baseline'], experiments, seeds, budgets, chosen, tuple(runs.values())
     )
-    return Study(path.stem, content['baseline'], experiments, seeds, runs)
+
+
+def study_configs(path: str | Path) -> dict[str, Config]:
+    """The resolved config of every experiment of a study, not fitted to any budget.
+
+    Args:
+        path: The study's file.
+
+    Raises:
+        StudyError: As :func:`load_study` raises it.
+    """
+    path = Path(path)
+    return _configs(_experiments(_read(path)['experiments'], path), path)
+
+
+def digest(cfg: Config, **others: object) -> str:
+    """What tells a resolved config, and what else is given, from any other."""
+    canonical = json.dumps({**cfg.to_dict(), **others}, sort_keys=True, default=repr)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
+
+
+def lengths(runs: Sequence[Run]) -> dict[str, int | None]:
+    """Iterations or epochs that each experiment trains, of runs of one budget."""
+    return {
+        run.experiment.name: (train_cfg := run.cfg.get('train_cfg', {})).get(
+            'max_epochs', train_cfg.get('max_iters')
+        )
+        for run in runs
+    }
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise StudyError(f'{path}: no such file. Studies are in configs/studies.')
+    try:
+        content = Config.fromfile(path).to_dict()
+    except Exception as error:
+        raise StudyError(f'{path}: cannot be read as a config: {error}') from error
+    content = {key: x for key, x in content.items() if not key.startswith('_')}
+    _check_keys(content, STUDY_KEYS, REQUIRED_KEYS, str(path))
+    return content
+
+
+def _configs(experiments: Sequence[Experiment], path: Path) -> dict[str, Config]:
+    return {e.name: _resolve(e, f'{path}: {e.name}') for e in experiments}
 
 
 def _check_keys(content: dict, known: set[str], required: set[str], where: str) -> None:
@@ -222,12 +300,14 @@ def _child(node: object, part: str) -> object:
     return None
 
 
-def _run(experiment: Experiment, seed: int, cfg: Config, world_size: int) -> Run:
+def _run(
+    experiment: Experiment,
+    seed: int,
+    cfg: Config,
+    world_size: int,
+    budgets: tuple[Budget, ...],
+) -> Run:
     cfg = Config(cfg.to_dict())
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
-    content = cfg.to_dict()
-    if world_size > 1:
-        content['world_size'] = world_size
-    canonical = json.dumps(content, sort_keys=True, default=repr)
-    digest = hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
-    return Run(experiment, seed, cfg, world_size, digest)
+    others = dict(world_size=world_size) if world_size > 1 else {}
+    return Run(experiment, seed, cfg, world_size, budgets, digest(cfg, **others))

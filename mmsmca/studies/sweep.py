@@ -19,8 +19,9 @@ from mmsmca.analysis.benchmarks import write_json
 from mmsmca.engine.trial_step import trial_step
 from mmsmca.preflight import PHASES, ConfigError, DataError, check_config
 
+from .errors import StudyError
 from .run_process import TrainRun, end_run, is_held, state
-from .study import Run, Study, StudyError
+from .study import Run, Study
 
 # submitit ends a job after its time limit and defaults to minutes: 30 days, on this machine.
 UNLIMITED_MINUTES = 30 * 24 * 60
@@ -187,8 +188,11 @@ class Sweep:
             seeds=list(study.seeds),
             runs=[
                 dict(experiment=run.experiment.name, seed=run.seed, id=run.id, dir=run.dir_name)
+                | dict(budgets=[budget.name for budget in run.budgets])
                 for run in study.runs
             ],
+            chosen=study.chosen,
+            budgets=[dict(name=budget.name, title=budget.title) for budget in study.budgets],
         )
         write_json(self.work_dir / 'study.json', content)
 

@@ -65,6 +65,8 @@ def _figures(study: Study, costs: dict) -> Iterator[tuple[str, Figure]]:
         return
     over_steps = {n: [(p.step, p) for p in points] for n, points in curves.items()}
     yield f'ap_over_{study.unit}', _curves(study, over_steps, study.unit)
+    if len(curves) > 1:
+        yield f'each_over_{study.unit}', _multiples(study, over_steps, study.unit)
 
     timed = {
         n: [(p.seconds, p) for p in points if p.seconds is not None] for n, points in curves.items()
@@ -74,6 +76,8 @@ def _figures(study: Study, costs: dict) -> Iterator[tuple[str, Figure]]:
         unit, length = time_unit(max(points[-1][0] for points in timed.values()))
         over_time = {n: [(s / length, p) for s, p in points] for n, points in timed.items()}
         yield 'ap_over_time', _curves(study, over_time, f'training time, {unit}')
+        if len(over_time) > 1:
+            yield 'each_over_time', _multiples(study, over_time, f'training time, {unit}')
 
     panels = _cost_panels(study, costs)
     if panels:
@@ -123,6 +127,57 @@ def _curves(
         axes.set_title(
             f'mean and range over up to {seeds} seeds', loc='left', fontsize=10, color='0.35'
         )
+    return figure
+
+
+def _multiples(
+    study: Study, curves: Mapping[str, Sequence[tuple[float, Point]]], x_label: str
+) -> Figure:
+    """A panel for every experiment, in the order of their ends, with all others behind it."""
+    names = sorted(curves, key=lambda n: -curves[n][-1][1].ap.mean)
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(0.6 + 2.5 * columns, 0.5 + 2.1 * rows), layout='constrained',
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    lines = {
+        name: ([x for x, _ in points], [100 * point.ap.mean for _, point in points])
+        for name, points in curves.items()
+    }
+    for axes in grid.flat[len(names) :]:
+        axes.axis('off')
+    for i, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
+        for other in names:
+            is_baseline = other == study.baseline
+            axes.plot(
+                *lines[other],
+                color='0.35' if is_baseline else '0.82',
+                linestyle='--' if is_baseline else '-',
+                linewidth=1.2 if is_baseline else 0.9,
+                zorder=2 if is_baseline else 1,
+            )
+        style = _style(study, name) | dict(linestyle='-', marker='')
+        axes.plot(*lines[name], linewidth=2.2, zorder=4, **style)
+        ends = ([100 * getattr(p, end) for _, p in curves[name]] for end in ('lowest', 'highest'))
+        lowest, highest = ends
+        axes.fill_between(
+            lines[name][0], lowest, highest, color=style['color'], alpha=0.2, linewidth=0, zorder=3
+        )
+        axes.set_title(_label(study, name), loc='left', fontsize=9.5, color=style['color'])
+        x, y = lines[name][0][-1], lines[name][1][-1]
+        axes.annotate(f'{y:.1f}', (x, y), (-2, 4), textcoords='offset points', ha='right', size=9)
+        if i >= len(names) - columns:
+            axes.set_xlabel(x_label, fontsize=10)
+            axes.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel('box AP, %', fontsize=10)
+    grid[0][0].set_xlim(left=0)
+    grid[0][0].set_ylim(0, 1.1 * max(100 * p.highest for ps in curves.values() for _, p in ps))
+    figure.suptitle(
+        f'mean and range over the seeds; dashed: {study.baseline}; grey: the others',
+        x=0.01, ha='left', fontsize=10, color='0.35',
+    )  # fmt: skip
     return figure
 
 

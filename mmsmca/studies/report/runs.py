@@ -106,6 +106,8 @@ class Study:
         experiments: In the study's order.
         missing: Runs that are not finished, and what is known of them.
         problems: Files that could not be read.
+        title: Of the budget that all runs have; empty if the study names none.
+        chosen: What was chosen on which data, as the study says.
     """
 
     name: str
@@ -113,9 +115,20 @@ class Study:
     experiments: list[Experiment]
     missing: list[dict[str, Any]]
     problems: list[str]
+    title: str = ''
+    chosen: str = ''
 
     def __getitem__(self, name: str) -> Experiment:
         return next(e for e in self.experiments if e.name == name)
+
+    @property
+    def splits(self) -> list[str]:
+        """Annotation files that the runs were evaluated on, by name."""
+        runs = [run for experiment in self.experiments for run in experiment.runs if run.config]
+        files = {
+            (run.config.get('val_evaluator') or {}).get('ann_file') for run in runs if run.config
+        }
+        return sorted(Path(file).name for file in files if isinstance(file, str))
 
     @property
     def unit(self) -> str:
@@ -124,13 +137,24 @@ class Study:
         return 'epochs' if all(run.by_epoch for run in runs) else 'iterations'
 
 
-def read_study(work_dir: Path, baseline: str | None = None) -> Study:
+def budgets_of(work_dir: Path) -> list[str]:
+    """Names of the budgets of the study that lies in a folder; none if it has none."""
+    path = work_dir / 'study.json'
+    try:
+        return [budget['name'] for budget in json.loads(path.read_text()).get('budgets', [])]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return []  # What is wrong with it, read_study says.
+
+
+def read_study(work_dir: Path, baseline: str | None = None, budget: str | None = None) -> Study:
     """Read all runs of a folder.
 
     Args:
         work_dir: Work directory of a study (with ``study.json``), of a run, or a folder of
             several, however deep.
         baseline: Name of an experiment. Defaults to the study's, or the first by name.
+        budget: Name of a budget of the study: its runs alone. Defaults to None: all runs, which is
+            for studies without budgets.
 
     Raises:
         ReportError: If there are no runs, no such baseline, or ``study.json`` cannot be read.
@@ -139,7 +163,7 @@ def read_study(work_dir: Path, baseline: str | None = None) -> Study:
         raise ReportError(f'{work_dir} does not exist: name the work directory of a study or run')
     reader = _Reader(work_dir)
     if (work_dir / 'study.json').exists():
-        study = reader.study()
+        study = reader.study(budget)
     else:
         study = reader.folder()
     names = [experiment.name for experiment in study.experiments]
@@ -157,14 +181,16 @@ class _Reader:
         self.problems: list[str] = []
         self.configs: dict[str, Config] = {}  # By their text without the seed.
 
-    def study(self) -> Study:
-        """The study that ``study.json`` describes, and only its own runs."""
+    def study(self, budget: str | None) -> Study:
+        """The study that ``study.json`` describes, and only its own runs, or those of a budget."""
         path = self.work_dir / 'study.json'
         try:
             definition = json.loads(path.read_text())
             experiments = {e['name']: Experiment(e['name']) for e in definition['experiments']}
             missing = []
             for row in definition['runs']:
+                if budget is not None and budget not in row['budgets']:
+                    continue
                 run = self.run(self.work_dir / row['dir'], row['experiment'], row['seed'])
                 if run.log.iterations:
                     experiments[row['experiment']].runs.append(run)
@@ -174,12 +200,16 @@ class _Reader:
                 if row.get('published'):
                     experiments[row['name']].published = self.published(row['published'])
             name, baseline = definition['name'], definition['baseline']
+            titles = {b['name']: b['title'] for b in definition.get('budgets', [])}
+            title = '' if budget is None else titles[budget]
+            chosen = definition.get('chosen', '')
         except (ValueError, KeyError, TypeError) as error:
             raise ReportError(
                 f'{path} cannot be read ({type(error).__name__}: {error}): run the study again, '
                 'which writes it, or move it away to have the runs reported on without it'
             ) from error
-        return Study(name, baseline, list(experiments.values()), missing, self.problems)
+        found = list(experiments.values())
+        return Study(name, baseline, found, missing, self.problems, title, chosen)
 
     def folder(self) -> Study:
         """Every run below the folder; those whose configs differ in the seed only belong together.

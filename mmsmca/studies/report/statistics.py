@@ -53,6 +53,72 @@ def difference(a: Value | None, b: Value | None) -> Value | None:
     return None if a is None or b is None else a - b
 
 
+# Resamples are enumerated up to these many seeds: 5^5.
+EXHAUSTIVE = 5
+RESAMPLES = 10_000
+# Fewer agree by chance too often: two one time in two.
+FEWEST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two experiments, seed by seed: the same seed has the same order of images.
+
+    Attributes:
+        differences: By seed, in the order of the seeds.
+        low: Lower end of the 95 % bootstrap interval of their mean.
+        high: Its upper end.
+    """
+
+    differences: dict[int, float]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """Of the differences."""
+        return fmean(self.differences.values())
+
+    @property
+    def supported(self) -> bool:
+        """Whether the seeds support that there is a difference: at least three, zero outside."""
+        return len(self.differences) >= FEWEST_SEEDS and (self.low > 0 or self.high < 0)
+
+
+def bootstrap_interval(numbers: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of the mean, from resamples of the numbers with replacement.
+
+    Up to five numbers all resamples are taken, n^n; beyond, 10,000 of them, the same at every call.
+    Of three numbers the interval is the smallest to the largest: it is one that excludes zero if
+    all agree, which without any difference happens one time in four.
+    """
+    values = np.asarray(numbers, dtype=float)
+    n = len(values)
+    if n <= EXHAUSTIVE:
+        picks: np.ndarray = np.stack(np.meshgrid(*[np.arange(n)] * n, indexing='ij')).reshape(n, -1)
+    else:
+        picks = np.random.default_rng(0).integers(n, size=(n, RESAMPLES))
+    means = np.sort(values[picks].mean(axis=0))
+    # The ends are resamples that there are: nothing is interpolated.
+    low, high = np.quantile(means, (0.025, 0.975), method='inverted_cdf')
+    return float(low), float(high)
+
+
+def paired(a: Experiment, b: Experiment) -> Paired | None:
+    """Difference of the final APs, ``a - b``, over the seeds that both have finished runs of."""
+    final = [
+        {run.seed: run.log.evaluations[-1].metrics['AP'] for run in e.finished} for e in (a, b)
+    ]
+    differences = {
+        seed: ap - other
+        for seed, ap in final[0].items()
+        if seed is not None and ap is not None and (other := final[1].get(seed)) is not None
+    }
+    if not differences:
+        return None
+    return Paired(differences, *bootstrap_interval(list(differences.values())))
+
+
 def final_metrics(experiment: Experiment) -> dict[str, Value | None]:
     """Metrics of the last evaluation, over the finished runs."""
     last = [run.log.evaluations[-1].metrics for run in experiment.finished]

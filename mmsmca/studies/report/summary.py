@@ -15,6 +15,7 @@ from .statistics import (
     difference,
     equal_time,
     final_metrics,
+    paired,
     reached,
     timed,
     total_seconds,
@@ -49,6 +50,9 @@ def summary(
         )
     return dict(
         study=study.name,
+        budget=study.title or None,
+        chosen=study.chosen or None,
+        splits=study.splits,
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         command=command,
         environments=_environments(study),
@@ -72,11 +76,14 @@ def _experiment(
     logs = [run.log for run in experiment.runs]
     memory = [log.peak_memory_mib for log in logs if log.peak_memory_mib]
     measured = costs.get('experiments', {}).get(experiment.name, {})
+    pairs_of_seeds = paired(experiment, study[study.baseline])
     return dict(
         name=experiment.name,
         seeds=len(experiment.finished),
         final=_values(final),
         vs_baseline={n: _value(difference(final[n], baseline[n])) for n in METRICS},
+        paired_vs_baseline=pairs_of_seeds
+        and dict(**asdict(pairs_of_seeds), supported=pairs_of_seeds.supported),
         reached=[
             dict(AP=level, unit=study.unit, **asdict(reached(experiment, level, study.unit)))
             for level in ap_thresholds(study, thresholds)

@@ -11,11 +11,14 @@ from .logs import METRICS
 from .published import Published, literature
 from .runs import Study
 from .statistics import (
+    FEWEST_SEEDS,
+    Paired,
     Value,
     curve,
     difference,
     equal_time,
     final_metrics,
+    paired,
     reached,
     timed,
     total_seconds,
@@ -103,14 +106,20 @@ def tables(
 def results(study: Study) -> Table:
     """AP at the end of training."""
     baseline = final_metrics(study[study.baseline])
+    any_paired = False
     has_published = any(experiment.published for experiment in study.experiments)
     rows = []
     for experiment in study.experiments:
         metrics = final_metrics(experiment)
         against = DASH
         if experiment.name != study.baseline:
-            delta = difference(metrics['AP'], baseline['AP'])
-            against = percent(delta and Value(delta.mean, None, 1), signed=True)
+            pairs_of_seeds = paired(experiment, study[study.baseline])
+            if pairs_of_seeds is None:
+                delta = difference(metrics['AP'], baseline['AP'])
+                against = percent(delta and Value(delta.mean, None, 1), signed=True)
+            else:
+                against = _paired(pairs_of_seeds)
+                any_paired |= len(pairs_of_seeds.differences) > 1
         row = [
             experiment.name,
             f'{len(experiment.finished)}',
@@ -118,16 +127,41 @@ def results(study: Study) -> Table:
             against,
             *(percent(metrics[name]) for name in list(METRICS)[1:]),
         ]
+        if study.title:
+            lengths = {run.length for run in experiment.finished}
+            row.insert(2, ', '.join(f'{length:,}' for length in sorted(filter(None, lengths))))
         if has_published:
             row.append(_published_ap(experiment.published))
         rows.append(row)
     head = ['experiment', 'seeds', 'AP', f'vs {study.baseline}', *list(METRICS)[1:]]
     note = 'Box AP (COCO, IoU 0.50:0.95) in percent after the last iteration: mean and sample '
     note += 'standard deviation over the finished seeds.'
+    if study.title:
+        head.insert(2, study.unit)
+    if any_paired:
+        note += (
+            ' Differences are paired, seed by seed, with the 95 % bootstrap interval of their mean '
+            f'over the seeds; * marks those that {FEWEST_SEEDS} or more seeds support: zero lies '
+            'outside. Of three seeds that means that all agree.'
+        )
+    if study.splits:
+        note += f' Evaluated on {", ".join(study.splits)}.'
+    if study.chosen:
+        note += f' {study.chosen}'
     if has_published:
         head.append('published, on COCO')
         note += ' The last column is not measured here, see the published numbers below.'
-    return Table('results', 'Results', head, rows, note)
+    title = f'Results: {study.title}' if study.title else 'Results'
+    return Table('results', title, head, rows, note)
+
+
+def _paired(difference_of_seeds: Paired) -> str:
+    text = percent(difference_of_seeds.mean, signed=True)
+    if len(difference_of_seeds.differences) == 1:
+        return text
+    ends = (difference_of_seeds.low, difference_of_seeds.high)
+    low, high = (percent(end, signed=True) for end in ends)
+    return f'{text} [{low}, {high}]{"*" if difference_of_seeds.supported else ""}'
 
 
 def _published_ap(published: Published | None) -> str:

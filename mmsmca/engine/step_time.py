@@ -1,0 +1,50 @@
+"""How long training steps take here."""
+
+import logging
+import time
+from itertools import chain, islice, repeat
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+
+
+def step_seconds(cfg: Config, timed: int, warm_up: int = 1) -> list[float]:
+    """Train a config's model on its data for some steps, and forget it.
+
+    Args:
+        cfg: The config; ``init_cfg`` of its model is followed.
+        timed: Number of steps that are timed.
+        warm_up: Number of steps before them. Defaults to 1.
+
+    Returns:
+        Seconds of each timed step, the loading of its images included.
+    """
+    register_all_modules()
+    loader = Runner.build_dataloader(
+        dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
+    )
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # A line or two for every parameter.
+    try:
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    finally:
+        logging.disable(disabled)
+    model.to(get_device()).train()
+    batches = chain.from_iterable(repeat(loader))
+    seconds = []
+    for step in range(-warm_up, timed):
+        start = time.perf_counter()
+        for batch in islice(batches, 1):
+            model.train_step(batch, optim_wrapper)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if step >= 0:
+            seconds.append(time.perf_counter() - start)
+    return seconds

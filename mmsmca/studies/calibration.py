@@ -1,0 +1,119 @@
+"""Time per iteration of a study's experiments, measured alone, for budgets in training time."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmsmca.analysis.benchmarks import in_fresh_process, write_json
+from mmsmca.engine.step_time import step_seconds
+
+from .errors import StudyError
+from .run_process import hardware, versions
+
+FILE = 'calibration.json'
+WARM_UP = 5
+TIMED = 30
+# Cores that others keep busy, beyond which what is measured is theirs too.
+BUSY_CORES = 0.3
+
+
+def calibrate(
+    cfgs: dict[str, Config], digests: dict[str, str], path: Path, timed: int = TIMED
+) -> Iterator[tuple[str, float]]:
+    """Measure every experiment, one after the other, and write what was measured.
+
+    Every experiment has a process of its own, with the threads that ``OMP_NUM_THREADS`` gives a run
+    of the sweep. What is in the file already, measured on this machine from the same config, stays.
+
+    Args:
+        cfgs: Resolved config by name of the experiment.
+        digests: Digest of each.
+        path: File to write, after every experiment.
+        timed: Number of iterations that are timed, after five more. Defaults to 30.
+
+    Yields:
+        Name of the experiment and its median seconds per iteration, once they are known.
+    """
+    content: dict[str, Any] = dict(
+        hardware=hardware(),
+        threads=os.environ.get('OMP_NUM_THREADS'),
+        versions=versions(),
+        iterations=timed,
+        experiments={},
+    )
+    if path.exists():
+        before = _read(path)
+        if all(before.get(key) == content[key] for key in ('hardware', 'threads', 'iterations')):
+            content['experiments'] = before['experiments']
+    for name, cfg in cfgs.items():
+        known = content['experiments'].get(name)
+        if known is None or known['config'] != digests[name]:
+            seconds = in_fresh_process(step_seconds, cfg, timed, WARM_UP)
+            lower, median, upper = statistics.quantiles(seconds, n=4)
+            content['experiments'][name] = known = dict(
+                config=digests[name], seconds=median, quartiles=[lower, upper]
+            )
+            write_json(path, content)
+        yield name, known['seconds']
+
+
+def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict[str, float]:
+    """Seconds per iteration of the experiments, as measured on this machine.
+
+    Args:
+        path: File that :func:`calibrate` wrote.
+        digests: Digest of the resolved config by name of the experiment.
+        remedy: The command that calibrates, for messages.
+
+    Raises:
+        StudyError: If there is none, or it is another machine's, or does not know an experiment as
+            it is now.
+    """
+    if not path.is_file():
+        raise StudyError(
+            f'{path}: no such file. A budget in training time needs the time per iteration of '
+            f'every experiment, measured while nothing else runs: {remedy}'
+        )
+    content = _read(path)
+    here = hardware()
+    if content.get('hardware') != here:
+        raise StudyError(
+            f'{path}: measured on another machine, {content.get("hardware")}; this one is {here}. '
+            f'Move the file away and calibrate here: {remedy}'
+        )
+    measured = content['experiments']
+    for name, digest in digests.items():
+        if name not in measured:
+            raise StudyError(f'{path}: experiment {name!r} has not been measured: {remedy}')
+        if measured[name]['config'] != digest:
+            raise StudyError(
+                f'{path}: the config of experiment {name!r} has changed since it was measured: '
+                f'{remedy}'
+            )
+    return {name: measured[name]['seconds'] for name in digests}
+
+
+def busy_warning() -> str | None:
+    """What to say if others keep this machine busy; None if they do not, or it cannot be told."""
+    if not hasattr(os, 'getloadavg') or (load := os.getloadavg()[0]) <= BUSY_CORES:
+        return None
+    return (
+        f'Other programs keep {load:.1f} cores busy (load of the last minute): the times are '
+        'theirs too. Calibrate again when nothing else runs.'
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content.get('experiments'), dict):
+            return content
+        reason = 'it names no experiments'
+    except (ValueError, AttributeError) as error:
+        reason = str(error)
+    raise StudyError(f'{path}: cannot be read ({reason}). Remove it and calibrate again.')
