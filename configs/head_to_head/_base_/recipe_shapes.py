@@ -10,7 +10,7 @@ detector's model is ``single_scale`` or ``multi_scale``, and what else it needs.
 _base_ = '../../_base_/shapes.py'
 
 num_iters = 3000
-eval_interval = 300
+eval_interval = 500
 shapes_backbone = dict(
     depth=18,
     base_channels=16,
