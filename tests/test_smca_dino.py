@@ -403,9 +403,12 @@ def test_starts_from_mmdetections_dino():
     ours = shapes(Config.fromfile(CONFIGS / 'smca_dino/smca-dino_r50_8xb2-12e_coco.py'))
     theirs = shapes(get_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'))
     fit = {name for name, shape in ours.items() if theirs.get(name) == shape}
-    assert (len(fit), len(ours)) == (512, 669)
+    # MMDetection 3.3 encodes the positions of queries with half as many channels.
+    fit.discard('decoder.ref_point_head.layers.0.weight')
+    assert (len(fit), len(ours)) == (511, 669)
     fresh = re.compile(
-        r'encoder\.|decoder\.layers\.\d\.(spatial_prior|cross_attn\.(query|key)_proj)\.'
+        r'encoder\.|decoder\.(ref_point_head\.layers\.0\.weight'
+        r'|layers\.\d\.(spatial_prior|cross_attn\.(query|key)_proj)\.)'
     )
     assert [name for name in ours.keys() - fit if not fresh.match(name)] == []
 
