@@ -163,11 +163,11 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     """One experiment after the other; what was measured stays, what changed is measured again."""
     measured = []
 
-    def in_fresh_process(function, cfg, timed, warm_up):
+    def in_process(function, cfg, timed, warm_up):
         measured.append(cfg.model.num_queries)
         return [0.01 * cfg.model.num_queries] * timed
 
-    monkeypatch.setattr(calibration, 'in_fresh_process', in_fresh_process)
+    monkeypatch.setattr(calibration, 'in_process', in_process)
     monkeypatch.setattr(os, 'getloadavg', lambda: (1.7, 0, 0))
     study, path = write_study(tmp_path, EACH), tmp_path / 'calibration.json'
     assert console.calibrate_study(study, path) == 0

@@ -3,13 +3,15 @@
 import json
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from mmsmca.analysis.benchmarks import in_fresh_process, write_json
+from mmsmca.analysis.benchmarks import write_json
 from mmsmca.engine.step_time import step_seconds
 
 from .errors import StudyError
@@ -53,7 +55,7 @@ def calibrate(
     for name, cfg in cfgs.items():
         known = content['experiments'].get(name)
         if known is None or known['config'] != digests[name]:
-            seconds = in_fresh_process(step_seconds, cfg, timed, WARM_UP)
+            seconds = in_process(step_seconds, cfg, timed, WARM_UP)
             lower, median, upper = statistics.quantiles(seconds, n=4)
             content['experiments'][name] = known = dict(
                 config=digests[name], seconds=median, quartiles=[lower, upper]
@@ -106,6 +108,12 @@ def busy_warning() -> str | None:
         f'Other programs keep {load:.1f} cores busy (load of the last minute): the times are '
         'theirs too. Calibrate again when nothing else runs.'
     )
+
+
+def in_process(function: Callable[..., Any], *args: object) -> Any:
+    """Result of a module's function in a process of its own, set up as a run's."""
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _read(path: Path) -> dict[str, Any]:
