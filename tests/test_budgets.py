@@ -12,6 +12,7 @@ from mmsmca.studies import calibration, console
 from mmsmca.studies.budget import Budget, fit
 from mmsmca.studies.errors import StudyError
 from mmsmca.studies.report.runs import read_study
+from mmsmca.studies.report.tables import calibration as calibration_table
 from mmsmca.studies.run_process import hardware
 from mmsmca.studies.study import digest, load_study, study_configs
 from mmsmca.studies.sweep import Resources, Sweep
@@ -40,14 +41,15 @@ def write_study(folder: Path, budgets: list[dict] | None, config: str = CONFIG, 
     return path
 
 
-def write_calibration(study: Path, **changes) -> Path:
+def write_calibration(study: Path, to: str = '', **changes) -> Path:
     seconds = dict(slow=0.3, quick=0.2)
     experiments = {
         name: dict(config=digest(cfg), seconds=seconds[name], quartiles=[0.1, 0.4])
         for name, cfg in study_configs(study).items()
     }
-    content = dict(hardware=hardware(), experiments=experiments) | changes
-    path = study.parent / 'calibration.json'
+    content = dict(hardware=hardware(), iterations=30, experiments=experiments) | changes
+    path = study.parent / to / 'calibration.json'
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
     return path
 
@@ -183,11 +185,15 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
 
 def test_each_budget_has_its_report(tmp_path):
     study = write_study(tmp_path, EACH, chosen='Chosen on tune.')
-    loaded = load_study(study, calibration=write_calibration(study))
+    loaded = load_study(study, calibration=write_calibration(study, 'work'))
     Sweep(loaded, tmp_path / 'work', tmp_path / 'train.py', Resources()).write_study()
     for budget in loaded.budgets:
         read = read_study(tmp_path / 'work', budget=budget.name)
         assert read.title == budget.title and read.chosen == 'Chosen on tune.'
         expected = {r.dir_name for r in loaded.runs if budget in r.budgets}
+        assert [row[:2] for row in calibration_table(read).rows] == [
+            ['slow', '300'],
+            ['quick', '200'],
+        ]
         assert {row['run'] for row in read.missing} == expected and len(expected) == 4
     assert Budget(1500).title == '1,500 iterations each'

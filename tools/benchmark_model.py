@@ -171,7 +171,7 @@ def measure(name: str, first: dict | None, args: Namespace) -> dict:
         config=name, detector=DETECTORS.get(name, Path(name).stem), num_queries=case.num_queries
     )
     row.update(case.complexity())
-    for mode in MODES:
+    for mode in args.modes:
         row[f'{mode}_mib'] = benchmarks.in_fresh_process(peak_memory, name, mode, args)
         memory = row[f'{mode}_mib'], (first or row)[f'{mode}_mib']
         if None not in memory:
@@ -179,7 +179,7 @@ def measure(name: str, first: dict | None, args: Namespace) -> dict:
     if not args.rounds:
         return row
     reference = Case(args.configs[0], args) if first else case
-    for mode in MODES:
+    for mode in args.modes:
         if row[f'{mode}_mib'] is None:
             continue
         calls = {'this': getattr(case, mode)}
@@ -252,6 +252,9 @@ def parse_args() -> Namespace:
         help='size of the images, in pixels',
     )  # fmt: skip
     parser.add_argument('--batch', type=int, default=1, help='images; of several one is smaller')
+    parser.add_argument(
+        '--modes', nargs='+', choices=list(MODES), default=list(MODES), help='what is measured'
+    )
     parser.add_argument('--queries', type=int, help="model.num_queries instead of the config's")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',

@@ -108,6 +108,8 @@ class Study:
         problems: Files that could not be read.
         title: Of the budget that all runs have; empty if the study names none.
         chosen: What was chosen on which data, as the study says.
+        calibration: Time per iteration that budgets in training time are computed with, as
+            ``calibration.json`` has it; empty if there is none.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Study:
     problems: list[str]
     title: str = ''
     chosen: str = ''
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Experiment:
         return next(e for e in self.experiments if e.name == name)
@@ -209,7 +212,8 @@ class _Reader:
                 'which writes it, or move it away to have the runs reported on without it'
             ) from error
         found = list(experiments.values())
-        return Study(name, baseline, found, missing, self.problems, title, chosen)
+        calibration = (title and self.json(self.work_dir / 'calibration.json')) or {}
+        return Study(name, baseline, found, missing, self.problems, title, chosen, calibration)
 
     def folder(self) -> Study:
         """Every run below the folder; those whose configs differ in the seed only belong together.

@@ -53,6 +53,7 @@ def summary(
         budget=study.title or None,
         chosen=study.chosen or None,
         splits=study.splits,
+        calibration=study.calibration or None,
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         command=command,
         environments=_environments(study),

@@ -95,8 +95,10 @@ def tables(
     found = [
         results(study),
         cost_table(study, costs),
+        calibration(study),
         convergence(study, thresholds),
-        *at_equal_time(study, compare),
+        # Cut trainings say less than those that budgets fit to one time.
+        *([] if study.title else at_equal_time(study, compare)),
         published_table(study),
         missing(study),
     ]
@@ -214,6 +216,28 @@ def cost_table(study: Study, costs: dict) -> Table:
     keep = [i for i in range(len(head)) if any(row[i] != DASH for row in rows)]
     rows = [[row[i] for i in keep] for row in rows] if len(keep) > 1 else []
     return Table('costs', 'Costs', [head[i] for i in keep], rows, note)
+
+
+def calibration(study: Study) -> Table:
+    """Time per iteration that budgets in training time were computed with."""
+    measured = study.calibration.get('experiments', {})
+    rows = []
+    for experiment in study.experiments:
+        if entry := measured.get(experiment.name):
+            milliseconds = [1e3 * x for x in (entry['seconds'], *entry['quartiles'])]
+            median, low, high = map(plain, milliseconds)
+            rows.append([experiment.name, median, f'{low} to {high}'])
+    note = ''
+    if rows:
+        hardware = study.calibration['hardware']
+        note = (
+            f'Median and quartiles of {study.calibration["iterations"]} iterations, one experiment '
+            f'after the other and nothing else at work, on {hardware["cores"]} cores of '
+            f'{", ".join(hardware["gpus"]) or hardware["cpu"]}: what budgets in training time are '
+            'computed with.'
+        )
+    head = ['experiment', 'ms per iteration', 'quartiles']
+    return Table('calibration', 'Calibration', head, rows, note)
 
 
 def _milliseconds(seconds: Value | None) -> str:
