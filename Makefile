@@ -1,6 +1,8 @@
 # make quickstart   install if needed, generate the shapes data, train and evaluate SMCA on it
 # make test         install if needed, run the tests
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
+# make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
+#                   time: hours; called again, it goes on
 # make install      virtual environment with everything in it
 # make lint         ruff, mypy
 # make docs         the documentation, as a site in build/site
@@ -30,7 +32,7 @@ INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt 
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
 
-.PHONY: quickstart study test install lint docs
+.PHONY: quickstart study full-study test install lint docs
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -70,7 +72,15 @@ quickstart: install
 	$(BIN)/python tools/quickstart.py
 
 STUDY := head_to_head_shapes
+SHAPES192 := data/shapes192 --size 192 --val 400 --seed 1
 study: install
-	$(BIN)/python tools/make_shapes.py data/shapes192 --size 192 --val 200
+	$(BIN)/python tools/make_shapes.py $(SHAPES192)
 	$(BIN)/python tools/sweep.py configs/studies/$(STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(STUDY) --costs
+
+FULL_STUDY := smca_dino_shapes
+full-study: install
+	$(BIN)/python tools/make_shapes.py $(SHAPES192)
+	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS) --calibrate
+	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
+	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs

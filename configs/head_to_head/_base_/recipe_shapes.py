@@ -1,6 +1,6 @@
 """The common recipe on generated data: what every detector of the head-to-head shares.
 
-``tools/make_shapes.py data/shapes192 --size 192 --val 200`` makes the data.
+``tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1`` makes the data.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
 hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys. A
