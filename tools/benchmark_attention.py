@@ -1,6 +1,7 @@
 """Time and memory of the Gaussian-modulated attention, in every implementation and without prior.
 
 Example: python tools/benchmark_attention.py --grids 25x42 50x84 --json attention.json
+For SMCA-DINO's: --joint --grids 100x167 50x84 25x42 13x21
 """
 
 import math
@@ -80,6 +81,10 @@ def parse_args() -> Namespace:
         '--grids', type=grid_size, nargs='+', default=[(25, 42), (50, 84)], metavar='HxW',
         help='feature maps, in cells',
     )  # fmt: skip
+    parser.add_argument(
+        '--joint', action='store_true',
+        help="SMCA-DINO's co-attention over the cells of all maps together, one row for them",
+    )  # fmt: skip
     parser.add_argument('--images', type=int, default=2, help='images B')
     parser.add_argument(
         '--queries', type=int, nargs='+', default=[300], help='queries Q of an image'
@@ -101,10 +106,10 @@ def main() -> int:
     inputs = {key: getattr(args, key) for key in INPUTS}
     rows = [
         {**settings, **row}
-        for grid in args.grids
+        for grids in ([tuple(args.grids)] if args.joint else [(grid,) for grid in args.grids])
         for queries in args.queries
         for row in attention_cost.measure(
-            Setting((grid,), queries, **inputs), ATTENTIONS, args.rounds, args.memory_limit
+            Setting(grids, queries, **inputs), ATTENTIONS, args.rounds, args.memory_limit
         )
     ]
     print(f'{benchmarks.setting(settings)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
