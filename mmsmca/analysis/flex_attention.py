@@ -59,7 +59,12 @@ def flex_joint_attention(
         dy = y[cell] - centers[image, head, i, 1]
         exponent = precisions[image, head, i, 0] * dx * dx + precisions[image, head, i, 1] * dy * dy
         gated = logit + gates[image, head, i, cells.levels[cell]]
-        return torch.where(padding[image, cell], -torch.inf, gated - exponent)
+        modulated = gated - exponent
+        return (
+            modulated
+            if padding is None
+            else torch.where(padding[image, cell], -torch.inf, modulated)
+        )
 
     return flex_attention(query, key, value, score_mod=add_prior)
 
