@@ -24,12 +24,12 @@ def flex_level_attention(
     scales: Tensor,
     grid_size: tuple[int, int],
     beta: float,
-    key_padding_mask: Tensor,
+    key_padding_mask: Tensor | None,
 ) -> Tensor:
     """Gaussian-modulated attention of one level.
 
-    Arguments and result are those of :func:`.gaussian_attention`, with two scales, with a padding
-    mask, and without dropout.
+    Arguments and result are those of :func:`.gaussian_attention`, with two scales and without
+    dropout.
     """
     width = grid_size[1]
     factors = scales.square() / beta
@@ -38,7 +38,10 @@ def flex_level_attention(
         dx = cell % width - centers[image, head, i, 0]
         dy = cell // width - centers[image, head, i, 1]
         exponent = factors[image, head, i, 0] * dx * dx + factors[image, head, i, 1] * dy * dy
-        return torch.where(key_padding_mask[image, cell], -torch.inf, logit - exponent)
+        modulated = logit - exponent
+        if key_padding_mask is None:
+            return modulated
+        return torch.where(key_padding_mask[image, cell], -torch.inf, modulated)
 
     return flex_attention(query, key, value, score_mod=add_prior)
 
@@ -48,8 +51,7 @@ def flex_joint_attention(
 ) -> Tensor:
     """Attention with one softmax over the cells of all levels.
 
-    Arguments and result are those of :func:`.explicit_joint_attention`, with padding and without
-    dropout.
+    Arguments and result are those of :func:`.explicit_joint_attention`, without dropout.
     """
     (centers, precisions, gates), padding = prior, cells.padding
     x, y = cells.coordinates.unbind(-1)
