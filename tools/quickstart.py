@@ -22,8 +22,9 @@ from mmengine.config import Config
 from mmsmca.analysis.benchmarks import write_json
 from mmsmca.engine.step_time import step_seconds
 
-# A fifth less time per iteration than with one; more than the machine's cores would spin.
-os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
+# The model is too small to gain much from two threads; and beside another busy program, waiting for
+# each other, two made a step seventeen times longer.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs/shapes/smca-dino_r18_shapes.py'
