@@ -4,23 +4,20 @@ Example: python tools/benchmark_attention.py --grids 25x42 50x84 --json attentio
 """
 
 import math
-import statistics
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
-from mmsmca.analysis import benchmarks
+from mmsmca.analysis import attention_cost, benchmarks
+from mmsmca.analysis.attention_cases import Setting
 from mmsmca.denormals import flush_denormals
-from mmsmca.models.layers.attention import IMPLEMENTATIONS
-from mmsmca.models.layers.projections import AttentionProjections
 from mmsmca.visualization.panels import save_figure
 
-BETA = 8.0
-REFERENCES = ('explicit', 'no_prior')
+ATTENTIONS = ('explicit', 'folded', 'no_prior')
+INPUTS = ('images', 'heads', 'channels', 'padding', 'dropout', 'dtype', 'device', 'threads')
 COLUMNS = {
     'grid': 'keys',
     'queries': 'queries',
@@ -33,144 +30,6 @@ COLUMNS = {
     'memory_vs_explicit': 'memory vs explicit',
     'memory_vs_no_prior': 'memory vs no prior',
 }
-
-
-def no_prior(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    centers: Tensor,
-    scales: Tensor,
-    grid_size: tuple[int, int],
-    beta: float,
-    key_padding_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """Attention without prior, called as in the package's self-attention; same arguments."""
-    mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
-
-
-ATTENTIONS = {**IMPLEMENTATIONS, 'no_prior': no_prior}
-
-
-class Case:
-    """Random inputs of one implementation, and what is measured: a forward and a training pass.
-
-    Args:
-        implementation: Key of ``ATTENTIONS``.
-        grid: Height and width of the feature map, in cells.
-        queries: Queries of an image.
-        args: The command line.
-    """
-
-    def __init__(
-        self, implementation: str, grid: tuple[int, int], queries: int, args: Namespace
-    ) -> None:
-        torch.manual_seed(0)
-        torch.set_num_threads(args.threads)
-        self.attend, self.grid = ATTENTIONS[implementation], grid
-        self.dtype, self.device = getattr(torch, args.dtype), args.device
-        self.dropout = args.dropout
-        height, width = grid
-        tokens = (args.images, queries), (args.images, height * width)
-        channels = args.heads * args.channels
-        with torch.device(args.device):
-            self.centers = torch.rand(args.images, args.heads, queries, 2)
-            self.centers *= torch.tensor([width, height])
-            # About 1, as where training starts.
-            self.scales = torch.randn(self.centers.shape).mul_(0.25).add_(1)
-            self.mask = torch.zeros(args.images, height, width, dtype=torch.bool)
-            self.mask[-1, :, round(width * (1 - args.padding)) :] = True
-            self.mask = self.mask.flatten(1) if args.padding else None
-            self.projections = AttentionProjections(channels, args.heads)
-            self.query, self.memory = (torch.randn(*n, channels) for n in tokens)
-            self.query_pos, self.memory_pos = (torch.randn(*n, channels) for n in tokens)
-            self.upstream = torch.randn(*tokens[0], channels)
-        self.inputs = [self.query, self.query_pos, self.memory, self.centers, self.scales]
-        self.inputs = [x.requires_grad_() for x in self.inputs]
-        self.inputs += self.projections.parameters()
-
-    def _run(self) -> Tensor:
-        """Co-attention of one level as a decoder layer has it, without the residual."""
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.attend(
-                self.projections.query(self.query + self.query_pos),
-                self.projections.key(self.memory + self.memory_pos),
-                self.projections.value(self.memory),
-                self.centers,
-                self.scales,
-                self.grid,
-                BETA,
-                self.mask,
-                self.dropout,
-            )
-            return self.projections.output(out)
-
-    @torch.no_grad()
-    def forward(self) -> None:
-        """As in inference."""
-        self._run()
-
-    def forward_backward(self) -> None:
-        """As in training; gradients of everything that has one."""
-        out = self._run()
-        # Without prior, the centres and the scales have none.
-        torch.autograd.grad(out, self.inputs, self.upstream.to(out.dtype), allow_unused=True)
-
-
-def extra_memory(
-    implementation: str, grid: tuple[int, int], queries: int, args: Namespace
-) -> float | None:
-    """Peak of forward and backward over the inputs, in MiB; None if it exceeds the limit."""
-    # The first call also loads code and starts threads: not what is measured.
-    Case(implementation, (2, 2), 1, args).forward_backward()
-    case = Case(implementation, grid, queries, args)
-    return benchmarks.peak_memory(case.forward_backward, args.device, args.memory_limit)
-
-
-def measure(grid: tuple[int, int], queries: int, args: Namespace) -> list[dict]:
-    """Measure every implementation on one grid.
-
-    Args:
-        grid: Height and width of the feature map, in cells.
-        queries: Queries of an image.
-        args: The command line.
-
-    Returns:
-        One row an implementation, with its ratios to explicit and to no prior.
-    """
-    memory = {
-        name: benchmarks.in_fresh_process(extra_memory, name, grid, queries, args)
-        for name in ATTENTIONS
-    }
-    cases = {
-        name: Case(name, grid, queries, args)
-        for name in ATTENTIONS
-        if args.rounds and memory[name] is not None
-    }
-    forward = benchmarks.interleaved_times(
-        {name: case.forward for name, case in cases.items()}, args.rounds
-    )
-    training = benchmarks.interleaved_times(
-        {name: case.forward_backward for name, case in cases.items()}, args.rounds
-    )
-    rows = []
-    for name in ATTENTIONS:
-        row = dict(implementation=name, grid='x'.join(map(str, grid)), queries=queries)
-        row['extra_mib'] = memory[name]
-        if name in cases:
-            row['forward_ms'] = 1e3 * statistics.median(forward[name])
-            row['forward_backward_ms'] = 1e3 * statistics.median(training[name])
-        for reference in REFERENCES:
-            if memory[name] is not None and memory[reference] is not None:
-                row[f'memory_vs_{reference}'] = memory[name] / memory[reference]
-            if name in cases and reference in cases:
-                row[f'time_vs_{reference}'] = benchmarks.paired_ratio(
-                    training[name], training[reference]
-                )
-        rows.append(row)
-    return rows
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -189,7 +48,7 @@ def plot(rows: list[dict], path: Path) -> None:
             lines = [r for r in rows if (r['implementation'], r['queries']) == (name, queries)]
             axes.plot(
                 list(grids),
-                [math.nan if r['extra_mib'] is None else r['extra_mib'] for r in lines],
+                [math.nan if r.get('extra_mib') is None else r['extra_mib'] for r in lines],
                 f'C{i}o',
                 linestyle=('-', '--', ':')[j % 3],
                 label=f'{labels.get(name, name)}, {queries} queries',
@@ -233,24 +92,28 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, write."""
     args = parse_args()
     flush_denormals()
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'grids', 'queries', 'plot')
+    inputs = {key: getattr(args, key) for key in INPUTS}
     rows = [
         {**settings, **row}
         for grid in args.grids
         for queries in args.queries
-        for row in measure(grid, queries, args)
+        for row in attention_cost.measure(
+            Setting((grid,), queries, **inputs), ATTENTIONS, args.rounds, args.memory_limit
+        )
     ]
     print(f'{benchmarks.setting(settings)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
     if args.json:
         benchmarks.write_json(args.json, rows)
     if args.plot:
         plot(rows, args.plot)
+    return benchmarks.report_failures(rows)
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

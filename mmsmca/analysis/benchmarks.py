@@ -1,12 +1,17 @@
 """Time and peak memory, measured so that ratios hold on a machine that others use too."""
 
 import argparse
+import gc
 import json
 import os
 import platform
+import shutil
 import statistics
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,12 +25,19 @@ import torch
 from torch.utils.benchmark import timer
 
 from mmsmca.denormals import denormals_flushed
-from mmsmca.errors import UserError
+from mmsmca.errors import UserError, one_line
 from mmsmca.files import written_whole
 from mmsmca.version import __version__
 
 MIB = 2**20
 DTYPES = ('float32', 'bfloat16', 'float16')
+# How a measurement ends; behind the last two, the error.
+MEASURED, NO_MEMORY = 'measured', 'out of memory'
+NOT_AVAILABLE, FAILED = 'not available: ', 'failed: '
+# What PyTorch, CUDA, cuBLAS and cuDNN say.
+NO_MEMORY_MESSAGES = ('out of memory', "can't allocate memory", 'ALLOC_FAILED')
+# Of a message: errors of compilers go on for pages.
+MESSAGE_LENGTH = 300
 
 
 def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
@@ -159,6 +171,62 @@ def in_fresh_process(function: Callable, *args: object) -> Any:
         return pool.submit(function, *args).result()
 
 
+def in_clean_memory(function: Callable, *args: object, device: str) -> Any:
+    """Result of a module's function that calls :func:`peak_memory`, where that tells something.
+
+    Args:
+        function: On a CPU it is called in a fresh process. A GPU's allocator counts exactly: there
+            it is called here, after what earlier calls left is given back.
+        args: Its arguments.
+        device: ``cpu`` or ``cuda``.
+    """
+    if device == 'cpu':
+        return in_fresh_process(function, *args)
+    give_memory_back()
+    return function(*args)
+
+
+def give_memory_back() -> None:
+    """Free what nobody refers to any more, a GPU's memory too."""
+    gc.collect()
+    torch.cuda.empty_cache()  # Without effect where there is no GPU.
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice, whichever library says so."""
+    return isinstance(error, RuntimeError) and any(
+        message in str(error) for message in NO_MEMORY_MESSAGES
+    )
+
+
+@contextmanager
+def outcome_in(row: dict, optional: bool = False) -> Iterator[None]:
+    """Let a row say how its measurement ended, so that an error does not end the others.
+
+    Args:
+        row: Its ``outcome`` becomes ``NO_MEMORY`` or, with the error behind it, ``FAILED`` after
+            one, and else ``MEASURED``, unless an earlier part of the measurement ended otherwise.
+        optional: Whether it may fail: then it is ``NOT_AVAILABLE``. Defaults to False.
+    """
+    try:
+        yield
+        row.setdefault('outcome', MEASURED)
+    except Exception as error:
+        message = (NOT_AVAILABLE if optional else FAILED) + one_line(error)
+        row['outcome'] = NO_MEMORY if out_of_memory(error) else message[:MESSAGE_LENGTH]
+        # Its frames hold on to tensors.
+        error.__traceback__ = None
+        give_memory_back()
+
+
+def report_failures(rows: Sequence[dict]) -> int:
+    """Print the outcomes of what failed to stderr; a tool's exit status: 1 if anything did."""
+    failed = [row['outcome'] for row in rows if row['outcome'].startswith(FAILED)]
+    for outcome in failed:
+        print(outcome, file=sys.stderr)
+    return 1 if failed else 0
+
+
 def peak_memory(
     call: Callable[[], object], device: str, limit_gib: float | None = None
 ) -> float | None:
@@ -193,8 +261,10 @@ def peak_memory(
         peak = _peak_resident
     try:
         call()
+        if device != 'cpu':
+            torch.cuda.synchronize()
     except RuntimeError as error:
-        if 'out of memory' in str(error) or "can't allocate memory" in str(error):
+        if out_of_memory(error):
             return None
         raise
     return (peak() - before) / MIB
@@ -210,7 +280,10 @@ def _peak_resident() -> int:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the settings: date, hardware, versions."""
+    """What the numbers depend on besides the settings: date, hardware, versions.
+
+    On a GPU also :func:`gpu_environment`.
+    """
     return dict(
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
@@ -222,7 +295,36 @@ def environment(device: str) -> dict[str, Any]:
         mmengine=mmengine.__version__,
         mmdet=mmdet.__version__,
         mmsmca=__version__,
+        **(gpu_environment() if device == 'cuda' else {}),
     )
+
+
+def gpu_environment() -> dict[str, Any]:
+    """What numbers of a GPU depend on: its memory and architecture, versions, TF32."""
+    major, minor = torch.cuda.get_device_capability()
+    return dict(
+        gpu_memory_gib=round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+        compute_capability=f'{major}.{minor}',
+        driver=driver_version(),
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
+        # As a run has them: nothing here changes PyTorch's defaults.
+        tf32_matrix_products=torch.backends.cuda.matmul.allow_tf32,
+        tf32_convolutions=torch.backends.cudnn.allow_tf32,
+    )
+
+
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver, or None where ``nvidia-smi`` does not tell."""
+    command = shutil.which('nvidia-smi')
+    if command is None:
+        return None
+    done = subprocess.run(
+        [command, '--query-gpu=driver_version', '--format=csv,noheader'],
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
 
 
 def setting(environment: dict) -> str:
