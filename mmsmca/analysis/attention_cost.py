@@ -1,7 +1,7 @@
 """Time and memory of a co-attention, in every implementation and without prior."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,9 +51,9 @@ def measure(
         if name in training:
             row['forward_backward_ms'] = 1e3 * statistics.median(training[name])
         for reference in REFERENCES:
-            memory = row.get('extra_mib'), rows.get(reference, {}).get('extra_mib')
-            if all(memory):
-                row[f'memory_vs_{reference}'] = memory[0] / memory[1]
+            of_reference = rows.get(reference, {}).get('extra_mib')
+            if row.get('extra_mib') is not None and of_reference:
+                row[f'memory_vs_{reference}'] = row['extra_mib'] / of_reference
             if name in training and reference in training:
                 row[f'time_vs_{reference}'] = benchmarks.paired_ratio(
                     training[name], training[reference]
@@ -100,7 +100,8 @@ def _times(
     rows: dict[str, dict], setting: Setting, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of the forward and of the training pass, by name; notes failures in the rows."""
-    forward, training = {}, {}
+    forward: dict[str, Callable[[], object]] = {}
+    training: dict[str, Callable[[], object]] = {}
     for name, row in rows.items():
         if row['outcome'] == benchmarks.NO_MEMORY:
             continue

@@ -51,7 +51,9 @@ def flex_joint_attention(
     Arguments and result are those of :func:`.explicit_joint_attention`, with padding and without
     dropout.
     """
-    (centers, precisions, gates), padding = prior, cells.padding
+    centers, precisions, gates = prior
+    padding = cells.padding
+    assert padding is not None
     x, y = cells.coordinates.unbind(-1)
 
     def add_prior(logit: Tensor, image: Tensor, head: Tensor, i: Tensor, cell: Tensor) -> Tensor:
