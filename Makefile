@@ -1,6 +1,7 @@
 # make quickstart   install if needed, generate the shapes data, train and evaluate SMCA on it
 # make test         install if needed, run the tests
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
+# make gpu          install if needed, time, memory and precision on this machine's GPU, as a page
 # make install      virtual environment with everything in it
 # make lint         ruff, mypy
 # make docs         the documentation, as a site in build/site
@@ -30,7 +31,7 @@ INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt 
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
 
-.PHONY: quickstart study test install lint docs
+.PHONY: quickstart study gpu test install lint docs
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -74,3 +75,6 @@ study: install
 	$(BIN)/python tools/make_shapes.py data/shapes192 --size 192 --val 200
 	$(BIN)/python tools/sweep.py configs/studies/$(STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(STUDY) --costs
+
+gpu: install
+	@$(BIN)/python tools/benchmark_gpu.py
