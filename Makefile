@@ -3,6 +3,7 @@
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
 # make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
 #                   time: hours; called again, it goes on
+# make gpu          install if needed, time, memory and precision on this machine's GPU, as a page
 # make install      virtual environment with everything in it
 # make lint         ruff, mypy
 # make docs         the documentation, as a site in build/site
@@ -32,7 +33,7 @@ INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt 
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
 
-.PHONY: quickstart study full-study test install lint docs
+.PHONY: quickstart study full-study gpu test install lint docs
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -84,3 +85,6 @@ full-study: install
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS) --calibrate
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs
+
+gpu: install
+	@$(BIN)/python tools/benchmark_gpu.py

@@ -7,14 +7,14 @@ import runpy
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from utils import ROOT
 
-from mmsmca.analysis import benchmarks
+from mmsmca.analysis import benchmarks, detector_cost
+from mmsmca.analysis.detector_cost import Setting, load_config
 from mmsmca.models.layers.attention import IMPLEMENTATIONS
 
 
@@ -162,13 +162,13 @@ def test_model_tool_goes_on_after_the_last_row(tmp_path: Path, monkeypatch, caps
     tool = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))
     main, measured = tool['main'], []
 
-    def measure(name: str, of_first: dict | None, args: Namespace) -> dict:
+    def measure(name: str, of_first: dict | None, *_: object) -> dict:
         measured.append((name, of_first and of_first['config']))
         if name == third and len(measured) == 3:
             raise KeyboardInterrupt
-        return dict(config=name, detector=name, train_mib=len(measured))
+        return dict(config=name, train_mib=len(measured))
 
-    monkeypatch.setitem(tool['parse_args'].__globals__, 'measure', measure)
+    monkeypatch.setattr(detector_cost, 'measure', measure)
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *arguments, '--json', str(out)])
@@ -190,9 +190,8 @@ def test_model_tool_goes_on_after_the_last_row(tmp_path: Path, monkeypatch, caps
 
 def test_model_tool_without_configs_measures_what_there_is():
     tool = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))
-    args = Namespace(queries=None, cfg_options=None, dtype='float32', device='cpu')
     types = {
-        title: tool['load_config'](name if '::' in name else str(ROOT / name), args).model.type
+        title: load_config(name if '::' in name else str(ROOT / name), Setting()).model.type
         for name, title in tool['DETECTORS'].items()
     }
     assert types['SMCA, DC5'] == types['SMCA, convolutional'] == 'SMCADETR'

@@ -117,7 +117,10 @@ def main() -> int:
         benchmarks.write_json(args.json, rows)
     if args.plot:
         plot(rows, args.plot)
-    return benchmarks.report_failures(rows)
+    failures = benchmarks.failures(rows)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == '__main__':

@@ -7,11 +7,8 @@ others use too. With --json a row is written as soon as it is measured, and a ca
 goes on after the last.
 """
 
-import logging
-import statistics
 import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
@@ -19,17 +16,11 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 # isort: split
 import torch
 from matplotlib.figure import Figure
-from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
-from mmdet.utils import register_all_modules
-from mmengine.analysis import get_model_complexity_info
-from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
-from mmengine.optim import build_optim_wrapper
+from mmengine.config import DictAction
 
-from mmsmca.analysis import benchmarks
+from mmsmca.analysis import benchmarks, detector_cost
+from mmsmca.analysis.detector_cost import MODES, Setting
 from mmsmca.denormals import flush_denormals
-from mmsmca.engine.cpu import BFloat16OptimWrapper
 from mmsmca.errors import command
 from mmsmca.visualization.panels import save_figure
 
@@ -64,134 +55,6 @@ COLUMNS = {
     'test_time': 'inference vs first',
     'test_mib': 'inference memory, MiB',
 }
-MODES = {'train': 'training step', 'test': 'inference'}
-
-
-def load_config(name: str, args: Namespace) -> Config:
-    """Load a config; with the options of the command line and without pretrained weights."""
-    cfg = get_config(name) if '::' in name else Config.fromfile(name)
-    cfg.model.backbone.init_cfg = None
-    if args.queries is not None:
-        cfg.model.num_queries = args.queries
-    cfg.merge_from_dict(args.cfg_options or {})
-    if args.dtype != 'float32':
-        # MMEngine's own runs on accelerators only.
-        amp = 'AmpOptimWrapper' if args.device != 'cpu' else BFloat16OptimWrapper
-        cfg.optim_wrapper.update(type=amp, dtype=args.dtype)
-    return cfg
-
-
-class Case:
-    """A detector with its config's optimiser and random data.
-
-    Args:
-        name: Path of the config, or ``package::path``.
-        args: The command line.
-    """
-
-    def __init__(self, name: str, args: Namespace) -> None:
-        torch.manual_seed(0)
-        torch.set_num_threads(args.threads)
-        register_all_modules()
-        # The optimiser and the counter of multiply-adds have a line to say about every layer.
-        logging.disable(logging.WARNING)
-        cfg = load_config(name, args)
-        self.num_queries = cfg.model.num_queries
-        self.model = MODELS.build(cfg.model).to(args.device)
-        # As when training starts; other weights may give denormal gradients, which take longer.
-        self.model.init_weights()
-        self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
-        self.autocast = partial(
-            torch.autocast,
-            args.device,
-            getattr(torch, args.dtype),
-            enabled=args.dtype != 'float32',
-        )
-        height, width = args.shape
-        shapes = [(3, height, width)] * args.batch
-        if args.batch > 1:
-            # As in most batches, an image is smaller than others: attention gets a padding mask.
-            shapes[-1] = (3, height, width * 9 // 10)
-        self.data = demo_mm_inputs(
-            args.batch,
-            shapes,
-            num_items=[7] * args.batch,
-            num_classes=cfg.model.bbox_head.num_classes,
-        )
-
-    def train(self) -> None:
-        """One training step: forward, backward, gradient clipping, optimiser."""
-        self.model.train()
-        self.model.train_step(self.data, self.optim_wrapper)
-
-    @torch.no_grad()
-    def test(self) -> None:
-        """Inference, from images to boxes."""
-        self.model.eval()
-        with self.autocast():
-            self.model.test_step(self.data)
-
-    def complexity(self) -> dict[str, float]:
-        """Parameters in millions, and 10^9 multiply-adds of a forward pass on the batch."""
-        self.model.eval()
-        data = self.model.data_preprocessor(self.data)
-        forward = self.model.forward
-        self.model.forward = partial(forward, data_samples=data['data_samples'])
-        found = get_model_complexity_info(
-            self.model, inputs=data['inputs'], show_table=False, show_arch=False
-        )
-        self.model.forward = forward
-        return dict(parameters_m=found['params'] / 1e6, gflops=found['flops'] / 1e9)
-
-
-def peak_memory(name: str, mode: str, args: Namespace) -> float | None:
-    """Peak memory of a detector, parameters and optimiser included, in MiB."""
-
-    def run() -> None:
-        case = Case(name, args)
-        for _ in range(2):  # The optimiser's state is there from the second step on.
-            getattr(case, mode)()
-
-    return benchmarks.peak_memory(run, args.device, args.memory_limit)
-
-
-def measure(name: str, first: dict | None, args: Namespace) -> dict:
-    """Measure a config beside the first one.
-
-    Args:
-        name: Path of the config, or ``package::path``.
-        first: Row of the first config; None if this is it.
-        args: The command line.
-
-    Returns:
-        A row. Times are missing if there are no rounds, or memory does not suffice.
-    """
-    case = Case(name, args)
-    row = dict(
-        config=name, detector=DETECTORS.get(name, Path(name).stem), num_queries=case.num_queries
-    )
-    row.update(case.complexity())
-    for mode in args.modes:
-        row[f'{mode}_mib'] = benchmarks.in_fresh_process(peak_memory, name, mode, args)
-        memory = row[f'{mode}_mib'], (first or row)[f'{mode}_mib']
-        if None not in memory:
-            row[f'{mode}_memory_vs_first'] = memory[0] / memory[1]
-    if not args.rounds:
-        return row
-    reference = Case(args.configs[0], args) if first else case
-    for mode in args.modes:
-        if row[f'{mode}_mib'] is None:
-            continue
-        calls = {'this': getattr(case, mode)}
-        if first and first[f'{mode}_mib'] is not None:
-            calls['reference'] = getattr(reference, mode)
-        times = benchmarks.interleaved_times(calls, args.rounds)
-        row[f'{mode}_ms'] = 1e3 * statistics.median(times['this'])
-        of_first = times.get('reference') if first else times['this']
-        if of_first:
-            row[f'{mode}_time_vs_first'] = benchmarks.paired_ratio(times['this'], of_first)
-            row[f'{mode}_time_quartiles'] = benchmarks.paired_spread(times['this'], of_first)
-    return row
 
 
 def table(rows: list[dict]) -> str:
@@ -279,6 +142,15 @@ def main() -> None:
     settings = benchmarks.settings(args, 'configs', 'plot')
     settings['first'] = args.configs[0]
     kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
+    setting = Setting(
+        shape=tuple(args.shape),
+        batch=args.batch,
+        queries=args.queries,
+        cfg_options=args.cfg_options or {},
+        dtype=args.dtype,
+        device=args.device,
+        threads=args.threads,
+    )
     print(', '.join(f'{key} {value}' for key, value in settings.items()))
     rows: list[dict] = []
     for name in args.configs:
@@ -287,7 +159,11 @@ def main() -> None:
         else:
             print(f'{name}: being measured', flush=True)
             first = kept.get(args.configs[0])
-            kept[name] = {**measure(name, first, args), **settings}
+            row = detector_cost.measure(
+                name, first, setting, args.rounds, args.memory_limit, args.modes
+            )
+            title = DETECTORS.get(name, Path(name).stem)
+            kept[name] = {**row, 'detector': title, **settings}
             if args.json:
                 benchmarks.write_json(args.json, list(kept.values()))
         rows.append(kept[name])

@@ -8,7 +8,6 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -167,6 +166,15 @@ def in_fresh_process(function: Callable, *args: object) -> Any:
         BrokenProcessPool: If the process was killed, for example for its memory.
     """
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
+    return in_own_process(function, *args)
+
+
+def in_own_process(function: Callable, *args: object) -> Any:
+    """Result of a module's function in a process of its own, which may end as it likes.
+
+    Raises:
+        BrokenProcessPool: If the process was killed, for example for its memory.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         return pool.submit(function, *args).result()
 
@@ -219,12 +227,9 @@ def outcome_in(row: dict, optional: bool = False) -> Iterator[None]:
         give_memory_back()
 
 
-def report_failures(rows: Sequence[dict]) -> int:
-    """Print the outcomes of what failed to stderr; a tool's exit status: 1 if anything did."""
-    failed = [row['outcome'] for row in rows if row['outcome'].startswith(FAILED)]
-    for outcome in failed:
-        print(outcome, file=sys.stderr)
-    return 1 if failed else 0
+def failures(rows: Sequence[dict]) -> list[str]:
+    """Outcomes of the rows whose measurement failed, for another reason than memory."""
+    return [row['outcome'] for row in rows if row['outcome'].startswith(FAILED)]
 
 
 def peak_memory(
@@ -356,7 +361,7 @@ def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
         if value is None:
             return '-'
         if not isinstance(value, float):
-            return str(value)
+            return str(value).replace('|', '\\|')
         return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
     lines = [columns.values(), ['---'] * len(columns)]
