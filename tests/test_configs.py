@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -10,6 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
+from mmengine.utils import digit_version
 from utils import ROOT, load_config
 
 CONFIGS = sorted(
@@ -65,7 +67,15 @@ def test_there_are_configs_of_every_folder():
     assert folders == {path.name for path in (ROOT / 'configs').iterdir()} - {'_base_', 'studies'}
 
 
-@pytest.mark.parametrize('name', first_of_a_kind())
+def by_distribution(name: str):
+    """The DINO of MMDetection 3.3 encodes the positions of queries for 256 channels alone."""
+    small_dino = name.startswith('head_to_head/dino') and '_r18_' in name
+    if small_dino and digit_version(mmdet.__version__) < digit_version('3.5.0'):
+        return pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=RuntimeError))
+    return name
+
+
+@pytest.mark.parametrize('name', map(by_distribution, first_of_a_kind()))
 def test_trains_one_step_and_infers(name):
     torch.manual_seed(0)
     cfg = load_small(name)
