@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,7 +142,7 @@ def test_an_error_ends_one_measurement_only():
 
 def test_mixed_precision_that_overflows_is_a_failure():
     losses = iter([3.0, 2.0, float('inf')])
-    scales = iter([4.0, 2.0, 2.0, 2.0])
+    scales = iter([4.0, 2.0, 2.0, 2.0, 2.0])
     wrapper = SimpleNamespace(loss_scaler=SimpleNamespace(get_scale=lambda: next(scales)))
     case = SimpleNamespace(
         train=lambda: dict(loss=torch.tensor(next(losses))),
@@ -192,12 +193,14 @@ def meta(monkeypatch) -> str:
 
 @pytest.mark.parametrize('setting', [LEVEL, JOINT], ids=['level', 'joint'])
 def test_co_attention_stays_on_its_device(setting: Setting, meta: str):
-    setting = Setting(**{**vars(setting), 'device': meta})
+    setting = replace(setting, device=meta)
     for implementation in ('explicit', 'folded', 'no_prior'):
         case = case_of(implementation, setting)
         case.forward()
         case.forward_backward()
         assert case._run().device.type == meta
+    # As attention_error.measure takes them.
+    setting = replace(setting, images=1)
     attend = (
         attention_error.level_attention(setting)
         if setting.is_level

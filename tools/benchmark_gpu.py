@@ -28,6 +28,7 @@ from mmsmca.analysis import (
 from mmsmca.analysis.attention_cases import Setting as Attention
 from mmsmca.analysis.detector_cost import Setting as Images
 from mmsmca.analysis.parts import Part, Section, measure_parts, page
+from mmsmca.denormals import flush_denormals
 from mmsmca.errors import command
 from mmsmca.files import written_whole
 
@@ -47,6 +48,7 @@ class Sizes:
         trained: Names of those that are trained in mixed precision.
         images: What detectors are measured on.
         training_images: What they are trained on.
+        dtypes: Precisions.
         steps: Steps of that training.
         rounds: Timings of each.
     """
@@ -57,6 +59,7 @@ class Sizes:
     trained: tuple[str, ...]
     images: Images
     training_images: Images
+    dtypes: tuple[str, ...]
     steps: int
     rounds: int
 
@@ -79,6 +82,7 @@ FULL = Sizes(
     trained=('SMCA', 'SMCA-DINO'),
     images=Images(batch=2),
     training_images=Images(shape=(480, 640), batch=2),
+    dtypes=benchmarks.DTYPES,
     steps=50,
     rounds=10,
 )
@@ -95,6 +99,7 @@ SMALL = Sizes(
     trained=('SMCA', 'SMCA-DINO'),
     images=Images(shape=(64, 96), batch=2, cfg_options={'model.decoder.num_layers': 1}),
     training_images=Images(shape=(64, 96), batch=2),
+    dtypes=('bfloat16', 'float16'),
     steps=3,
     rounds=1,
 )
@@ -178,10 +183,10 @@ def parts(sizes: Sizes, device: str, backend: str) -> list[Part]:
         replace(x, device=device) for x in (sizes.images, sizes.training_images)
     )
     # A CPU trains in float16 neither through MMEngine nor through ours.
-    training_dtypes = benchmarks.DTYPES if device == 'cuda' else ('float32', 'bfloat16')
+    training_dtypes = [x for x in sizes.dtypes if device == 'cuda' or x != 'float16']
     found = []
     for name, attention in sizes.attentions.items():
-        for dtype in benchmarks.DTYPES:
+        for dtype in sizes.dtypes:
             setting = replace(attention, device=device, dtype=dtype, backend=backend)
             arguments = (setting, attention_cases.IMPLEMENTATIONS, sizes.rounds, MEMORY_LIMIT)
             part = f'attention of {name}, {dtype}'
@@ -197,7 +202,6 @@ def parts(sizes: Sizes, device: str, backend: str) -> list[Part]:
             arguments = (configs[title], replace(training_images, dtype=dtype), sizes.steps)
             part = f'training of {title}, {dtype}'
             found.append(Part('training', part, amp_training.measure, arguments))
-    for dtype in ('float32', 'bfloat16'):
         for title in sizes.compiled:
             arguments = (configs[title], replace(images, dtype=dtype), sizes.rounds, backend)
             part = f'{title} compiled, {dtype}'
@@ -231,6 +235,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    flush_denormals()
     settings = benchmarks.settings(args, 'out')
     sizes = SMALL if args.small else FULL
     measured = parts(sizes, args.device, args.backend)

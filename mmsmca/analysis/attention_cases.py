@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers import attention, joint_attention
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.joint_attention import Cells, num_prior_channels, place_cells
@@ -73,6 +74,7 @@ class Case:
     def __init__(self, implementation: str, setting: Setting, content: int) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(setting.threads)
+        flush_denormals()  # As a detector does.
         self.implementation = implementation
         self.setting = setting
         embed_dims = setting.heads * setting.channels
