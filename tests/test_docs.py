@@ -126,7 +126,7 @@ class Checkout:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             process.start()
-        process.join(300)
+        process.join(600)
         said = log.read_text() if log.exists() else ''
         assert process.exitcode == 0, f'{words}: exit code {process.exitcode}\n{said[-4000:]}'
         return said

@@ -466,10 +466,7 @@ def test_what_was_not_logged_or_could_not_be_measured(tmp_path):
         ['a', '100', '100', '100', '100', '0.25', '–'],
         ['b', *['never'] * 4, '–', '–'],
     ]
-    assert [name for name, _ in figures._figures(study, {})] == [
-        'ap_over_iterations',
-        'each_over_iterations',
-    ]
+    assert [name for name, _ in figures._figures(study, {})] == ['ap_over_iterations']
     # Without a final AP of the baseline only the given thresholds are left.
     of_none = {table.name: table for table in tables(read_study(tmp_path, 'b'), {}, [0.2])}
     assert of_none['convergence'].head == ['experiment', 'AP 20.0']

@@ -1,12 +1,14 @@
 """Studies: what is refused, and what identifies a run."""
 
+import json
 from pathlib import Path
 
 import pytest
 from utils import ROOT
 
 from mmsmca.studies.errors import StudyError
-from mmsmca.studies.study import load_study
+from mmsmca.studies.run_process import hardware
+from mmsmca.studies.study import digest, load_study, study_configs
 
 STUDIES = sorted((ROOT / 'configs/studies').glob('*.py'))
 
@@ -151,9 +153,17 @@ def test_a_run_is_its_resolved_config(tmp_path):
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
-def test_studies_of_the_package(path):
-    study = load_study(path)
-    assert len({run.id for run in study.runs}) == len(study.experiments) * len(study.seeds)
+def test_studies_of_the_package(path, tmp_path):
+    calibration = tmp_path / 'calibration.json'
+    measured = {
+        name: dict(config=digest(cfg), seconds=0.1 + 0.01 * i)
+        for i, (name, cfg) in enumerate(study_configs(path).items())
+    }
+    calibration.write_text(json.dumps(dict(hardware=hardware(), experiments=measured)))
+    study = load_study(path, calibration=calibration)
+    assert len({run.id for run in study.runs}) == len(study.runs)
+    trained = sum(max(1, len(run.budgets)) for run in study.runs)
+    assert trained == len(study.experiments) * len(study.seeds) * max(1, len(study.budgets))
 
 
 COMMON = dict(
