@@ -107,6 +107,15 @@ def test_without_budgets_runs_keep_their_digests(tmp_path):
     assert run.id == digest(cfg) and run.dir_name == f'quick/seed1-{run.id}'
 
 
+def test_experiments_of_one_config_are_two(tmp_path):
+    """Under another name it is trained again, with the same digest."""
+    twins = [dict(name=name, config='small.py') for name in ('slow', 'again')]
+    for budgets in (None, EACH[:1]):
+        runs = load_study(write_study(tmp_path, budgets, experiments=twins)).runs
+        assert [run.experiment.name for run in runs] == ['slow', 'again'] * 2
+        assert runs[0].id == runs[1].id
+
+
 WRONG = {
     'none': ([], 'give a list'),
     'no dict': ([1500], 'is not dict(iterations=...)'),
@@ -165,11 +174,11 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     """One experiment after the other; what was measured stays, what changed is measured again."""
     measured = []
 
-    def in_process(function, cfg, timed, warm_up):
+    def in_own_process(function, cfg, timed):
         measured.append(cfg.model.num_queries)
         return [0.01 * cfg.model.num_queries] * timed
 
-    monkeypatch.setattr(calibration, 'in_process', in_process)
+    monkeypatch.setattr(calibration, 'in_own_process', in_own_process)
     monkeypatch.setattr(os, 'getloadavg', lambda: (1.7, 0, 0))
     study, path = write_study(tmp_path, EACH), tmp_path / 'calibration.json'
     assert console.calibrate_study(study, path) == 0

@@ -1,7 +1,6 @@
 """Train, evaluate and show SMCA-DINO on generated data; interrupted, it goes on where it was."""
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -16,11 +15,10 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 import cv2
 import torch
 from mmdet.apis import DetInferencer
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from mmsmca.analysis.benchmarks import write_json
-from mmsmca.engine.step_time import step_seconds
+from mmsmca.engine.step_time import step_seconds, train_loader
 
 # The model is too small to gain much from two threads; and beside another busy program, waiting for
 # each other, two made a step seventeen times longer.
@@ -54,10 +52,9 @@ def training_minutes(cfg: Config) -> float:
     """
     # This process read the variable before it was set.
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
-    seconds = statistics.fmean(step_seconds(cfg, TIMED))
-    loader = cfg.train_dataloader
-    iterations = math.ceil(len(DATASETS.build(loader.dataset)) / loader.batch_size)
-    return seconds * iterations * cfg.train_cfg.max_epochs / 60
+    loader = train_loader(cfg)
+    seconds = statistics.fmean(step_seconds(cfg, loader, TIMED))
+    return seconds * len(loader) * cfg.train_cfg.max_epochs / 60
 
 
 def last_checkpoint() -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 
 import torch
 from mmdet.registry import MODELS
@@ -11,23 +11,29 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 
-def step_seconds(cfg: Config, timed: int, warm_up: int = 1) -> list[float]:
+def train_loader(cfg: Config) -> DataLoader:
+    """A config's training data, loaded in this process."""
+    register_all_modules()
+    return Runner.build_dataloader(
+        dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
+    )
+
+
+def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) -> list[float]:
     """Train a config's model on its data for some steps, and forget it.
 
     Args:
         cfg: The config; ``init_cfg`` of its model is followed.
+        loader: Its data, see :func:`train_loader`.
         timed: Number of steps that are timed.
         warm_up: Number of steps before them. Defaults to 1.
 
     Returns:
         Seconds of each timed step, the loading of its images included.
     """
-    register_all_modules()
-    loader = Runner.build_dataloader(
-        dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
-    )
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)  # A line or two for every parameter.
     try:
@@ -41,8 +47,7 @@ def step_seconds(cfg: Config, timed: int, warm_up: int = 1) -> list[float]:
     seconds = []
     for step in range(-warm_up, timed):
         start = time.perf_counter()
-        for batch in islice(batches, 1):
-            model.train_step(batch, optim_wrapper)
+        model.train_step(next(batches), optim_wrapper)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if step >= 0:

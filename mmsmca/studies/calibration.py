@@ -3,16 +3,14 @@
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from mmsmca.analysis.benchmarks import write_json
-from mmsmca.engine.step_time import step_seconds
+from mmsmca.analysis.benchmarks import in_own_process, write_json
+from mmsmca.engine.step_time import step_seconds, train_loader
 
 from .errors import StudyError
 from .run_process import hardware, versions
@@ -55,7 +53,7 @@ def calibrate(
     for name, cfg in cfgs.items():
         known = content['experiments'].get(name)
         if known is None or known['config'] != digests[name]:
-            seconds = in_process(step_seconds, cfg, timed, WARM_UP)
+            seconds = in_own_process(_step_seconds, cfg, timed)
             lower, median, upper = statistics.quantiles(seconds, n=4)
             content['experiments'][name] = known = dict(
                 config=digests[name], seconds=median, quartiles=[lower, upper]
@@ -110,10 +108,8 @@ def busy_warning() -> str | None:
     )
 
 
-def in_process(function: Callable[..., Any], *args: object) -> Any:
-    """Result of a module's function in a process of its own, set up as a run's."""
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(function, *args).result()
+def _step_seconds(cfg: Config, timed: int) -> list[float]:
+    return step_seconds(cfg, train_loader(cfg), timed, WARM_UP)
 
 
 def _read(path: Path) -> dict[str, Any]:

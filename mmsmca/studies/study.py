@@ -156,18 +156,25 @@ def load_study(path: str | Path, world_size: int = 1, calibration: Path | None =
             {name: digest(cfg) for name, cfg in cfgs.items()},
             f'python tools/sweep.py {path} --calibrate',
         )
+    schedules: list[tuple[dict[str, Config], tuple[Budget, ...]]] = [
+        (
+            {
+                name: fit(cfg, budget.iterations_of(name, seconds), f'{path}: {name}')
+                for name, cfg in cfgs.items()
+            },
+            (budget,),
+        )
+        for budget in budgets
+    ]
     runs: dict[str, Run] = {}
     for seed in seeds:
-        for budget in budgets or (None,):
+        for fitted, fitted_to in schedules or [(cfgs, ())]:
             for experiment in experiments:
-                cfg, fitted_to = cfgs[experiment.name], (() if budget is None else (budget,))
-                if budget is not None:
-                    iterations = budget.iterations_of(experiment.name, seconds)
-                    cfg = fit(cfg, iterations, f'{path}: {experiment.name}')
-                run = _run(experiment, seed, cfg, world_size, fitted_to)
-                if run.id in runs:
-                    run = replace(run, budgets=runs[run.id].budgets + fitted_to)
-                runs[run.id] = run
+                run = _run(experiment, seed, fitted[experiment.name], world_size, fitted_to)
+                # Two budgets that come to the same length have one run.
+                if run.dir_name in runs:
+                    run = replace(run, budgets=runs[run.dir_name].budgets + fitted_to)
+                runs[run.dir_name] = run
     return Study(
         path.stem, content['baseline'], experiments, seeds, budgets, chosen, tuple(runs.values())
     )
