@@ -16,9 +16,9 @@ from torch import Tensor
 from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, few, first_difference
 
-# What has a row or an entry for every class, in the detectors of the DETR family.
-# DETR's and SMCA's, and that of heads with a classifier a decoder layer.
+# The classifier of DETR and SMCA, and that of heads with one a decoder layer.
 CLASS_WEIGHTS = ('bbox_head.fc_cls.weight', 'bbox_head.cls_branches.0.weight')
+# What has a row or an entry for every class, in the detectors of the DETR family.
 CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
 
 
@@ -126,13 +126,8 @@ def other_classes(
     """
     state = checkpoint.get('state_dict', checkpoint)
     # MMEngine leaves weights out that do not fit, with no more than a warning.
-    found = [
-        state[f'{prefix}{name}']
-        for name in CLASS_WEIGHTS
-        for prefix in ('', 'module.')
-        if f'{prefix}{name}' in state
-    ]
-    weight = found[0] if found else None
+    names = (f'{prefix}{name}' for name in CLASS_WEIGHTS for prefix in ('', 'module.'))
+    weight = next((state[name] for name in names if name in state), None)
     if weight is not None and 'num_classes' in head:
         loss = head.get('loss_cls', {})
         # A softmax scores "no object" too.

@@ -187,8 +187,13 @@ class Sweep:
             ],
             seeds=list(study.seeds),
             runs=[
-                dict(experiment=run.experiment.name, seed=run.seed, id=run.id, dir=run.dir_name)
-                | dict(budgets=[budget.name for budget in run.budgets])
+                dict(
+                    experiment=run.experiment.name,
+                    seed=run.seed,
+                    id=run.id,
+                    dir=run.dir_name,
+                    budgets=[budget.name for budget in run.budgets],
+                )
                 for run in study.runs
             ],
             chosen=study.chosen,

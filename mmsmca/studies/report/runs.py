@@ -127,9 +127,11 @@ class Study:
     @property
     def splits(self) -> list[str]:
         """Annotation files that the runs were evaluated on, by name."""
-        runs = [run for experiment in self.experiments for run in experiment.runs if run.config]
         files = {
-            (run.config.get('val_evaluator') or {}).get('ann_file') for run in runs if run.config
+            (run.config.get('val_evaluator') or {}).get('ann_file')
+            for experiment in self.experiments
+            for run in experiment.runs
+            if run.config
         }
         return sorted(Path(file).name for file in files if isinstance(file, str))
 
