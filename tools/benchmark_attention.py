@@ -23,13 +23,7 @@ COLUMNS = {
     'grid': 'keys',
     'queries': 'queries',
     'implementation': 'implementation',
-    'forward_ms': 'forward, ms',
-    'forward_backward_ms': 'forward + backward, ms',
-    'extra_mib': 'extra memory, MiB',
-    'time_vs_explicit': 'time vs explicit',
-    'time_vs_no_prior': 'time vs no prior',
-    'memory_vs_explicit': 'memory vs explicit',
-    'memory_vs_no_prior': 'memory vs no prior',
+    **attention_cost.COLUMNS,
 }
 
 

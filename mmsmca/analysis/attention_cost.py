@@ -14,6 +14,16 @@ from .attention_cases import Setting, case_of
 REFERENCES = ('explicit', 'no_prior')
 # How PyTorch's names of its fused kernels begin.
 KERNELS = '_scaled_dot_product_'
+# Heads of what is measured, by key of a row.
+COLUMNS = {
+    'forward_ms': 'forward, ms',
+    'forward_backward_ms': 'forward + backward, ms',
+    'extra_mib': 'extra memory, MiB',
+    'time_vs_explicit': 'time vs explicit',
+    'time_vs_no_prior': 'time vs no prior',
+    'memory_vs_explicit': 'memory vs explicit',
+    'memory_vs_no_prior': 'memory vs no prior',
+}
 
 
 def measure(

@@ -10,7 +10,6 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
-from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
@@ -18,6 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmsmca.engine.cpu import BFloat16OptimWrapper
 
 from . import benchmarks
+from .flops import complexity
 
 MODES = {'train': 'training step', 'test': 'inference'}
 RATIOS = ('memory_vs_first', 'time_vs_first', 'time_quartiles')
@@ -121,15 +121,8 @@ class Case:
 
     def complexity(self) -> dict[str, float]:
         """Parameters in millions, and 10^9 multiply-adds of a forward pass on the batch."""
-        self.model.eval()
-        data = self.model.data_preprocessor(self.data)
-        forward = self.model.forward
-        self.model.forward = partial(forward, data_samples=data['data_samples'])
-        found = get_model_complexity_info(
-            self.model, inputs=data['inputs'], show_table=False, show_arch=False
-        )
-        self.model.forward = forward
-        return dict(parameters_m=found['params'] / 1e6, gflops=found['flops'] / 1e9)
+        parameters, multiply_adds = complexity(self.model.eval(), self.data)
+        return dict(parameters_m=parameters / 1e6, gflops=multiply_adds / 1e9)
 
 
 def peak_memory(name: str, mode: str, setting: Setting, limit_gib: float) -> float | None:

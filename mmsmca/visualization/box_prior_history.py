@@ -14,8 +14,14 @@ from torch import Tensor
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
 
 from .inspection import Inspection
-from .panels import draw_box, figure_image, new_figure
-from .prior_history import QUANTILES, draw_quantiles, quantiles
+from .panels import draw_box, figure_image
+from .prior_history import (
+    QUANTILES,
+    draw_quantiles,
+    finish_panel,
+    history_figure,
+    quantiles,
+)
 
 # Queries whose boxes are kept, and of those, how many are drawn.
 KEPT, DRAWN = 10, 3
@@ -102,9 +108,7 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
     iterations = history['iterations'].numpy()
     _, layers, levels = history['level_weights'].shape
     colors: list[ColorType] = [colormaps['viridis'](layer / layers) for layer in range(layers)]
-    figure = new_figure(4.8)
-    figure.suptitle(f'Spatial priors over training, to iteration {iterations[-1]}', size=11)
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.4, 0.6])[0]
+    figure, left, right = history_figure(4.8, iterations[-1], 0.4)
     _draw_boxes(left.subplots(), history['boxes'][-1], image, colors)
 
     panels = right.subplots(2, 2, sharex=True).flatten()
@@ -126,10 +130,7 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
         'weights of the levels by the gates',
     )
     for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=8)
-        panel.set_ylim(bottom=0)
-        panel.tick_params(labelsize=7)
-        panel.grid(alpha=0.3)
+        finish_panel(panel, title)
     for panel in (overlaps, weights):
         panel.set_ylim(0, 1)
         panel.set_xlabel('iteration', fontsize=7)

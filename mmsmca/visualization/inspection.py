@@ -89,15 +89,12 @@ class ModulatedMaps(CoAttentionMaps):
     """Co-attention with a spatial prior.
 
     Attributes:
-        scale_selection: Where ``level_weights`` come from: ``learned``, ``uniform`` or ``joint``
-            (they are ones, and one softmax runs over the cells of all levels).
         centers: Centres (x, y) of the queries, in pixels of the network's input, (Q, 2).
         priors: Gaussians of the heads, tensors without the dimension of images: (M, Q, 2 or 3).
         gaussians: Values of the Gaussians at the cells, (M, Q, H_j, W_j) a level.
         unmodulated: Attention weights that the same queries and keys give without the prior.
     """
 
-    scale_selection: str
     centers: Tensor
     priors: list[LevelPrior]
     gaussians: list[Tensor]
@@ -394,13 +391,12 @@ def _modulated_maps(
         return _levels(torch.cat(weights, dim=-1), shapes)
 
     if attention.joint:
-        selection, level_weights = 'joint', query.new_ones(len(queries), len(shapes))
+        # One softmax runs over the cells of all levels.
+        level_weights = query.new_ones(len(queries), len(shapes))
     elif attention.scale_selection is not None:
-        alpha = attention.scale_selection(call['features'][0, queries]).softmax(-1)
-        selection, level_weights = 'learned', alpha
+        level_weights = attention.scale_selection(call['features'][0, queries]).softmax(-1)
     else:
         level_weights = query.new_full((len(queries), len(shapes)), 1 / len(shapes))
-        selection = 'uniform'
 
     log_prior = torch.cat(log_priors, dim=-1)
     placed = calls[layer].arguments
@@ -408,7 +404,6 @@ def _modulated_maps(
         strides=layer.spatial_prior.strides,
         weights=softmax(logits + log_prior),
         level_weights=level_weights.expand(query.size(1), -1, -1).cpu(),
-        scale_selection=selection,
         centers=(placed['centers'][0, queries] * placed['image_sizes'][0]).cpu(),
         priors=[LevelPrior(p.centers[0].cpu(), p.scales[0].cpu(), p.beta) for p in priors],
         gaussians=_levels(log_prior.exp(), shapes),
@@ -449,7 +444,6 @@ def _box_tied_maps(
         cell_place=0.5,
         weights=_levels(masked_softmax(logits + log_prior, cells.padding), shapes),
         level_weights=logits.new_ones(*logits.shape[1:3], len(shapes)).cpu(),
-        scale_selection='joint',
         centers=(boxes[:, :2] + boxes[:, 2:]) / 2,
         priors=[LevelPrior(p.centers[0].cpu(), p.scales[0].cpu(), p.beta) for p in priors],
         gaussians=_levels(torch.cat(gaussians, dim=-1), shapes),

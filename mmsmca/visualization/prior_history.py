@@ -5,6 +5,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from torch import Tensor
@@ -89,9 +90,7 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
     """
     iterations = history['iterations'].numpy()
     _, layers, levels, axes, _ = history['scales'].shape
-    figure = new_figure(max(2.2 * levels, 3.4))
-    figure.suptitle(f'Spatial priors over training, to iteration {iterations[-1]}', size=11)
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[0.36, 0.64])[0]
+    figure, left, right = history_figure(max(2.2 * levels, 3.4), iterations[-1], 0.36)
     _draw_ways(left.subplots(), history['centers'].numpy(), image)
 
     panels = right.subplots(levels, 2, squeeze=False, sharex=True)
@@ -103,12 +102,8 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
                 draw_quantiles(scales, iterations, values, color, ('-', '--', ':')[axis])
             draw_quantiles(offsets, iterations, history['offsets'][:, layer, level], color, '-')
         name = f'level {level}: ' if levels > 1 else ''
-        scales.set_title(f'{name}scales |s|', fontsize=8)
-        offsets.set_title(f'{name}offsets, in cells', fontsize=8)
-        for panel in (scales, offsets):
-            panel.set_ylim(bottom=0)
-            panel.tick_params(labelsize=7)
-            panel.grid(alpha=0.3)
+        finish_panel(scales, f'{name}scales |s|')
+        finish_panel(offsets, f'{name}offsets, in cells')
     for panel in panels[-1]:
         panel.set_xlabel('iteration', fontsize=7)
     lines = [
@@ -128,6 +123,31 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
         title_fontsize=7,
     )
     return figure_image(figure)
+
+
+def history_figure(
+    height: float, iteration: int, left_share: float
+) -> tuple[Figure, SubFigure, SubFigure]:
+    """A figure with a title, a part for the image on its left and one for curves on its right.
+
+    Args:
+        height: In inches.
+        iteration: The last one.
+        left_share: Of the width that the left part has.
+    """
+    figure = new_figure(height)
+    figure.suptitle(f'Spatial priors over training, to iteration {iteration}', size=11)
+    ratios = [left_share, 1 - left_share]
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios)[0]
+    return figure, left, right
+
+
+def finish_panel(panel: Axes, title: str) -> None:
+    """Title and scale of a panel of curves that begins at zero."""
+    panel.set_title(title, fontsize=8)
+    panel.set_ylim(bottom=0)
+    panel.tick_params(labelsize=7)
+    panel.grid(alpha=0.3)
 
 
 def quantiles(values: Tensor) -> Tensor:

@@ -5,18 +5,17 @@ import hashlib
 import json
 import logging
 import statistics
-from functools import partial
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import get_test_pipeline_cfg, register_all_modules
-from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 from mmsmca.analysis import benchmarks
+from mmsmca.analysis.flops import complexity
 
 from .runs import ReportError, Study
 
@@ -50,14 +49,8 @@ class Case:
 
     def complexity(self) -> dict[str, float]:
         """Parameters, and multiply-adds of a forward pass, as MMDetection's ``get_flops``."""
-        data = self.model.data_preprocessor(self.data)
-        forward = self.model.forward
-        self.model.forward = partial(forward, data_samples=data['data_samples'])
-        found = get_model_complexity_info(
-            self.model, inputs=data['inputs'], show_table=False, show_arch=False
-        )
-        self.model.forward = forward
-        return dict(parameters=found['params'], flops=found['flops'])
+        parameters, flops = complexity(self.model, self.data)
+        return dict(parameters=parameters, flops=flops)
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
