@@ -260,8 +260,17 @@ def loss_of(model, data):
         {'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='NoPrior')},
         {'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='StaticPrior')},
         {'bbox_head.loss_cls': dict(_delete_=True, type='MatchabilityLoss')},
+        {'decoder.start_levels': [1, 0]},
     ],
-    ids=['smca-dino', 'no-denoising', 'one-stage', 'no-prior', 'static-prior', 'matchability'],
+    ids=[
+        'smca-dino',
+        'no-denoising',
+        'one-stage',
+        'no-prior',
+        'static-prior',
+        'matchability',
+        'start-levels',
+    ],
 )
 @pytest.mark.parametrize('num_objects', [[2, 1], [0, 0]])
 def test_every_parameter_learns_with_and_without_objects(changes, num_objects):
@@ -313,6 +322,30 @@ def test_padded_equals_alone(model):
         torch.testing.assert_close(result, other, rtol=0, atol=1e-5)
 
 
+def test_padded_equals_alone_from_coarser_levels_on():
+    """As is, and with the finest level left out by hand: a decoder that never had it."""
+    model = small_model(**{'decoder.start_levels': [1, 1]})
+    test_padded_equals_alone(model)
+    size, inputs = (104, 88), {}
+    hook = model.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.update(kwargs), with_kwargs=True
+    )
+    forward(model, maps_of(size), samples_of([size] * 2, size))
+    hook.remove()
+    decoder = model.decoder
+    coarse = copy.deepcopy(decoder)
+    coarse.strides, coarse.start_levels = decoder.strides[1:], (0, 0)
+    (height, width), *rest = inputs['level_shapes']
+    without = {name: inputs[name][:, height * width :] for name in ('memory', 'memory_pos')}
+    assert inputs['memory_mask'] is None
+    with torch.no_grad():
+        expected = coarse(**{**inputs, **without, 'level_shapes': rest})
+        inputs['memory'][:, : height * width] = torch.nan
+        results = decoder(**inputs)
+    for result, other in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, other, rtol=0, atol=0)
+
+
 def test_images_of_a_batch_do_not_see_each_other(model):
     maps, size = maps_of((96, 128)), (96, 128)
     together = forward(model, maps, samples_of([size, (90, 100)], size))
@@ -360,12 +393,14 @@ def test_degenerate_boxes_survive(box):
         ({'decoder.layer_cfg.cross_attn_cfg.implementation': 'fold'}, "implementation='fold'"),
         ({'decoder.layer_cfg.spatial_prior_cfg.width': 0}, 'spatial_prior_cfg.width=0'),
         ({'decoder.layer_cfg.spatial_prior_cfg.floor': 0}, 'spatial_prior_cfg.floor=0'),
+        ({'decoder.start_levels': [0]}, 'decoder.start_levels=[0]'),
+        ({'decoder.start_levels': [0, 4]}, 'decoder.start_levels=[0, 4]'),
         ({'decoder.return_intermediate': False}, 'decoder.return_intermediate'),
         ({'positional_encoding.num_feats': 16}, 'positional_encoding.num_feats=16'),
     ],
 )
 def test_wrong_values_are_named(changes, message):
-    with pytest.raises(Exception, match=message.replace('.', r'\.')):
+    with pytest.raises(Exception, match=re.escape(message)):
         small_model(**changes)
 
 

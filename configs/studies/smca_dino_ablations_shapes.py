@@ -15,6 +15,8 @@ _options = {
     'static-prior': {_prior: dict(_delete_=True, type='StaticPrior')},
     'no-gates': {f'{_prior}.gated': False},
     'no-floor': {f'{_prior}.floor': 0.01},
+    'coarse-first': {'model.decoder.start_levels': [1, 1, 0]},
+    'coarse-levels': {'model.decoder.start_levels': [1, 1, 1]},
     'no-denoising': {'model.dn_cfg': None},
     'one-stage': {'model.as_two_stage': False},
     'focal-loss': {
@@ -47,6 +49,7 @@ _options = {
     },
 }
 baseline = 'smca-dino'
+budgets = [dict(iterations=1500)]
 seeds = [0]
 experiments = [
     dict(name=name, config=_config, cfg_options=options) for name, options in _options.items()

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
 
@@ -47,6 +48,8 @@ def measure(inspection: Inspection) -> dict[str, Tensor]:
     layers = [layer for layer in inspection.layers if isinstance(layer, SMCADINODecoderLayer)]
     size = torch.tensor(inspection.input_size).repeat(2) / inspection.scale_factor.repeat(2)
     predicted = inspection.boxes / size.to(inspection.boxes)
+    # Layers may leave out the finest levels.
+    num_levels = max(len(layer.spatial_prior.strides) for layer in layers)
     boxes, deviations, offsets, overlaps, level_weights = [], [], [], [], []
     for layer in layers:
         placed = inspection.calls[layer].arguments
@@ -57,7 +60,8 @@ def measure(inspection: Inspection) -> dict[str, Tensor]:
         offsets.append(quantiles(((prior.centers[0] - centers) / sides).norm(dim=-1, keepdim=True)))
         deviations.append(quantiles((0.5 / prior.precisions[0]).sqrt() / sides))
         cells_of_level = 2 * torch.tensor(strides).log().to(prior.gates)
-        level_weights.append((prior.gates[0] - cells_of_level).softmax(-1).mean(dim=(0, 1)))
+        weights = (prior.gates[0] - cells_of_level).softmax(-1).mean(dim=(0, 1))
+        level_weights.append(pad(weights, (num_levels - len(weights), 0)))
         around = bbox_cxcywh_to_xyxy(placed['boxes'][0]).cpu()
         overlaps.append(quantiles(bbox_overlaps(around, predicted, is_aligned=True)[None, :, None]))
         boxes.append(around)

@@ -206,20 +206,21 @@ def _rows_figure(
 ) -> Figure:
     """A row for every query: maps that have it, its place there, and its predicted box."""
     first = queries[0][0]
-    frame = ImageFrame(image, inspection, first.strides, first.cell_place)
-    columns = _columns(first)
+    # A layer may leave out the finest levels.
+    frames = [ImageFrame(image, inspection, m.strides, m.cell_place) for m, _, _ in queries]
+    columns = max(_columns(maps) for maps, _, _ in queries)
     height = (WIDTH / columns) * image.shape[0] / image.shape[1] + 0.1
     figure = new_figure(height * len(queries) + 1.45)
     rows = _grid(figure, len(queries), columns, height)
     norm = attention_norm(
         [
             frame.density(maps.head_means(weights, row))
-            for maps, row, _ in queries
+            for frame, (maps, row, _) in zip(frames, queries, strict=True)
             for weights in (maps.unmodulated, maps.weights)
         ]
     )
-    for panels, query, label in zip(rows, queries, labels, strict=False):
-        part = _part(frame, queries if same_part else [query])
+    for panels, frame, query, label in zip(rows, frames, queries, labels, strict=False):
+        part = _part(frames[0], queries if same_part else [query])
         _draw_query(panels, frame, *query, part, norm, titles=panels is rows[0])
         panels[0].set_ylabel(label, fontsize=8)
     _color_bars(figure, rows[-1], norm, first)
@@ -312,8 +313,10 @@ def _draw_query(
         panels[-1].set_box_aspect(frame.image.shape[0] / frame.image.shape[1])
         also = '\n(blue: prior alone)' if isinstance(maps, BoxTiedMaps) else ''
         names.append(f'weight by stride{also}')
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
     if titles:
-        for panel, name in zip(panels, names, strict=True):
+        for panel, name in zip(panels, names, strict=False):
             panel.set_title(name, fontsize=8)
 
 

@@ -28,7 +28,7 @@ class SMCADINODecoderLayer(BaseModule):
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
         spatial_prior_cfg: Config of the prior; ``type`` defaults to ``BoxPrior``, channels and
             heads to those of the co-attention.
-        strides: Stride of every feature level, in pixels.
+        strides: Stride of every level that the layer attends to, in pixels.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
@@ -79,7 +79,7 @@ class SMCADINODecoderLayer(BaseModule):
             query: (B, Q, C).
             query_pos: Position encoding of the queries, (B, Q, C).
             self_attn_mask: True where a query must not see another, (Q, Q), or None.
-            memory: Encoded cells of all levels, one level after the other, (B, N, C).
+            memory: Encoded cells of the layer's levels, one level after the other, (B, N, C).
             memory_pos: Position encoding of the cells, (B, N, C).
             cells: Where the cells are.
             boxes: Boxes (cx, cy, w, h) that the prior is tied to, in [0, 1] of the image content,
@@ -106,13 +106,16 @@ class SMCADINODecoder(BaseModule):
         num_layers: Number of layers.
         strides: Stride of every feature level, in pixels.
         layer_cfg: Config of every layer; ``type`` defaults to ``SMCADINODecoderLayer``.
+        start_levels: Index of the finest level that each layer attends to: 1 leaves out the finest,
+            which has three quarters of the cells. Defaults to None: 0 for every layer.
         post_norm_cfg: Kept for the configs of MMDetection's DINO; has to be None.
         return_intermediate: Kept for the configs of MMDetection's DINO; has to be True, as every
             layer's output is trained on.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``return_intermediate`` is False or ``post_norm_cfg`` is not None.
+        ValueError: If ``return_intermediate`` is False, ``post_norm_cfg`` is not None, or
+            ``start_levels`` does not list an existing level for every layer.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class SMCADINODecoder(BaseModule):
         num_layers: int,
         strides: Sequence[int],
         layer_cfg: dict,
+        start_levels: Sequence[int] | None = None,
         post_norm_cfg: dict | None = None,
         return_intermediate: bool = True,
         init_cfg: dict | None = None,
@@ -131,8 +135,19 @@ class SMCADINODecoder(BaseModule):
             raise ValueError('decoder.post_norm_cfg: only None is supported, the norm is LayerNorm')
         self.num_layers = num_layers
         self.strides = tuple(strides)
-        layer_cfg = {'type': 'SMCADINODecoderLayer', 'strides': self.strides, **layer_cfg}
-        self.layers = ModuleList(MODELS.build(layer_cfg) for _ in range(num_layers))
+        self.start_levels = (0,) * num_layers if start_levels is None else tuple(start_levels)
+        if len(self.start_levels) != num_layers or any(
+            start not in range(len(self.strides)) for start in self.start_levels
+        ):
+            raise ValueError(
+                f'decoder.start_levels={list(self.start_levels)} has to list a level, 0 to '
+                f'{len(self.strides) - 1}, for each of the {num_layers} layers'
+            )
+        layer_cfg = {'type': 'SMCADINODecoderLayer', **layer_cfg}
+        self.layers = ModuleList(
+            MODELS.build({**layer_cfg, 'strides': self.strides[start:]})
+            for start in self.start_levels
+        )
         self.embed_dims = self.layers[0].embed_dims
         self.ref_point_head = MLP(self.embed_dims * 4, self.embed_dims, self.embed_dims, 2)
         self.norm = nn.LayerNorm(self.embed_dims)
@@ -167,17 +182,24 @@ class SMCADINODecoder(BaseModule):
             The layers' normalised outputs, (layers, B, Q, C), and the boxes before the first and
             after every layer, (layers + 1, B, Q, 4).
         """
-        cells = place_cells(level_shapes, self.strides, image_sizes, memory_mask)
+        num_cells = [height * width for height, width in level_shapes]
+        levels = {}
+        for start in set(self.start_levels):
+            first = sum(num_cells[:start])
+            mask = None if memory_mask is None else memory_mask[:, first:]
+            cells = place_cells(level_shapes[start:], self.strides[start:], image_sizes, mask)
+            levels[start] = memory[:, first:], memory_pos[:, first:], cells
         boxes, hidden_states, references = reference_points, [], [reference_points]
-        for layer, reg_branch in zip(self.layers, reg_branches, strict=False):
+        # The head has another regression, the encoder's, after the layers'.
+        for layer, start, reg_branch in zip(
+            self.layers, self.start_levels, reg_branches, strict=False
+        ):
             encoding = coordinate_to_encoding(boxes, num_feats=self.embed_dims)
             query = layer(
                 query,
                 self.ref_point_head(encoding),
                 self_attn_mask,
-                memory,
-                memory_pos,
-                cells,
+                *levels[start],
                 boxes if layer.spatial_prior.refined else reference_points,
                 image_sizes,
             )
