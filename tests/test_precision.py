@@ -145,6 +145,10 @@ def test_300_steps_with_amp_stay_finite(tmp_path):
     make_shapes(data, num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0)
     cfg = load_config('shapes/smca_r18_shapes.py')
     options = {
+        'model.backbone.base_channels': 8,
+        'model.neck.in_channels': [64],
+        'model.encoder.num_layers': 1,
+        'model.decoder.num_layers': 2,
         'train_cfg.max_epochs': 30,
         'train_cfg.val_interval': 30,
         'train_dataloader.batch_size': 2,

@@ -1,9 +1,9 @@
 """Real training runs on generated shapes, in this process and through mim."""
 
 import runpy
+import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from utils import ROOT, load_config
 
 from mmsmca.datasets.shapes import make_shapes
+from mmsmca.engine.step_time import step_seconds
 
 CONFIG = 'shapes/smca_r18_shapes.py'
 
@@ -89,20 +90,19 @@ def test_resume_continues_at_the_same_iteration(trained, shapes):
 def test_quick_start_estimates_its_time_from_a_few_iterations(shapes, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', str(torch.get_num_threads()))
     quickstart = runpy.run_path(str(ROOT / 'tools/quickstart.py'))
-    steps = []
+    estimate = quickstart['training_minutes']
+    measured = []
 
-    def minutes(max_epochs):
-        cfg = load_config(CONFIG)
-        cfg.merge_from_dict(options(shapes, max_epochs))
-        before = time.perf_counter()
-        result = quickstart['training_minutes'](cfg)
-        steps.append((time.perf_counter() - before) / 60)
-        return result
+    def recorded(*args):
+        measured.extend(step_seconds(*args))
+        return measured
 
-    # Four iterations an epoch, of which it times ten: more than those take, it cannot tell.
-    estimate = minutes(max_epochs=5)
-    assert 0 < estimate <= 2 * steps[0]
-    assert minutes(max_epochs=5000) > 100 * estimate
+    monkeypatch.setitem(estimate.__globals__, 'step_seconds', recorded)
+    cfg = load_config(CONFIG)
+    cfg.merge_from_dict(options(shapes, max_epochs=5))
+    # Twenty iterations, four an epoch.
+    assert estimate(cfg) == pytest.approx(20 * statistics.fmean(measured) / 60)
+    assert len(measured) == 10 and min(measured) > 0
 
 
 def test_mim_trains_and_tests_from_any_folder(shapes, tmp_path):
