@@ -2,7 +2,8 @@
 # make test         install if needed, run the tests
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
 # make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
-#                   time: hours; called again, it goes on
+#                   time: hours; called again, it goes on. FULL_STUDY=smca_dino_digits: on
+#                   digits; FULL_STUDY=smca_dino_ablations_shapes: what carries it
 # make gpu          install if needed, time, memory and precision on this machine's GPU, as a page
 # make install      virtual environment with everything in it
 # make lint         ruff, mypy
@@ -82,6 +83,7 @@ study: install
 FULL_STUDY := smca_dino_shapes
 full-study: install
 	$(BIN)/python tools/make_shapes.py $(SHAPES192)
+	$(BIN)/python tools/make_digits.py data/digits
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS) --calibrate
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs

@@ -451,6 +451,22 @@ def test_epochs_to_the_tables(tmp_path):
     assert drawn['ap_over_time'].axes[0].get_xlabel() == 'training time, hours'
 
 
+def test_different_lengths_are_shown(tmp_path):
+    for name, iterations in (('short', (100, 200)), ('long', (100, 300))):
+        lines = []
+        for iteration in iterations:
+            lines += [train_line(iteration), eval_line(iteration / 1000)]
+        train_cfg = f'dict(max_iters={iterations[-1]}, val_interval=100)'
+        write_config(write_log(tmp_path / name, lines), 0, name, train_cfg)
+    results = {table.name: table for table in tables(read_study(tmp_path), {})}['results']
+    assert results.head[:4] == ['experiment', 'seeds', 'iterations', 'AP']
+    assert [row[:4] for row in results.rows] == [
+        ['long', '1', '300', '30.0'],
+        ['short', '1', '200', '20.0'],
+    ]
+    assert '**Not all trained for as many iterations**' in results.note
+
+
 def test_what_was_not_logged_or_could_not_be_measured(tmp_path):
     """No times, no AP: the rest is reported."""
     iterations = [dict(loss=1.0, iter=i, step=i) for i in (50, 100)]

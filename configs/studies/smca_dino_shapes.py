@@ -1,5 +1,5 @@
-# SMCA-DINO beside DINO (as it ships, with its improved settings, under the loss of SMCA-DINO) and
-# Deformable DETR in its three forms, of which two stages run at twice the width.
+# SMCA-DINO beside DINO (as it ships, with its improved settings, under the loss of SMCA-DINO),
+# Deformable DETR in its three forms, of which two stages run at twice the width, and SMCA itself.
 # `tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1` makes the data.
 _config = '../head_to_head/{}_r18_head-to-head_shapes.py'
 baseline = 'dino-qfl'
@@ -19,5 +19,7 @@ experiments = [
         'deformable-detr',
         'deformable-detr-refine',
         'deformable-detr-refine-twostage',
+        'smca-multi-scale',
+        'smca',
     )
 ]

@@ -110,8 +110,10 @@ def results(study: Study) -> Table:
     baseline = final_metrics(study[study.baseline])
     any_paired = False
     has_published = any(experiment.published for experiment in study.experiments)
+    lengths = [{run.length for run in e.finished if run.length} for e in study.experiments]
+    unequal = not study.title and len(set().union(*lengths)) > 1
     rows = []
-    for experiment in study.experiments:
+    for experiment, lengths_of_runs in zip(study.experiments, lengths, strict=True):
         metrics = final_metrics(experiment)
         against = DASH
         if experiment.name != study.baseline:
@@ -129,17 +131,18 @@ def results(study: Study) -> Table:
             against,
             *(percent(metrics[name]) for name in list(METRICS)[1:]),
         ]
-        if study.title:
-            lengths = {run.length for run in experiment.finished}
-            row.insert(2, ', '.join(f'{length:,}' for length in sorted(filter(None, lengths))))
+        if study.title or unequal:
+            row.insert(2, ', '.join(f'{length:,}' for length in sorted(lengths_of_runs)))
         if has_published:
             row.append(_published_ap(experiment.published))
         rows.append(row)
     head = ['experiment', 'seeds', 'AP', f'vs {study.baseline}', *list(METRICS)[1:]]
     note = 'Box AP (COCO, IoU 0.50:0.95) in percent after the last iteration: mean and sample '
     note += 'standard deviation over the finished seeds.'
-    if study.title:
+    if study.title or unequal:
         head.insert(2, study.unit)
+    if unequal:
+        note += f' **Not all trained for as many {study.unit}**: budgets would compare equals.'
     if any_paired:
         note += (
             ' Differences are paired, seed by seed, with the 95 % bootstrap interval of their mean '
