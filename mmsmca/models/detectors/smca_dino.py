@@ -186,7 +186,7 @@ class SMCADINO(DINO):
                 memory, memory_mask, level_shapes, batch_data_samples
             )
         else:
-            decoder_inputs, head_inputs = self._learned_queries(len(memory), batch_data_samples)
+            decoder_inputs, head_inputs = self._learned_queries(memory.size(0), batch_data_samples)
         levels = Memory(memory, memory_pos, memory_mask, level_shapes)
         return dict(decoder_inputs, **levels._asdict()), head_inputs
 
@@ -235,7 +235,7 @@ class SMCADINO(DINO):
                 )
             ],
             dim=1,
-        ).expand(len(memory), -1, -1)
+        ).expand(memory.size(0), -1, -1)
         cells = self.memory_trans_norm(self.memory_trans_fc(memory))
         cannot = ((boxes <= 0.01) | (boxes >= 0.99)).any(-1)
         if memory_mask is not None:

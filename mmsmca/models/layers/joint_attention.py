@@ -173,9 +173,9 @@ def joint_prior_channels(
     linear, square = 2 * a * (prior.centers - cells.origins[:, None, None]), -a
     gates = prior.gates[..., 1:] - prior.gates[..., :1]
     of_level = cells.levels[:, None] == torch.arange(1, prior.gates.size(-1), device=x.device)
-    of_level = of_level.to(x.dtype).expand(len(x), 1, -1, -1)
+    of_level = of_level.to(x.dtype).expand(x.size(0), 1, -1, -1)
     ones = torch.ones_like(linear[..., :1])
-    padding = x.new_zeros(()).expand(len(x), 1, x.size(2), 1)
+    padding = x.new_zeros(()).expand(x.size(0), 1, x.size(2), 1)
     if cells.padding is not None:
         padding = cells.padding[:, None, :, None] * -PADDING
     if dtype not in (torch.bfloat16, torch.float16):

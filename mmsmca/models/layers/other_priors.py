@@ -105,6 +105,6 @@ class NoPrior(BaseModule):
         Returns:
             The priors.
         """
-        zeros = boxes.new_zeros(len(boxes), self.num_heads, boxes.size(1), 1)
+        zeros = boxes.new_zeros(boxes.size(0), self.num_heads, boxes.size(1), 1)
         two = zeros.expand(-1, -1, -1, 2)
         return JointPrior(two, two, zeros.expand(-1, -1, -1, len(self.strides)))
