@@ -1,40 +1,17 @@
 """Generate the "shapes" detection set; the defaults are the quick start's."""
 
-import argparse
 import sys
 
+from mmsmca.datasets.generated_set import generate, parser
 from mmsmca.datasets.shapes import VARIANTS, make_shapes
-from mmsmca.errors import UserError, command
+from mmsmca.errors import command
 
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument('out_dir', help='folder of the set, for example data/shapes')
-    parser.add_argument('--train', type=int, default=4000, help='number of training images')
-    parser.add_argument('--val', type=int, default=300, help='number of validation images')
-    parser.add_argument('--tune', type=int, help='number of images to choose by (None: as --val)')
-    parser.add_argument('--size', type=int, default=128, help='side of the images in pixels')
-    parser.add_argument('--max-objects', type=int, default=3, help='most objects in an image')
-    parser.add_argument('--variant', choices=VARIANTS, default='easy', help='what tells a class')
-    parser.add_argument('--seed', type=int, default=0, help='seed of everything random')
-    args = parser.parse_args()
-    try:
-        written = make_shapes(
-            args.out_dir,
-            num_train=args.train,
-            num_val=args.val,
-            num_tune=args.tune,
-            size=args.size,
-            max_objects=args.max_objects,
-            variant=args.variant,
-            seed=args.seed,
-        )
-    except OSError as error:  # no right to write, a full disk
-        raise UserError(error) from error
-    print(f'{args.out_dir}: {"written" if written else "already there, nothing to do"}')
+    arguments = parser(__doc__, 'data/shapes', num_val=300, size=128)
+    arguments.add_argument('--variant', choices=VARIANTS, default='easy', help='what tells a class')
+    generate(make_shapes, arguments.parse_args())
 
 
 if __name__ == '__main__':

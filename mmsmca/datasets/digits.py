@@ -15,7 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .generated_set import SPLITS, GeneratedObject, write_set
+from mmsmca.errors import UserError
+
+from .generated_set import SPLITS, GeneratedObject, check_parameters, write_set
 
 DIGITS_CLASSES = tuple('0123456789')
 # In the order of scikit-learn, which is the writers': first and last of every split.
@@ -60,9 +62,8 @@ def make_digits(
         True if the set was written, False if it was there already.
 
     Raises:
-        ValueError: If a parameter is out of its range.
-        FileExistsError: If ``out_dir`` holds a set made with other parameters, or anything else.
-        ModuleNotFoundError: If scikit-learn is not installed.
+        UserError: If a parameter is out of its range, or scikit-learn is not installed.
+        DataError: If ``out_dir`` holds a set made with other parameters, or anything else.
     """
     parameters: dict[str, Any] = {
         'num_train': num_train,
@@ -71,12 +72,7 @@ def make_digits(
         'size': size,
         'max_objects': max_objects,
     }
-    for name, value in parameters.items():
-        least = MIN_SIZE if name == 'size' else 1
-        if value < least:
-            raise ValueError(f'{name} is {value}; it must be at least {least}')
-    if not 0 <= seed < 2**32:
-        raise ValueError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
+    check_parameters(min_size=MIN_SIZE, seed=seed, **parameters)
     manifest = {'set': 'digits', 'format_version': FORMAT_VERSION, **parameters, 'seed': seed}
     return write_set(
         out_dir, manifest, DIGITS_CLASSES, partial(draw_image, size, max_objects, seed)
@@ -115,7 +111,7 @@ def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise UserError(
             "the digits come with scikit-learn: pip install 'mmsmca[digits]'"
         ) from error
     digits = load_digits()

@@ -5,6 +5,7 @@ another object hides does not count. A box spans whole pixels, ``[x, y, width, h
 ``x + width`` one past the last column. Segmentations are uncompressed run lengths.
 """
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from mmsmca.errors import DataError, few
+from mmsmca.errors import DataError, UserError, few
 
 # What is chosen, is chosen on tune; val is for reports.
 SPLITS = ('train', 'val', 'tune')
@@ -46,6 +47,76 @@ class GeneratedObject:
         rows = np.flatnonzero(self.mask.any(axis=1))
         x, y = int(columns[0]), int(rows[0])
         return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+
+
+def parser(description: str, example: str, num_val: int, size: int) -> argparse.ArgumentParser:
+    """What the generators' commands have in common; pass what is parsed to :func:`generate`.
+
+    Args:
+        description: What the command does.
+        example: A folder for the set.
+        num_val: Default number of validation images.
+        size: Default side of the images in pixels.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument('out_dir', help=f'folder of the set, for example {example}')
+    for name, default, text in (
+        ('--train', 4000, 'number of training images'),
+        ('--val', num_val, 'number of validation images'),
+        ('--tune', argparse.SUPPRESS, 'number of images to choose by (default: as --val)'),
+    ):
+        dest = f'num_{name.removeprefix("--")}'
+        parser.add_argument(name, type=int, default=default, dest=dest, metavar='N', help=text)
+    parser.add_argument('--size', type=int, default=size, help='side of the images in pixels')
+    parser.add_argument('--max-objects', type=int, default=3, help='most objects in an image')
+    parser.add_argument('--seed', type=int, default=0, help='seed of everything random')
+    return parser
+
+
+def generate(make: Callable[..., bool], args: argparse.Namespace) -> None:
+    """Write the set that a command asks for, and say so.
+
+    Args:
+        make: Writes the set; whether it was not there yet.
+        args: Its arguments, by name.
+
+    Raises:
+        UserError: If the set cannot be made or written.
+    """
+    try:
+        written = make(**vars(args))
+    except OSError as error:  # no right to write, a full disk
+        raise UserError(error) from error
+    print(f'{args.out_dir}: {"written" if written else "already there, nothing to do"}')
+
+
+def check_parameters(
+    *, min_size: int, size: int, max_objects: int, seed: int, **num_images: int
+) -> None:
+    """Refuse what no set can be made with.
+
+    Args:
+        min_size: Least side of the images in pixels.
+        size: Side of the images in pixels.
+        max_objects: Most objects in an image.
+        seed: Seed of everything random.
+        num_images: Numbers of images, by the names of their parameters.
+
+    Raises:
+        UserError: If a parameter is out of its range.
+    """
+    at_least = [(name, value, 1) for name, value in num_images.items()]
+    at_least += [('size', size, min_size), ('max_objects', max_objects, 1)]
+    for name, value, least in at_least:
+        if value < least:
+            raise UserError(f'{name} is {value}; it must be at least {least}')
+    if not 0 <= seed < 2**32:
+        raise UserError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
 
 
 def write_set(

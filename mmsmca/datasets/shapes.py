@@ -15,7 +15,7 @@ import numpy as np
 
 from mmsmca.errors import UserError
 
-from .generated_set import SPLITS, GeneratedObject, write_set
+from .generated_set import SPLITS, GeneratedObject, check_parameters, write_set
 
 SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 VARIANTS = ('easy', 'outline')
@@ -92,19 +92,17 @@ def make_shapes(
         DataError: If ``out_dir`` holds a set made with other parameters, or anything else; also if
             it holds this set with files missing and others that are not of it.
     """
-    if num_tune is None:
-        num_tune = num_val
     parameters: dict[str, Any] = {
         'num_train': num_train,
         'num_val': num_val,
-        'num_tune': num_tune,
+        'num_tune': num_val if num_tune is None else num_tune,
         'size': size,
         'max_objects': max_objects,
-        'variant': variant,
-        'seed': seed,
     }
-    _check_parameters(**parameters)
-    manifest = {'format_version': FORMAT_VERSION, **parameters}
+    check_parameters(min_size=MIN_SIZE, seed=seed, **parameters)
+    if variant not in VARIANTS:
+        raise UserError(f'variant is {variant!r}; it must be one of {", ".join(VARIANTS)}')
+    manifest = {'format_version': FORMAT_VERSION, **parameters, 'variant': variant, 'seed': seed}
     return write_set(
         out_dir,
         manifest,
@@ -140,31 +138,6 @@ def draw_image(
     for _ in range(rng.randint(1, max_objects + 1)):
         _add_object(rng, image, objects, variant, is_crowd=False)
     return image, objects
-
-
-def _check_parameters(
-    num_train: int,
-    num_val: int,
-    num_tune: int,
-    size: int,
-    max_objects: int,
-    variant: str,
-    seed: int,
-) -> None:
-    at_least = (
-        ('num_train', num_train, 1),
-        ('num_val', num_val, 1),
-        ('num_tune', num_tune, 1),
-        ('size', size, MIN_SIZE),
-        ('max_objects', max_objects, 1),
-    )
-    for name, value, least in at_least:
-        if value < least:
-            raise UserError(f'{name} is {value}; it must be at least {least}')
-    if variant not in VARIANTS:
-        raise UserError(f'variant is {variant!r}; it must be one of {", ".join(VARIANTS)}')
-    if not 0 <= seed < 2**32:
-        raise UserError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
 
 
 def _add_object(
