@@ -28,6 +28,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmsmca.analysis import benchmarks
+from mmsmca.denormals import flush_denormals
 from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
 from mmsmca.errors import command
 from mmsmca.models import SMCADETR
@@ -77,9 +78,9 @@ def random_image(height: int, width: int) -> np.ndarray:
 
 def start(name: str, folder: Path, threads: int):
     """A session of one of the variants, of the files that :func:`main` wrote."""
-    level, flush_denormals, int8 = VARIANTS[name]
+    level, as_zero, int8 = VARIANTS[name]
     graph = folder / ('int8.onnx' if int8 else 'float32.onnx')
-    return onnx_comparison.start_session(graph, threads, level, flush_denormals)
+    return onnx_comparison.start_session(graph, threads, level, as_zero)
 
 
 def peak_memory(
@@ -101,13 +102,22 @@ def peak_memory(
     return benchmarks.peak_memory(run, 'cpu', args.memory_limit)
 
 
+def run_torch(model: SMCADETR, images: list[np.ndarray]) -> None:
+    """Detect in PyTorch, with denormals as it is told to take them.
+
+    Every call of a session sets the calling thread to the session's own way with them.
+    """
+    flush_denormals()
+    onnx_comparison.run_torch(model, images)
+
+
 def measure(
     model: SMCADETR, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
 ) -> list[dict]:
     """A row for PyTorch and for every variant, at one size and number of threads."""
     torch.set_num_threads(threads)
     image = random_image(*size)
-    calls = {TORCH: partial(onnx_comparison.run_torch, model, [image])}
+    calls = {TORCH: partial(run_torch, model, [image])}
     for name in args.variants:
         calls[name] = partial(onnx_comparison.run_onnx, start(name, folder, threads), [image])
     times = benchmarks.interleaved_times(calls, args.rounds)
