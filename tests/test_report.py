@@ -261,6 +261,15 @@ def test_what_an_evaluation_takes_is_no_training_time(tmp_path):
     assert math.isclose(log.evaluations[-1].seconds, 200 * 0.1)
 
 
+def test_what_a_stopped_process_waits_is_no_training_time(tmp_path):
+    """Of fifty iterations, in the middle of which the machine slept for minutes."""
+    lines = [train_line(50), train_line(100), train_line(150, 18.9), train_line(200, 0.3)]
+    write_log(tmp_path, [*lines, eval_line(0.1)])
+    log = read_log(tmp_path, dict(max_iters=200, val_interval=200), 50)
+    # The median of 0.1, 0.1, 0.3 and 18.9 is 0.2.
+    assert math.isclose(log.evaluations[-1].seconds, 50 * (0.1 + 0.1 + 0.2 + 0.3))
+
+
 @pytest.mark.parametrize(
     'line', ['{"loss": 1.0, "ti', '\x00\x01', '[1]', '{"iter": "x"}', '{"coco/bbox_mAP": 0.4}']
 )

@@ -18,6 +18,7 @@ METRICS = {
     'AP_M': 'coco/bbox_mAP_m',
     'AP_L': 'coco/bbox_mAP_l',
 }
+STOPPED = 10.0
 
 
 @dataclass
@@ -232,11 +233,13 @@ class _Clock:
 
     MMEngine counts what an evaluation takes after its last image, and saving a checkpoint beside
     it, as waiting for the next training batch. After an evaluation the run's median waiting time
-    stands for that.
+    stands for that. Where iterations take :data:`STOPPED` times the run's median, the process was
+    stopped meanwhile, or the machine asleep: the median stands for them.
     """
 
     def __init__(self, lines: dict[int, _Line]) -> None:
         waiting = _median(line.data_time for line in lines.values()) or 0.0
+        usual = _median(line.time for line in lines.values()) or 0.0
         iterations, total = [0], [0.0]
         self.rate: float | None = None
         for i in sorted(lines):
@@ -246,6 +249,8 @@ class _Clock:
             self.rate = line.time
             if line.after_evaluation and line.data_time is not None:
                 self.rate -= max(0.0, line.data_time - waiting)
+            if self.rate > STOPPED * usual:
+                self.rate = usual
             total.append(total[-1] + self.rate * (i - iterations[-1]))
             iterations.append(i)
         self.iterations, self.total = np.array(iterations), np.array(total)
