@@ -8,6 +8,7 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from utils import ROOT
@@ -578,6 +579,13 @@ def test_colours_belong_to_experiments(study_dir):
     assert colours['slow'] != colours['fast']
     study['slow'].runs.clear()
     assert figures._style(study, 'fast')['color'] == colours['fast']
+
+
+def test_many_experiments_are_told_apart():
+    study = SimpleNamespace(experiments=[SimpleNamespace(name=f'm{i}') for i in range(14)])
+    styles = [figures._style(study, e.name) for e in study.experiments]
+    for other in ('marker', 'linestyle'):
+        assert len({(style['color'], style[other]) for style in styles}) == 14
 
 
 def test_latex_escapes_names(study_dir):

@@ -85,12 +85,13 @@ def _figures(study: Study, costs: dict) -> Iterator[tuple[str, Figure]]:
 
 
 def _style(study: Study, name: str) -> dict:
-    """The same for an experiment in every figure."""
+    """The same for an experiment in every figure; where colours come again, the rest differs."""
     i = [experiment.name for experiment in study.experiments].index(name)
+    lap = i // len(COLOURS)
     return dict(
         color=COLOURS[i % len(COLOURS)],
-        marker=MARKERS[i % len(MARKERS)],
-        linestyle=LINES[i // len(COLOURS) % len(LINES)],
+        marker=MARKERS[(i + lap) % len(MARKERS)],
+        linestyle=LINES[lap % len(LINES)],
     )
 
 

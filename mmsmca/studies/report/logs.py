@@ -18,6 +18,7 @@ METRICS = {
     'AP_M': 'coco/bbox_mAP_m',
     'AP_L': 'coco/bbox_mAP_l',
 }
+# Times the median time per iteration, beyond which the process did not run.
 STOPPED = 10.0
 
 
