@@ -42,6 +42,17 @@ _options = {
             layer_cfg=_attention_layer,
         )
     },
+    # Its finest level leaves it at stride 16.
+    'conv-encoder': {
+        'model.encoder': dict(
+            _delete_=True,
+            type='SMCAConvEncoder',
+            num_layers=3,
+            num_levels=3,
+            layer_cfg=_attention_layer,
+        ),
+        'model.decoder.strides': [16, 16, 32],
+    },
     'deformable-encoder': {
         'model.encoder': dict(
             _delete_=True, type='SMCADeformableEncoder', num_layers=2, layer_cfg=_encoder_layer
