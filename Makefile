@@ -81,9 +81,9 @@ study: install
 	$(BIN)/python tools/report.py work_dirs/$(STUDY) --costs
 
 FULL_STUDY := smca_dino_shapes
+FULL_DATA = $(if $(findstring digits,$(FULL_STUDY)),digits.py data/digits,shapes.py $(SHAPES192))
 full-study: install
-	$(BIN)/python tools/make_shapes.py $(SHAPES192)
-	$(BIN)/python tools/make_digits.py data/digits
+	$(BIN)/python tools/make_$(FULL_DATA)
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS) --calibrate
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs
