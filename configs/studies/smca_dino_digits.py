@@ -1,7 +1,8 @@
 _base_ = './smca_dino_shapes.py'
 
-# The same on handwritten digits, on which nothing was chosen: `tools/make_digits.py data/digits`
-# makes them.
+# The same on handwritten digits, on which nothing was chosen, after equally many iterations:
+# `tools/make_digits.py data/digits` makes them.
+budgets = [dict(iterations=1500)]
 chosen = 'Nothing was chosen on digits: recipe and models are those of shapes.'
 experiments = [
     dict(name=experiment.name, config=experiment.config.replace('_shapes', '_digits'))
