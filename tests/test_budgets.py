@@ -15,7 +15,7 @@ from mmsmca.studies.report.runs import read_study
 from mmsmca.studies.report.tables import calibration as calibration_table
 from mmsmca.studies.run_process import hardware
 from mmsmca.studies.study import digest, load_study, study_configs
-from mmsmca.studies.sweep import Resources, Sweep
+from mmsmca.studies.sweep import Resources, Sweep, select
 
 CONFIG = """
 model = dict(num_queries=25)
@@ -96,6 +96,21 @@ def test_equal_iterations_and_equal_time(tmp_path):
         ('quick', 2250): ['time-of-1500-iterations-of-slow'],
     }
     assert runs['quick', 0, 2250].cfg.param_scheduler[1].milestones == [1875]
+
+
+def test_some_budgets_of_a_study(tmp_path):
+    """A run that two budgets come to belongs to both."""
+    study = write_study(tmp_path, EACH)
+    study = load_study(study, calibration=write_calibration(study))
+    lengths = [
+        {run.cfg.train_cfg.max_iters for run in select(study, ['quick'], None, budgets).runs}
+        for budgets in (['1500-iterations'], ['time-of-1500-iterations-of-slow'], None)
+    ]
+    assert lengths == [{1500}, {2250}, {1500, 2250}]
+    part = select(study, ['slow'], [0], ['time-of-1500-iterations-of-slow'])
+    assert [run.cfg.train_cfg.max_iters for run in part.runs] == [1500]
+    with pytest.raises(StudyError, match='--budgets 1500: .* 1500-iterations, time-of-1500'):
+        select(study, None, None, ['1500'])
 
 
 def test_without_budgets_runs_keep_their_digests(tmp_path):

@@ -49,19 +49,20 @@ def test_dropout_only_in_training():
 def test_dropout_in_portions(padded, monkeypatch):
     """Dropped are the same share of weights, in the backward pass the very ones of the forward."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    mask = torch.zeros(2, 7, dtype=torch.bool)
-    mask[1, 5:] = padded
+    q, k, v = (torch.randn(2, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 3:] = padded
 
     def attend(*tensors):
         torch.manual_seed(1)
         return fused_attention(*tensors, mask, 0.3, 0.5)
 
-    # Two of seven queries at a time.
-    monkeypatch.setattr(module, 'MAX_WEIGHTS', 2 * 2 * 3 * 7)
+    # Two of five queries at a time.
+    monkeypatch.setattr(module, 'MAX_WEIGHTS', 2 * 2 * 2 * 5)
     assert torch.autograd.gradcheck(attend, (q, k, v))
-    mean = torch.stack([fused_attention(q, k, v, mask, 0.3, 0.5) for _ in range(2000)]).mean(0)
-    expected = fused_attention(q, k, v, mask, 0.0, 0.5)
+    with torch.no_grad():
+        mean = torch.stack([fused_attention(q, k, v, mask, 0.3, 0.5) for _ in range(2000)]).mean(0)
+        expected = fused_attention(q, k, v, mask, 0.0, 0.5)
     assert (mean - expected).abs().mean() < 0.02
 
 

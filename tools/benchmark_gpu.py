@@ -144,13 +144,7 @@ SECTIONS = {
     'compile': Section(
         'torch.compile',
         '`CompileHook`: backbone with neck, encoder, and decoder. The first call compiles.',
-        {
-            'mode': 'mode',
-            'eager_ms': 'as it is, ms',
-            'compiled_ms': 'compiled, ms',
-            'time_vs_eager': 'compiled vs as it is',
-            'first_call_s': 'first call, s',
-        },
+        compile_cost.COLUMNS,
     ),
     'training': Section(
         'Training in mixed precision',

@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--only', nargs='+', metavar='EXPERIMENT', help='these experiments alone')
     parser.add_argument('--seeds', nargs='+', type=int, help='these seeds alone')
+    parser.add_argument('--budgets', nargs='+', metavar='BUDGET', help='these budgets alone')
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     parser.add_argument(
         '--no-trial-step',
@@ -99,7 +100,7 @@ def sweep(args: argparse.Namespace) -> int:
     study = load_study(args.study, max(1, gpus), work_dir / FILE)
     return sweep_study(
         study,
-        select(study, args.only, args.seeds),
+        select(study, args.only, args.seeds, args.budgets),
         work_dir,
         Path(__file__).resolve().with_name('train.py'),
         Resources(args.jobs, gpus, slurm),

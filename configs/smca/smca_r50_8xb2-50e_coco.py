@@ -37,6 +37,11 @@ model = dict(
 val_evaluator = dict(type='FastestCocoMetric')
 test_evaluator = val_evaluator
 
+# One call for all weights that are trained alike.
+optim_wrapper = dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True))
+# Without an accelerator: a quarter off a step.
+custom_hooks = [dict(type='CPUSpeedHook')]
+
 # A run that is killed leaves whole checkpoints.
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
 

@@ -28,3 +28,8 @@ model = dict(
         ),
     ),
 )
+
+# One call for all weights that are trained alike.
+optim_wrapper = dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True))
+# Without an accelerator: a quarter off a step.
+custom_hooks = [dict(type='CPUSpeedHook')]

@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -84,6 +85,9 @@ class Case:
         self.model = MODELS.build(cfg.model).to(setting.device)
         # As when training starts; other weights may give denormal gradients, which take longer.
         self.model.init_weights()
+        for hook in cfg.get('custom_hooks', []):
+            # One that changes the model does so here.
+            HOOKS.build(hook).before_run(SimpleNamespace(model=self.model))
         self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
         self.autocast = partial(
             torch.autocast,

@@ -27,19 +27,25 @@ from .study import Run, Study
 UNLIMITED_MINUTES = 30 * 24 * 60
 
 
-def select(study: Study, experiments: Sequence[str] | None, seeds: Sequence[int] | None) -> Study:
+def select(
+    study: Study,
+    experiments: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    budgets: Sequence[str] | None = None,
+) -> Study:
     """A part of a study's runs.
 
     Args:
         study: The study.
         experiments: Names of experiments, or None for all.
         seeds: Seeds, or None for all.
+        budgets: Names of budgets, or None for all. Defaults to None.
 
     Returns:
         The study with these runs only.
 
     Raises:
-        StudyError: If the study has no such experiment or seed.
+        StudyError: If the study has no such experiment, seed or budget.
     """
     names = [experiment.name for experiment in study.experiments]
     for name in experiments or ():
@@ -48,11 +54,16 @@ def select(study: Study, experiments: Sequence[str] | None, seeds: Sequence[int]
     for seed in seeds or ():
         if seed not in study.seeds:
             raise StudyError(f'--seeds {seed}: the study has the seeds {list(study.seeds)}.')
+    known = [budget.name for budget in study.budgets]
+    for name in budgets or ():
+        if name not in known:
+            raise StudyError(f'--budgets {name}: the study has {", ".join(known) or "none"}.')
     runs = tuple(
         run
         for run in study.runs
         if (experiments is None or run.experiment.name in experiments)
         and (seeds is None or run.seed in seeds)
+        and (budgets is None or any(budget.name in budgets for budget in run.budgets))
     )
     return replace(study, runs=runs)
 

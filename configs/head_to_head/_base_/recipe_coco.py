@@ -42,13 +42,15 @@ recipe = dict(
     ),
     # Each detector's own learning-rate multipliers stay (paramwise_cfg).
     optim_wrapper=dict(
-        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
+        constructor='GroupedOptimWrapperConstructor',
+        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4, fused=True),
         clip_grad=dict(max_norm=0.1, norm_type=2),
     ),
     train_cfg=dict(max_epochs=num_epochs),
     param_scheduler=[
         dict(type='MultiStepLR', begin=0, end=num_epochs, by_epoch=True, milestones=[40], gamma=0.1)
     ],
+    custom_hooks=[dict(type='CPUSpeedHook')],
     # 8 GPUs with 2 images each.
     auto_scale_lr=dict(base_batch_size=16),
 )

@@ -12,6 +12,7 @@ strategy = dict(
 optim_wrapper = dict(
     _delete_=True,
     type='DeepSpeedOptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.0001, weight_decay=0.0001),
+    constructor='GroupedOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=0.0001, weight_decay=0.0001, fused=True),
     paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1, decay_mult=1.0)}),
 )

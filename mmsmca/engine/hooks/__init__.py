@@ -2,7 +2,14 @@
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .compile_hook import CompileHook
+from .cpu_speed_hook import CPUSpeedHook
 from .epoch_seed_hook import EpochSeedHook
 from .fresh_classifier_hook import FreshClassifierHook
 
-__all__ = ['AtomicCheckpointHook', 'CompileHook', 'EpochSeedHook', 'FreshClassifierHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'CPUSpeedHook',
+    'CompileHook',
+    'EpochSeedHook',
+    'FreshClassifierHook',
+]

@@ -1,5 +1,7 @@
 """``torch.compile`` for the parts of a detector that are tensors in, tensors out."""
 
+from collections.abc import Sequence
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -24,14 +26,21 @@ class CompileHook(Hook):
     without, and again for batches of a single image.
 
     Args:
+        parts: Which of :data:`PARTS` are compiled. Defaults to all.
         options: Arguments of ``torch.compile``. ``dynamic`` defaults to True.
+
+    Raises:
+        ValueError: If there is no such part.
     """
 
-    def __init__(self, **options) -> None:
+    def __init__(self, parts: Sequence[str] = PARTS, **options) -> None:
+        if not set(parts) <= set(PARTS):
+            raise ValueError(f'CompileHook.parts={list(parts)}: choose from {list(PARTS)}')
+        self.parts = tuple(parts)
         self.options = {'dynamic': True, **options}
 
     def before_run(self, runner: Runner) -> None:
         """Compile the parts; that happens when each first runs."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        for part in PARTS:
+        for part in self.parts:
             setattr(model, part, torch.compile(getattr(model, part), **self.options))
