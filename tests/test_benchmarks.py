@@ -202,3 +202,29 @@ def test_model_tool_names_missing_config():
     done = run_tool('tools/benchmark_model.py', 'configs/gone.py')
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith('error: config configs/gone.py does not exist')
+
+
+def test_compile_tool(tmp_path: Path, monkeypatch, capsys):
+    """Both modes, all parts together and each by itself; kept when called again."""
+    out = tmp_path / 'compile.json'
+    arguments = [
+        'configs/shapes/smca_r18_shapes.py', '--shape', '64', '96', '--rounds', '1',
+        '--backend', 'eager', '--json', str(out),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, 'argv', ['benchmark_compile.py', *arguments])
+    monkeypatch.setattr(benchmarks, 'in_own_process', lambda function, *args: function(*args))
+    monkeypatch.setattr(torch, 'set_num_threads', lambda number: None)
+    main = runpy.run_path(str(ROOT / 'tools/benchmark_compile.py'))['main']
+    assert main() == 0, capsys.readouterr().err
+    rows = json.loads(out.read_text())
+    assert [row['parts'].count(',') for row in rows] == [2, 0, 0, 0] * 2
+    for row in rows:
+        assert row['outcome'] == 'measured'
+        assert min(row['eager_ms'], row['compiled_ms'], row['first_call_s']) > 0
+    capsys.readouterr()
+    assert main() == 0
+    assert capsys.readouterr().out.count('measured before') == 8
+    monkeypatch.setattr(sys, 'argv', ['benchmark_compile.py', 'configs/gone.py'])
+    with pytest.raises(SystemExit):
+        main()
+    assert 'config configs/gone.py does not exist' in capsys.readouterr().err

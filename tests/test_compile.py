@@ -90,3 +90,13 @@ def test_every_part_is_compiled_once_with_padding_and_once_without(name, step):
     # Backbone and neck do not see the padding.
     assert len(PARTS) == 3
     assert counter.frame_count == 1 + 2 + 2
+
+
+def test_some_parts_are_compiled():
+    model = build('single scale')
+    HOOKS.build(dict(type='CompileHook', parts=['forward_encoder'])).before_run(
+        SimpleNamespace(model=model)
+    )
+    assert [part for part in PARTS if part in vars(model)] == ['forward_encoder']
+    with pytest.raises(ValueError, match=r"parts=\['neck'\]: choose from \['extract_feat'"):
+        HOOKS.build(dict(type='CompileHook', parts=['neck']))

@@ -39,7 +39,7 @@ test_evaluator = val_evaluator
 
 # One call for all weights that are trained alike.
 optim_wrapper = dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True))
-# Without an accelerator: a quarter off a step.
+# Faster steps without an accelerator.
 custom_hooks = [dict(type='CPUSpeedHook')]
 
 # A run that is killed leaves whole checkpoints.
