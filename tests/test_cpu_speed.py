@@ -105,7 +105,8 @@ def test_groups_of_equal_settings_train_alike(fused):
 
 
 @pytest.mark.parametrize(
-    'name, rates', [('smca/smca_r50_8xb2-50e_coco.py', 2), ('smca_dino/smca-dino_r50_8xb2-12e_coco.py', 2)]
+    'name, rates',
+    [('smca/smca_r50_8xb2-50e_coco.py', 2), ('smca_dino/smca-dino_r50_8xb2-12e_coco.py', 2)],
 )
 def test_shipped_configs_have_a_group_a_rate(name, rates):
     cfg = load_config(name)

@@ -215,19 +215,19 @@ def export(model: SMCADETR | SMCADINO, metadata: dict) -> onnx.ModelProto:
     height, width = TRACED_SIZE
     images = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     sizes = torch.tensor([(height, width), (height // 2, width // 2)])
-    batch = torch.export.Dim.DYNAMIC
+    free = torch.export.Dim.DYNAMIC
     exported = torch.export.export(
         OnnxSMCA(model).eval(),
         (images, sizes),
-        dynamic_shapes=({0: batch, 1: batch, 2: batch}, {0: batch}),
+        dynamic_shapes=({0: free, 1: free, 2: free}, {0: free}),
         strict=False,
     )
-    operators = torch.export.default_decompositions()
-    operators[torch.ops.aten.scaled_dot_product_attention.default] = attention_by_head
+    attention = torch.ops.aten.scaled_dot_product_attention.default
     program = torch.onnx.export(
-        exported.run_decompositions(operators),
+        exported.run_decompositions({attention: attention_by_head}),
         input_names=INPUTS,
         output_names=OUTPUTS,
+        dynamic_shapes=({0: 'batch', 1: 'height', 2: 'width'}, {0: 'batch'}),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
@@ -259,11 +259,11 @@ def attention_by_head(
     """
     query = query * (query.size(-1) ** -0.5 if scale is None else scale)
     heads = []
-    for head in range(query.size(1)):
-        logits = query[:, head] @ key[:, head].transpose(-2, -1)
+    for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True):
+        logits = q @ k.transpose(-2, -1)
         if attn_mask is not None:
             logits = logits.masked_fill(~attn_mask[:, 0], torch.finfo(logits.dtype).min)
-        heads.append(logits.softmax(-1) @ value[:, head])
+        heads.append(logits.softmax(-1) @ v)
     return torch.stack(heads, dim=1)
 
 

@@ -59,7 +59,13 @@ def fused_attention(
         return _DropWeights.apply(query * scale, key, value, key_padding_mask, dropout_p)
     portions = [
         checkpoint(
-            _DropWeights.apply, portion, key, value, key_padding_mask, dropout_p, use_reentrant=False
+            _DropWeights.apply,
+            portion,
+            key,
+            value,
+            key_padding_mask,
+            dropout_p,
+            use_reentrant=False,
         )
         for portion in (query * scale).split(rows, dim=2)
     ]
