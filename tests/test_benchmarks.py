@@ -212,7 +212,9 @@ def test_compile_tool(tmp_path: Path, monkeypatch, capsys):
         '--backend', 'eager', '--json', str(out),
     ]  # fmt: skip
     monkeypatch.setattr(sys, 'argv', ['benchmark_compile.py', *arguments])
+    # Processes are started in other tests.
     monkeypatch.setattr(benchmarks, 'in_own_process', lambda function, *args: function(*args))
+    monkeypatch.setattr(benchmarks, 'in_fresh_process', lambda function, *args: function(*args))
     monkeypatch.setattr(torch, 'set_num_threads', lambda number: None)
     main = runpy.run_path(str(ROOT / 'tools/benchmark_compile.py'))['main']
     assert main() == 0, capsys.readouterr().err

@@ -41,7 +41,7 @@ def one_process(monkeypatch) -> None:
     peak_memory = benchmarks.peak_memory
     # The limit would stay with this process.
     monkeypatch.setattr(
-        benchmarks, 'peak_memory', lambda run, device, limit_gib: peak_memory(run, device)
+        benchmarks, 'peak_memory', lambda run, device, limit_gib=None: peak_memory(run, device)
     )
     # Of this process, which goes on.
     monkeypatch.setattr(torch, 'set_num_threads', lambda number: None)
