@@ -76,3 +76,16 @@ def test_dropout_drops_every_weight_alike():
     deviation = 0.25 * (0.1 / 0.9 / 100) ** 0.5
     assert (shares.std(0) / deviation - 1).abs().max() < 0.08
     assert (shares.T.corrcoef() - torch.eye(4)).abs().max() < 0.1
+
+
+def test_dropout_compiles():
+    """In one graph, with its backward pass; in the mean it is what no dropout gives."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 9, 4, requires_grad=True) for _ in range(3))
+    compiled = torch.compile(fused_attention, backend='aot_eager', dynamic=True, fullgraph=True)
+    compiled(q, k, v, None, 0.5, 0.5).square().sum().backward()
+    assert all(x.grad.abs().sum() > 0 for x in (q, k, v))
+    with torch.no_grad():
+        mean = torch.stack([compiled(q, k, v, None, 0.5, 0.5) for _ in range(1000)]).mean(0)
+        assert (mean - fused_attention(q, k, v, None, 0.0, 0.5)).abs().mean() < 0.03
