@@ -15,13 +15,14 @@ from mmsmca.engine.hooks import cpu_speed_hook
 from mmsmca.engine.hooks.cpu_speed_hook import GLIBC_VARIABLES, CPUSpeedHook
 
 CONFIG = 'shapes/smca_r18_shapes.py'
-# Page faults of ten tensors of 64 MiB, one after the other.
+# Page faults of ten tensors of 64 MiB, one after the other, when ten were there before: a small
+# block in the place of a freed one has the next placed behind it, a few times.
 FAULTS = """
 import resource, sys, torch
 from mmsmca.engine.hooks.cpu_speed_hook import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == 'keep' else None
-for i in range(11):
-    if i == 1:
+for i in range(20):
+    if i == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

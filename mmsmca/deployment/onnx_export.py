@@ -9,9 +9,9 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import onnx
-import onnxscript  # noqa: F401 - PyTorch's exporter needs it, and asks late
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models import DetDataPreprocessor
@@ -19,6 +19,8 @@ from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
+from onnx_ir import Value
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from mmsmca.checkpoints import safe_globals
@@ -29,6 +31,8 @@ from mmsmca.models.layers.encoder import flatten_levels
 
 # The first with all that the graph needs is 16 (GridSample, in the convolutional encoder).
 OPSET = 18
+# Its methods are annotated with types that no value of a graph has.
+op: Any = opset18
 INPUTS = ('images', 'sizes')
 OUTPUTS = ('boxes', 'scores', 'labels')
 # Height and width of the images that are traced; the graph takes others too.
@@ -222,13 +226,15 @@ def export(model: SMCADETR | SMCADINO, metadata: dict) -> onnx.ModelProto:
         dynamic_shapes=({0: free, 1: free, 2: free}, {0: free}),
         strict=False,
     )
-    attention = torch.ops.aten.scaled_dot_product_attention.default
     program = torch.onnx.export(
-        exported.run_decompositions({attention: attention_by_head}),
+        exported,
         input_names=INPUTS,
         output_names=OUTPUTS,
         dynamic_shapes=({0: 'batch', 1: 'height', 2: 'width'}, {0: 'batch'}),
         opset_version=OPSET,
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: attention_by_head
+        },
         dynamo=True,
         verbose=False,
     )
@@ -240,31 +246,34 @@ def export(model: SMCADETR | SMCADINO, metadata: dict) -> onnx.ModelProto:
 
 
 def attention_by_head(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
+) -> Value:
     """Attention as a graph has it: one head after the other.
 
     There is no fused attention among the standard operators, so the weights are in memory; like
     this, those of one head at a time. Arguments and result are those of PyTorch's
-    ``scaled_dot_product_attention``, of which the package uses ``attn_mask`` (booleans, of which
-    every query has a true one) and ``scale``.
+    ``scaled_dot_product_attention``, (B, N, L, d), of which the package uses ``attn_mask``
+    (booleans, of which every query has a true one) and ``scale``.
     """
-    query = query * (query.size(-1) ** -0.5 if scale is None else scale)
+    _, num_heads, _, channels = cast(tuple[int, ...], query.shape)
+    factor = channels**-0.5 if scale is None else scale
+    query = op.Mul(query, op.Constant(value_float=factor))
+    lowest = op.Constant(value_float=torch.finfo(torch.float32).min)
+    split = [op.Split(x, axis=1, num_outputs=num_heads) for x in (query, key, value)]
     heads = []
-    for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True):
-        logits = q @ k.transpose(-2, -1)
+    for q, k, v in zip(*split, strict=True):
+        logits = op.MatMul(q, op.Transpose(k, perm=(0, 1, 3, 2)))
         if attn_mask is not None:
-            logits = logits.masked_fill(~attn_mask[:, 0], torch.finfo(logits.dtype).min)
-        heads.append(logits.softmax(-1) @ v)
-    return torch.stack(heads, dim=1)
+            logits = op.Where(attn_mask, logits, lowest)
+        heads.append(op.MatMul(op.Softmax(logits, axis=-1), v))
+    return op.Concat(*heads, axis=1)
 
 
 def save(proto: onnx.ModelProto, path: str | Path) -> None:
