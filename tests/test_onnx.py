@@ -136,6 +136,9 @@ SMALL_CONV = dict(
     decoder=dict(num_layers=1),
     test_cfg=dict(max_per_img=50),
 )
+FEW_LAYERS = dict(
+    encoder=dict(num_layers=2, layer_kinds=['multi', 'intra']), decoder=dict(num_layers=1)
+)
 JOINT_COVARIANCE = dict(
     encoder=dict(num_layers=2, layer_kinds=['intra', 'multi'], share_attention=False),
     decoder=dict(
@@ -151,7 +154,7 @@ JOINT_COVARIANCE = dict(
 @pytest.mark.parametrize(
     ('name', 'options'),
     [
-        (MULTI_SCALE, dict(decoder=dict(num_layers=2))),
+        (MULTI_SCALE, FEW_LAYERS),
         (MULTI_SCALE, JOINT_COVARIANCE),
         (CONV, SMALL_CONV),
         (DINO, dict(encoder=dict(num_convs=1), decoder=dict(num_layers=2))),

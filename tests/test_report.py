@@ -523,6 +523,19 @@ def test_costs_are_shown(study_dir):
     assert points == [2, 1, 1, 1, 2, 0]  # The last panel of the grid is empty.
 
 
+def test_times_of_different_machines_are_marked(study_dir):
+    of_times = {'costs', 'convergence', 'equal_time', 'pairs'}
+
+    def marked() -> set[str]:
+        found = tables(read_study(study_dir), {})
+        return {x.name for x in found if 'Times of different machines (x; y) do not' in x.note}
+
+    assert marked() == set()
+    run = study_dir / 'fast/seed0-1/run.json'
+    run.write_text(run.read_text().replace('"cpu": "x"', '"cpu": "y"'))
+    assert marked() == of_times
+
+
 def run_tool(monkeypatch, *arguments: object) -> int:
     """Run ``tools/report.py`` here, as importing all of it again takes seconds; its exit status."""
     monkeypatch.setattr(sys, 'argv', ['tools/report.py', *map(str, arguments)])

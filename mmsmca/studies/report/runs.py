@@ -136,6 +136,18 @@ class Study:
         return sorted(Path(file).name for file in files if isinstance(file, str))
 
     @property
+    def machines(self) -> list[str]:
+        """GPUs, or else processors, that the runs were made on, each kind once."""
+        found = set()
+        for experiment in self.experiments:
+            for run in experiment.runs:
+                # Records of sweeps before 0.2 have one of each, written where the sweep ran.
+                for attempt in run.info.get('attempts') or [run.info]:
+                    if hardware := attempt.get('hardware'):
+                        found.add(', '.join(hardware.get('gpus') or [str(hardware.get('cpu'))]))
+        return sorted(found)
+
+    @property
     def unit(self) -> str:
         """What the length of training is counted in."""
         runs = [run for experiment in self.experiments for run in experiment.runs]
