@@ -523,17 +523,19 @@ def test_costs_are_shown(study_dir):
     assert points == [2, 1, 1, 1, 2, 0]  # The last panel of the grid is empty.
 
 
-def test_times_of_different_machines_are_marked(study_dir):
-    of_times = {'costs', 'convergence', 'equal_time', 'pairs'}
-
-    def marked() -> set[str]:
-        found = tables(read_study(study_dir), {})
-        return {x.name for x in found if 'Times of different machines (x; y) do not' in x.note}
-
-    assert marked() == set()
+def test_times_of_different_machines_are_left_out(study_dir):
+    of_time = {'equal_time', 'pairs'}
+    assert of_time < {table.name for table in tables(read_study(study_dir), {})}
     run = study_dir / 'fast/seed0-1/run.json'
     run.write_text(run.read_text().replace('"cpu": "x"', '"cpu": "y"'))
-    assert marked() == of_times
+    study = read_study(study_dir)
+    (problem,) = study.problems
+    assert 'different machines (x; y): their training times' in problem
+    found = {table.name: table for table in tables(study, {})}
+    assert not of_time & found.keys()
+    assert found['costs'].head == ['experiment', 'peak memory, MiB']
+    assert not {x for x in dict(figures._figures(study, {})) if x.endswith('_time')}
+    assert list(figures._cost_panels(study, {})) == ['training memory, GiB']
 
 
 def run_tool(monkeypatch, *arguments: object) -> int:

@@ -85,7 +85,7 @@ def report_study(args: Namespace, study: Study, out: Path) -> None:
     pictures = [path.name for path in figures if path.suffix == '.png']
     text += ''.join(f'\n![{Path(name).stem.replace("_", " ")}]({name})\n' for name in pictures)
     if study.problems:
-        text += '\n## Could not be read\n\n'
+        text += '\n## Left out\n\n'
         text += ''.join(f'- {problem}\n' for problem in study.problems)
     for suffix, content_of_file in (
         ('md', f'# {study.name}\n\n{text}'),

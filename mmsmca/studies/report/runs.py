@@ -136,18 +136,6 @@ class Study:
         return sorted(Path(file).name for file in files if isinstance(file, str))
 
     @property
-    def machines(self) -> list[str]:
-        """GPUs, or else processors, that the runs were made on, each kind once."""
-        found = set()
-        for experiment in self.experiments:
-            for run in experiment.runs:
-                # Records of sweeps before 0.2 have one of each, written where the sweep ran.
-                for attempt in run.info.get('attempts') or [run.info]:
-                    if hardware := attempt.get('hardware'):
-                        found.add(', '.join(hardware.get('gpus') or [str(hardware.get('cpu'))]))
-        return sorted(found)
-
-    @property
     def unit(self) -> str:
         """What the length of training is counted in."""
         runs = [run for experiment in self.experiments for run in experiment.runs]
@@ -184,12 +172,33 @@ def read_study(work_dir: Path, baseline: str | None = None, budget: str | None =
     else:
         study = reader.folder()
     names = [experiment.name for experiment in study.experiments]
+    _leave_out_times_of_different_machines(study)
     study.baseline = baseline or study.baseline
     if study.baseline not in names:
         raise ReportError(
             f"baseline '{study.baseline}' is none of the experiments: {', '.join(names)}"
         )
     return study
+
+
+def _leave_out_times_of_different_machines(study: Study) -> None:
+    runs = [run for experiment in study.experiments for run in experiment.runs]
+    found = set()
+    for run in runs:
+        # Records of sweeps before 0.2 have one hardware, written where the sweep ran.
+        for attempt in run.info.get('attempts') or [run.info]:
+            if hardware := attempt.get('hardware'):
+                found.add(', '.join(hardware.get('gpus') or [str(hardware.get('cpu'))]))
+    if len(found) < 2:
+        return
+    study.problems.append(
+        f'the runs were made on different machines ({"; ".join(sorted(found))}): their training '
+        'times do not compare and are left out'
+    )
+    for run in runs:
+        run.log.iteration_seconds = None
+        for evaluation in run.log.evaluations:
+            evaluation.seconds = None
 
 
 class _Reader:

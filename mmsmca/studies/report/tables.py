@@ -215,7 +215,6 @@ def cost_table(study: Study, costs: dict) -> Table:
         )
     else:
         note += 'Parameters, GFLOPs and latency have not been measured (`--costs` does).'
-    note += _of_machines(study)
     # A column of dashes says nothing.
     keep = [i for i in range(len(head)) if any(row[i] != DASH for row in rows)]
     rows = [[row[i] for i in keep] for row in rows] if len(keep) > 1 else []
@@ -242,13 +241,6 @@ def calibration(study: Study) -> Table:
         )
     head = ['experiment', 'ms per iteration', 'quartiles']
     return Table('calibration', 'Calibration', head, rows, note)
-
-
-def _of_machines(study: Study) -> str:
-    """Ends a note on training times: whether they can be compared."""
-    if len(study.machines) < 2:
-        return ''
-    return f' **Times of different machines ({"; ".join(study.machines)}) do not compare.**'
 
 
 def _milliseconds(seconds: Value | None) -> str:
@@ -293,7 +285,6 @@ def convergence(study: Study, thresholds: list[float] | None) -> Table | None:
         f'{study.unit.capitalize()} until the first evaluation with a mean AP over the seeds of '
         'at least that; in brackets the first and the last seed by itself, which can both be '
         'earlier if an AP falls again. The evaluations are as far apart as the curves show.'
-        + _of_machines(study)
     )
     return Table('convergence', f'{study.unit.capitalize()} to reach an AP', head, rows, note)
 
@@ -344,7 +335,7 @@ def at_equal_time(study: Study, compare: Sequence[str] = ()) -> list[Table]:
     note = (
         'AP at the last evaluation that is not later; evaluations do not count as training time. '
         'What takes longer per iteration is cut off before its learning rate has dropped, if it '
-        'drops at the end.' + _of_machines(study)
+        'drops at the end.'
     )
     together = Table('equal_time', title, head, rows, note)
 
@@ -363,7 +354,7 @@ def at_equal_time(study: Study, compare: Sequence[str] = ()) -> list[Table]:
     note = (
         "At the whole training time of the faster one of the pair. ± is Welch's 95 % interval of "
         'the difference, from the deviations over the seeds: one that includes 0 says little.'
-    ) + _of_machines(study)
+    )
     head = ['pair', f'training, {unit}', *SIZES]
     return [together, Table('pairs', 'Differences at equal training time', head, rows, note)]
 
