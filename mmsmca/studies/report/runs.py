@@ -71,6 +71,12 @@ class Run:
         return ', '.join(parts)
 
     @property
+    def attempts(self) -> list[dict]:
+        """What it was started with, each time: ``git``, ``versions``, ``hardware``."""
+        # Records of sweeps before 0.2 have one of each, written where the sweep ran.
+        return self.info.get('attempts') or [self.info]
+
+    @property
     def by_epoch(self) -> bool:
         """Whether it counts epochs rather than iterations."""
         return self.config is not None and 'max_epochs' in self.config.train_cfg
@@ -185,8 +191,7 @@ def _leave_out_times_of_different_machines(study: Study) -> None:
     runs = [run for experiment in study.experiments for run in experiment.runs]
     found = set()
     for run in runs:
-        # Records of sweeps before 0.2 have one hardware, written where the sweep ran.
-        for attempt in run.info.get('attempts') or [run.info]:
+        for attempt in run.attempts:
             if hardware := attempt.get('hardware'):
                 found.add(', '.join(hardware.get('gpus') or [str(hardware.get('cpu'))]))
     if len(found) < 2:

@@ -119,7 +119,7 @@ def _run(run: Run) -> dict:
         seed=run.seed,
         run=run.name,
         id=run.info.get('id'),
-        git=(run.info.get('attempts') or [run.info])[-1].get('git'),
+        git=run.attempts[-1].get('git'),
         started=run.info.get('started'),
         state=run.state,
         iterations=[e.iteration for e in evaluations],
@@ -134,8 +134,7 @@ def _environments(study: Study) -> list[dict]:
     found: list[dict] = []
     for experiment in study.experiments:
         for run in experiment.runs:
-            # Records of sweeps before 0.2 have one of each, written where the sweep ran.
-            for attempt in run.info.get('attempts') or [run.info]:
+            for attempt in run.attempts:
                 environment = {key: attempt.get(key) for key in ('versions', 'hardware')}
                 same = next((f for f in found if environment.items() <= f.items()), None)
                 if same is None:
