@@ -173,6 +173,13 @@ def test_every_block_is_run_or_says_why_not(page):
                 assert page in test or all(tool in test for tool in tools)
 
 
+def test_links_of_readme_lead_somewhere():
+    # Those of the other pages are MkDocs' to check.
+    links = re.findall(r'\]\((?!\w+:)([^)#]+)', PAGES['README.md'])
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
 def test_start(checkout):
     assert 'coco/bbox_mAP:' in checkout.said
     assert (checkout.folder / 'detections' / 'vis' / '000000.png').exists()
