@@ -1,8 +1,10 @@
 """SMCA-DETR, spatially modulated co-attention, for MMDetection."""
 
 from .compat import check_openmmlab, import_quietly
+from .operators import provide_operators
 from .version import __version__
 
+provide_operators()
 check_openmmlab()
 import_quietly()
 
