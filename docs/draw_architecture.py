@@ -164,9 +164,7 @@ def draw_study_flow() -> Axes:
         0.86,
     )
     train = Box(3.7, 4.75, 'tools/train.py', 'or mim train', OURS)
-    check = Box(
-        3.7, 3.45, 'Preflight', 'preflight, checkpoints/,\ndatasets/: does it fit?', OURS, 1.8
-    )
+    check = Box(3.7, 3.45, 'Preflight', 'checks/: does it fit?', OURS, 1.8)
     runner = Box(3.7, 2.0, 'Runner', "MMEngine's; our hooks\nfrom engine/", THEIRS, 1.7)
     work = Box(6.1, 2.0, 'work_dirs/', 'checkpoints, logs,\nrun.json, result.json', FILES, 1.7)
     read = Box(6.1, 3.45, 'Read', 'studies/report/: runs,\nlogs, published AP', OURS, 1.7)

@@ -12,12 +12,12 @@ from types import ModuleType
 
 import mmdet
 
-from mmsmca.datasets.load_image import naming_images
+from mmsmca.checks.load_image import naming_images
+from mmsmca.checks.trial_step import trial_step
 from mmsmca.engine import cpu
-from mmsmca.engine.trial_step import trial_step
 
+from .checks.preflight import PHASES, check_config, effective_config
 from .errors import ConfigError, command
-from .preflight import PHASES, check_config, effective_config
 
 # Ours; MMDetection's script does not know it.
 NO_TRIAL_STEP = '--no-trial-step'

@@ -43,10 +43,10 @@ from test_preflight import (  # noqa: F401  (fixtures among them)
 from test_tools import CONFIG, run
 from utils import ROOT, load_config
 
-from mmsmca.datasets.coco_file import read_coco
-from mmsmca.datasets.load_image import LoadImage
+from mmsmca.checks.coco_file import read_coco
+from mmsmca.checks.load_image import LoadImage
+from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.errors import ConfigError, DataError
-from mmsmca.preflight import check_config, effective_config
 from mmsmca.studies.report.costs import image_size
 from mmsmca.visualization import inspection
 

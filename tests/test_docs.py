@@ -27,10 +27,10 @@ from mmengine.config import Config
 from utils import ROOT, load_config
 
 from mmsmca.checkpoints import files as checkpoint_files
+from mmsmca.checks.preflight import check_config
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.errors import DataError
 from mmsmca.models import SpatialPrior
-from mmsmca.preflight import check_config
 
 PAGES = {path.name: path.read_text() for path in [*ROOT.glob('docs/*.md'), ROOT / 'README.md']}
 BLOCK = re.compile(r'(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -92,7 +92,7 @@ class Checkout:
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__')
             )
         self.processes = multiprocessing.get_context('forkserver')
-        self.processes.set_forkserver_preload(['mmdet.apis', 'mmsmca.preflight', __name__])
+        self.processes.set_forkserver_preload(['mmdet.apis', 'mmsmca.checks.preflight', __name__])
 
     def run_page(self, page):
         """Run the blocks of a page in order; a failure shows its output."""

@@ -12,7 +12,7 @@ FLOORS = (
     {'errors', 'version', 'compat', 'files', 'denormals'},
     {'models'},
     {'checkpoints', 'datasets', 'analysis', 'engine'},
-    {'preflight', 'launch'},
+    {'checks', 'launch'},
     {'visualization', 'deployment', 'studies'},
 )
 LEVELS = {name: level for level, floor in enumerate(FLOORS) for name in floor}
@@ -69,13 +69,13 @@ def test_nothing_imports_upward(path: Path):
     ('module', 'source', 'named'),
     [
         ('mmsmca.models.layers.x', 'from mmsmca.studies.sweep import Sweep', 'studies'),
-        ('mmsmca.models.layers.x', 'import mmsmca.preflight', 'preflight'),
+        ('mmsmca.models.layers.x', 'import mmsmca.checks.preflight', 'checks'),
         ('mmsmca.models.layers.x', 'from ...engine import cpu', 'engine'),
         ('mmsmca.models.__init__', 'from ..engine import cpu', 'engine'),
         ('mmsmca.checkpoints.x', 'from mmsmca import studies', 'studies'),
         ('mmsmca.errors', 'from .models import SMCAHead', 'models'),
         ('mmsmca.engine.hooks.x', 'def f():\n    from ... import visualization', 'visualization'),
-        ('mmsmca.preflight', 'from .studies import sweep', 'studies'),
+        ('mmsmca.checks.preflight', 'from .studies import sweep', 'studies'),
         ('mmsmca.studies.x', 'from mmsmca import *', '*'),
         ('mmsmca.studies.x', 'import tools.sweep', 'tools.sweep'),
     ],

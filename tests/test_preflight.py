@@ -17,11 +17,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from utils import load_config
 
-from mmsmca import preflight
-from mmsmca.datasets import coco_file, load_image
-from mmsmca.datasets.load_image import ImageError, LoadImage
+from mmsmca.checks import coco_file, load_image, preflight
+from mmsmca.checks.load_image import ImageError, LoadImage
+from mmsmca.checks.preflight import check_config
 from mmsmca.errors import ConfigError, DataError
-from mmsmca.preflight import check_config
 
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 HEAD_WEIGHT = 'bbox_head.fc_cls.weight'

@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmsmca import launch
-from mmsmca.checkpoints.check import latest_checkpoint
+from mmsmca.checks.checkpoint import latest_checkpoint
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend, AtomicCheckpointHook
 from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed

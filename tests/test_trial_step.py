@@ -17,8 +17,8 @@ from test_preflight import write_data
 from test_sweep import real_study
 from utils import load_config
 
-from mmsmca.datasets.load_image import naming_images
-from mmsmca.engine.trial_step import trial_step
+from mmsmca.checks.load_image import naming_images
+from mmsmca.checks.trial_step import trial_step
 from mmsmca.errors import ConfigError, DataError
 from mmsmca.launch import run_tool
 from mmsmca.studies.errors import StudyError

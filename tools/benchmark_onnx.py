@@ -28,11 +28,11 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmsmca.analysis import benchmarks
+from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.denormals import flush_denormals
 from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
 from mmsmca.errors import command
 from mmsmca.models import SMCADETR
-from mmsmca.preflight import check_config, effective_config
 
 # By name: level of rewriting, whether denormals are taken as zero, whether quantised.
 VARIANTS = {level: (level, False, False) for level in onnx_comparison.LEVELS}

@@ -16,8 +16,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import Tensor
 
+from mmsmca.checks.preflight import check_config
 from mmsmca.errors import command
-from mmsmca.preflight import check_config
 from mmsmca.visualization.comparison import comparison_figure
 from mmsmca.visualization.inspection import (
     VisualizationError,

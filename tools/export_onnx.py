@@ -20,9 +20,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import DictAction
 
 from mmsmca.analysis.benchmarks import interleaved_times
+from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.errors import ConfigError, command
 from mmsmca.files import check_destination
-from mmsmca.preflight import check_config, effective_config
 
 try:
     from mmsmca.deployment import onnx_comparison, onnx_export

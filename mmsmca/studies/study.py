@@ -29,8 +29,8 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from mmsmca.checks.preflight import merge_options
 from mmsmca.errors import ConfigError
-from mmsmca.preflight import merge_options
 
 from .budget import Budget, fit, read_budgets
 from .calibration import FILE as CALIBRATION

@@ -21,8 +21,8 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor, nn
 
-from mmsmca import preflight
-from mmsmca.datasets.load_image import naming_images
+from mmsmca.checks import preflight
+from mmsmca.checks.load_image import naming_images
 from mmsmca.errors import ConfigError, DataError, UserError
 from mmsmca.models.layers.box_prior import JointPrior
 from mmsmca.models.layers.decoder import SMCADecoderLayer

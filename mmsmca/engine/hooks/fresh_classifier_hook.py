@@ -4,7 +4,7 @@ from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmsmca.checkpoints.check import CLASSIFIER, other_classes
+from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 
 
 @HOOKS.register_module()

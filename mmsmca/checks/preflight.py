@@ -6,7 +6,7 @@ the remedy.
 
 Images are not opened before the run: that takes many minutes for COCO's 118,000. One that cannot be
 decoded (any truncated JPEG or PNG, with OpenCV 4.12) ends the run when its turn comes, by its name:
-see :mod:`.datasets.load_image`. A JPEG damaged in the middle decodes to wrong pixels, which nothing
+see :mod:`.load_image`. A JPEG damaged in the middle decodes to wrong pixels, which nothing
 notices.
 """
 
@@ -28,15 +28,15 @@ from mmengine.model import BaseModel
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-from mmsmca.checkpoints.check import (
+from mmsmca.errors import ConfigError, DataError, few, first_difference, one_line
+
+from .checkpoint import (
     check_checkpoint,
     check_pretrained,
     is_local,
     latest_checkpoint,
 )
-from mmsmca.datasets.coco_file import CocoFile, duplicates, read_coco
-
-from .errors import ConfigError, DataError, few, first_difference, one_line
+from .coco_file import CocoFile, duplicates, read_coco
 
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}

@@ -1,0 +1,59 @@
+"""The classes that a checkpoint was trained on."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from mmsmca.errors import first_difference
+
+# The classifier of DETR and SMCA, and that of heads with one a decoder layer.
+CLASS_WEIGHTS = ('bbox_head.fc_cls.weight', 'bbox_head.cls_branches.0.weight')
+# What has a row or an entry for every class, in the detectors of the DETR family.
+CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
+
+
+def other_classes(
+    checkpoint: dict, head: dict, datasets: Mapping[str, Sequence[str]]
+) -> str | None:
+    """How the classes of a checkpoint differ from those of a run.
+
+    Args:
+        checkpoint: Its content.
+        head: The config of the model's head, with its ``num_classes``.
+        datasets: Classes of the run's data sets, by their keys.
+
+    Returns:
+        The difference, as the end of a sentence about the checkpoint. None if there is none as far
+        as the checkpoint tells: its weights show the number of classes, its ``meta`` the names.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    # MMEngine leaves weights out that do not fit, with no more than a warning.
+    names = (f'{prefix}{name}' for name in CLASS_WEIGHTS for prefix in ('', 'module.'))
+    weight = next((state[name] for name in names if name in state), None)
+    if weight is not None and 'num_classes' in head:
+        loss = head.get('loss_cls', {})
+        # A softmax scores "no object" too.
+        background = not loss.get('use_sigmoid', 'FocalLoss' in str(loss.get('type')))
+        if len(weight) != head['num_classes'] + background:
+            return (
+                f'scores {len(weight) - background} classes, but model.bbox_head.num_classes is '
+                f'{head["num_classes"]}'
+            )
+    trained_on = _checkpoint_classes(checkpoint)
+    for key, classes in datasets.items():
+        if trained_on and trained_on != list(classes):
+            return (
+                f'was trained on {len(trained_on)} classes, {key} has {len(classes)}; '
+                f'{first_difference(trained_on, classes)}'
+            )
+    return None
+
+
+def _checkpoint_classes(checkpoint: dict) -> list[str] | None:
+    meta = checkpoint.get('meta') or {}
+    # MMDetection 3 stores the names below `dataset_meta` (a list of them after training on several
+    # unlike data sets), MMDetection 2 stored them as `CLASSES`.
+    dataset_meta = meta.get('dataset_meta', meta)
+    if not isinstance(dataset_meta, dict):
+        return None
+    classes = dataset_meta.get('classes', dataset_meta.get('CLASSES'))
+    return list(classes) if isinstance(classes, (list, tuple)) else None
