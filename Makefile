@@ -1,5 +1,6 @@
 # make quickstart   install if needed, generate the shapes data, train and evaluate SMCA on it
-# make test         install if needed, run the tests
+# make test         install if needed, run the tests but the slow ones
+# make test-all     install if needed, run all tests and measure their coverage
 # make study        install if needed, SMCA beside other detectors on generated data, with a report
 # make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
 #                   time: hours; called again, it goes on. FULL_STUDY=smca_dino_digits: on
@@ -34,7 +35,7 @@ INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt 
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
 
-.PHONY: quickstart study full-study gpu test install lint docs
+.PHONY: quickstart study full-study gpu test test-all install lint docs
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -58,9 +59,12 @@ $(STAMP):
 	$(BIN)/python -c 'import mmsmca; print("mmsmca", mmsmca.__version__, "is installed")'
 	touch $@
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
-	    --cov --cov-report=term --cov-fail-under=95
+	$(PYTEST) -m 'not slow'
+
+test-all: install
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=95
 
 lint: install
 	$(BIN)/ruff check .
