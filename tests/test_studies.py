@@ -63,6 +63,11 @@ WRONG = {
         dict(experiments=experiment(config='smal.py')),
         'smal.py does not exist. The path is relative to the study',
     ),
+    'no config files': (dict(experiments=experiment(config=[])), 'name a file, or a list of files'),
+    'an overlay that is not there': (
+        dict(experiments=experiment(config=['small.py', 'data.py'])),
+        'data.py does not exist. The path is relative to the study',
+    ),
     'name that leaves the folder': (
         dict(experiments=experiment(name='../plain')),
         "'../plain' must start with a letter or digit",
@@ -127,6 +132,23 @@ def test_runs_have_the_options_and_the_seed(tmp_path):
     ]
     assert [run.cfg.model.layers[0].width for run in runs] == [8, 16, 8, 16]
     assert runs[2].cfg.randomness.to_dict() == dict(seed=1, deterministic=True)
+
+
+def test_config_files_are_merged_in_order(tmp_path):
+    """A data set over a detector: keys merge, ``_delete_`` replaces, cfg_options come last."""
+    (tmp_path / 'data.py').write_text(
+        "model = dict(num_queries=7)\nrandomness = dict(_delete_=True, diff=1)\nroot = 'digits'"
+    )
+    both = experiment(config=['small.py', 'data.py'], cfg_options={'model.layers.0.width': 16})
+    cfg = load_study(write_study(tmp_path, experiments=both)).runs[0].cfg
+    assert cfg.to_dict() == dict(
+        model=dict(num_queries=7, layers=[dict(width=16)]),
+        randomness=dict(diff=1, seed=0),
+        root='digits',
+    )
+    (tmp_path / 'data.py').write_text('randomness = 3\nmodel = dict(num_queries=dict(a=1))')
+    with pytest.raises(StudyError, match=r'data.py cannot be merged over .*small.py: num_queries'):
+        load_study(tmp_path / 'study.py')
 
 
 def test_names_with_an_underscore_are_the_files_own(tmp_path):

@@ -97,7 +97,9 @@ def plan(sweep: Sweep) -> Table:
             str(run.seed),
             run.id,
             sweep.state_of(run),
-            escape(f'{run.experiment.config} {run.experiment.cfg_options or ""}'),
+            escape(
+                f'{" + ".join(map(str, run.experiment.configs))} {run.experiment.cfg_options or ""}'
+            ),
         )
     return table
 

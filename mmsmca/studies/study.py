@@ -10,10 +10,12 @@ A study is an MMEngine config::
              cfg_options={'model.num_queries': 50}),
     ]
 
-``config`` is relative to the study's file. ``published`` may name the config whose published
-figures belong beside the experiment's, ``'mmdet::detr/...'`` or ``'smca/...'``. Two more keys
-may be there: ``budgets``, with each of which every experiment is trained, its whole schedule fitted
-to it, and ``chosen``, what was chosen on which data, for the report::
+``config`` is relative to the study's file. A list of files is merged in its order: the first is a
+complete config, say of a detector, each next one is merged over it, say a data set, as MMEngine
+merges a config over its ``_base_``; ``cfg_options`` come last. ``published`` may name the config
+whose published figures belong beside the experiment's, ``'mmdet::detr/...'`` or ``'smca/...'``. Two
+more keys may be there: ``budgets``, with each of which every experiment is trained, its whole
+schedule fitted to it, and ``chosen``, what was chosen on which data, for the report::
 
     budgets = [dict(iterations=1500), dict(iterations=1500, time_of='detr')]
     chosen = 'The recipe was chosen on the split tune.'
@@ -51,13 +53,13 @@ class Experiment:
 
     Attributes:
         name: Unique in the study; the name of a folder.
-        config: Path of its config file.
+        configs: Paths of its config files, each laid over those before it.
         cfg_options: What is changed in the config: dotted keys and their values.
         published: The config whose published figures belong beside this one's, or None.
     """
 
     name: str
-    config: Path
+    configs: tuple[Path, ...]
     cfg_options: dict
     published: str | None
 
@@ -250,19 +252,23 @@ def _experiments(entries: object, path: Path) -> tuple[Experiment, ...]:
             )
         if name in experiments:
             raise StudyError(f'{path}: two experiments are named {name!r}. Rename one.')
-        config = Path(os.path.normpath(path.parent / str(entry['config'])))
-        if not config.is_file():
-            raise StudyError(
-                f'{where} ({name}): config: {config} does not exist. The path is relative to the '
-                'study.'
-            )
+        files = entry['config'] if isinstance(entry['config'], list) else [entry['config']]
+        configs = tuple(Path(os.path.normpath(path.parent / str(file))) for file in files)
+        for config in configs:
+            if not config.is_file():
+                raise StudyError(
+                    f'{where} ({name}): config: {config} does not exist. The path is relative to '
+                    'the study.'
+                )
+        if not configs:
+            raise StudyError(f'{where} ({name}): config: name a file, or a list of files.')
         cfg_options = entry.get('cfg_options', {})
         if not isinstance(cfg_options, dict):
             raise StudyError(f'{where} ({name}): cfg_options: {cfg_options!r} is not a dict.')
         published = entry.get('published')
         if published is not None and not isinstance(published, str):
             raise StudyError(f'{where} ({name}): published: {published!r} is not a string.')
-        experiments[name] = Experiment(name, config, cfg_options, published)
+        experiments[name] = Experiment(name, configs, cfg_options, published)
     return tuple(experiments.values())
 
 
@@ -278,10 +284,17 @@ def _seeds(seeds: object, path: Path) -> tuple[int, ...]:
 
 
 def _resolve(experiment: Experiment, where: str) -> Config:
-    try:
-        cfg = Config.fromfile(experiment.config)
-    except Exception as error:
-        raise StudyError(f'{where}: {experiment.config} cannot be read: {error}') from error
+    cfg = Config()
+    for i, path in enumerate(experiment.configs):
+        try:
+            read = Config.fromfile(path)
+        except Exception as error:
+            raise StudyError(f'{where}: {path} cannot be read: {error}') from error
+        try:
+            cfg.merge_from_dict(read.to_dict())
+        except (TypeError, KeyError) as error:
+            below = ', '.join(map(str, experiment.configs[:i]))
+            raise StudyError(f'{where}: {path} cannot be merged over {below}: {error}') from error
     for key in experiment.cfg_options:
         parent: object = cfg
         *parents, leaf = key.split('.')
@@ -290,7 +303,8 @@ def _resolve(experiment: Experiment, where: str) -> Config:
         # A new leaf is legitimate, say an argument that the config leaves at its default.
         if not isinstance(parent, (Config, ConfigDict, dict, list)) or leaf == '':
             raise StudyError(
-                f'{where}: cfg_options: {key!r} changes nothing that {experiment.config} has.'
+                f'{where}: cfg_options: {key!r} changes nothing that '
+                f'{", ".join(map(str, experiment.configs))} has.'
             )
     try:
         merge_options(cfg, experiment.cfg_options, f'{where}: cfg_options')

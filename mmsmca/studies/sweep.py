@@ -190,7 +190,7 @@ class Sweep:
             experiments=[
                 dict(
                     name=experiment.name,
-                    config=str(experiment.config),
+                    config=list(map(str, experiment.configs)),
                     cfg_options=experiment.cfg_options,
                     published=experiment.published,
                 )
@@ -248,7 +248,7 @@ class Sweep:
         train = TrainRun(
             run_dir,
             self._command(config, run_dir),
-            revision_of=run.experiment.config.resolve().parent,
+            revision_of=run.experiment.configs[0].resolve().parent,
             gpus=None if cluster == 'slurm' else self._gpus_of(run),
         )
         job = executor.submit(train)
@@ -265,7 +265,7 @@ class Sweep:
             experiment=experiment.name,
             seed=run.seed,
             id=run.id,
-            config=str(experiment.config),
+            config=list(map(str, experiment.configs)),
             cfg_options=experiment.cfg_options,
             world_size=run.world_size,
             started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
