@@ -43,7 +43,7 @@ def import_quietly() -> None:
     """Import what of MMDetection speaks of packages that nobody asked for.
 
     onedl-mmdetection prints, at every import, that OneDL is missing, and warns that
-    faster-coco-eval is: :mod:`mmsmca.analysis.coco_metric` does without.
+    faster-coco-eval is: :mod:`mmsmca.engine.coco_metric` does without.
     """
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')

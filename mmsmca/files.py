@@ -1,7 +1,8 @@
 """Files that are complete whenever they are there."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,3 +52,11 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
+    """Write rows, or one object, to a JSON file, whole or not at all; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(rows, indent=2) + '\n')

@@ -15,6 +15,7 @@ from utils import ROOT
 
 from mmsmca.analysis import benchmarks, detector_cost
 from mmsmca.analysis.detector_cost import Setting, load_config
+from mmsmca.engine import timing
 from mmsmca.models.layers.attention import IMPLEMENTATIONS
 
 
@@ -71,7 +72,7 @@ def test_calls_are_timed_in_turns():
 
 def test_short_calls_are_repeated(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(benchmarks, 'timer', lambda: clock[0])
+    monkeypatch.setattr(timing, 'timer', lambda: clock[0])
 
     def call() -> None:
         clock[0] += 0.01

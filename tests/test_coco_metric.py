@@ -11,8 +11,8 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from utils import ROOT, load_config
 
-from mmsmca.analysis import coco_metric
 from mmsmca.datasets.shapes import SHAPES_CLASSES, make_shapes
+from mmsmca.engine import coco_metric
 
 
 @pytest.fixture(scope='module')

@@ -19,8 +19,8 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 from mmdet.utils import register_all_modules
 from mmengine.config import DictAction
 
-from mmsmca.analysis.benchmarks import interleaved_times
 from mmsmca.checks.preflight import check_config, effective_config
+from mmsmca.engine.timing import interleaved_times
 from mmsmca.errors import ConfigError, command
 from mmsmca.files import check_destination
 

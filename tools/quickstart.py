@@ -17,8 +17,8 @@ import torch
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
-from mmsmca.analysis.benchmarks import write_json
 from mmsmca.engine.step_time import step_seconds, train_loader
+from mmsmca.files import write_json
 
 # The model is too small to gain much from two threads; and beside another busy program, waiting for
 # each other, two made a step seventeen times longer.

@@ -4,29 +4,26 @@ import argparse
 import gc
 import json
 import os
-import platform
-import shutil
-import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import mmdet
-import mmengine
-import numpy as np
 import torch
-from torch.utils.benchmark import timer
 
-from mmsmca.denormals import denormals_flushed
+from mmsmca.engine.timing import (  # noqa: F401
+    _seconds,
+    cpu_name,
+    driver_version,
+    environment,
+    in_own_process,
+    interleaved_times,
+    paired_ratio,
+    paired_spread,
+    timer,
+)
 from mmsmca.errors import UserError, one_line
-from mmsmca.files import written_whole
-from mmsmca.version import __version__
+from mmsmca.files import write_json  # noqa: F401
 
 MIB = 2**20
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -108,54 +105,6 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
     return found
 
 
-def interleaved_times(
-    calls: dict[str, Callable[[], object]], rounds: int, min_seconds: float = 0.1
-) -> dict[str, list[float]]:
-    """Time calls in turns, so that what slows the machine down for a while slows all of them.
-
-    Args:
-        calls: What to time, by name. Each is called once to warm up.
-        rounds: How often each is measured.
-        min_seconds: A measurement repeats its call until about this time has passed. Defaults to
-            0.1 seconds.
-
-    Returns:
-        Seconds per call by name, one number a round; work of the accelerator is waited for.
-    """
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        repeats[name] = max(1, round(min_seconds / _seconds(call, 1)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_seconds(call, repeats[name]))
-    return times
-
-
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    start = timer()
-    for _ in range(repeats):
-        call()
-    return (timer() - start) / repeats
-
-
-def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
-    """Median over the rounds of how many times as long as the reference something took.
-
-    Args:
-        times: Seconds, one number a round.
-        reference: Seconds of the reference in the same rounds.
-    """
-    return statistics.median(t / r for t, r in zip(times, reference, strict=True))
-
-
-def paired_spread(times: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """The lower and the upper quartile of what :func:`paired_ratio` is the median of."""
-    ratios = [t / r for t, r in zip(times, reference, strict=True)]
-    return [float(quartile) for quartile in np.quantile(ratios, (0.25, 0.75))]
-
-
 def in_fresh_process(function: Callable, *args: object) -> Any:
     """Result of a module's function in a process of its own, where nothing was allocated before.
 
@@ -167,16 +116,6 @@ def in_fresh_process(function: Callable, *args: object) -> Any:
     """
     os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
     return in_own_process(function, *args)
-
-
-def in_own_process(function: Callable, *args: object) -> Any:
-    """Result of a module's function in a process of its own, which may end as it likes.
-
-    Raises:
-        BrokenProcessPool: If the process was killed, for example for its memory.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(function, *args).result()
 
 
 def in_clean_memory(function: Callable, *args: object, device: str) -> Any:
@@ -284,69 +223,12 @@ def _peak_resident() -> int:
     return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the settings: date, hardware, versions.
-
-    On a GPU also :func:`gpu_environment`.
-    """
-    return dict(
-        date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
-        hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
-        threads=torch.get_num_threads(),
-        denormals_flushed=denormals_flushed(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        mmcv=mmcv.__version__,
-        mmengine=mmengine.__version__,
-        mmdet=mmdet.__version__,
-        mmsmca=__version__,
-        **(gpu_environment() if device == 'cuda' else {}),
-    )
-
-
-def gpu_environment() -> dict[str, Any]:
-    """What numbers of a GPU depend on: its memory and architecture, versions, TF32."""
-    major, minor = torch.cuda.get_device_capability()
-    return dict(
-        gpu_memory_gib=round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
-        compute_capability=f'{major}.{minor}',
-        driver=driver_version(),
-        cuda=torch.version.cuda,
-        cudnn=torch.backends.cudnn.version(),
-        # As a run has them: nothing here changes PyTorch's defaults.
-        tf32_matrix_products=torch.backends.cuda.matmul.allow_tf32,
-        tf32_convolutions=torch.backends.cudnn.allow_tf32,
-    )
-
-
-def driver_version() -> str | None:
-    """Version of NVIDIA's driver, or None where ``nvidia-smi`` does not tell."""
-    command = shutil.which('nvidia-smi')
-    if command is None:
-        return None
-    done = subprocess.run(
-        [command, '--query-gpu=driver_version', '--format=csv,noheader'],
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
-
-
 def setting(environment: dict) -> str:
     """One line on where numbers were measured, from what :func:`environment` returns."""
     denormals = 'flushed to zero' if environment['denormals_flushed'] else 'computed with'
     return (
         f'{environment["hardware"]}, {environment["threads"]} threads, denormal numbers {denormals}'
     )
-
-
-def cpu_name() -> str:
-    """Name of this machine's processor."""
-    cpuinfo = Path('/proc/cpuinfo')
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith('model name'):
-            return line.split(':')[1].strip()
-    return platform.processor()
 
 
 def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
@@ -367,11 +249,3 @@ def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
     lines = [columns.values(), ['---'] * len(columns)]
     lines += [[cell(row.get(key)) for key in columns] for row in rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
-def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
-    """Write rows, or one object, to a JSON file, whole or not at all; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(rows, indent=2) + '\n')

@@ -16,9 +16,9 @@ from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
 from mmsmca.engine.cpu import BFloat16OptimWrapper
+from mmsmca.engine.flops import complexity
 
 from . import benchmarks
-from .flops import complexity
 
 MODES = {'train': 'training step', 'test': 'inference'}
 RATIOS = ('memory_vs_first', 'time_vs_first', 'time_quartiles')

@@ -9,8 +9,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmsmca.analysis.benchmarks import in_own_process, write_json
 from mmsmca.engine.step_time import step_seconds, train_loader
+from mmsmca.engine.timing import in_own_process
+from mmsmca.files import write_json
 
 from .errors import StudyError
 from .run_process import hardware, versions

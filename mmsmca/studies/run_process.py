@@ -31,8 +31,9 @@ from typing import Any
 import torch
 from submitit.helpers import DelayedSubmission
 
-from mmsmca.analysis.benchmarks import cpu_name, write_json
+from mmsmca.engine.timing import cpu_name
 from mmsmca.errors import UserError
+from mmsmca.files import write_json
 
 from .report.logs import last_evaluation, read_records
 

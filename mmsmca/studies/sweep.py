@@ -15,9 +15,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmsmca.analysis.benchmarks import write_json
 from mmsmca.checks.preflight import PHASES, ConfigError, DataError, check_config
 from mmsmca.checks.trial_step import trial_step
+from mmsmca.files import write_json
 
 from .errors import StudyError
 from .run_process import TrainRun, end_run, is_held, state

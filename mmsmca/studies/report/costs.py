@@ -14,8 +14,9 @@ from mmdet.utils import get_test_pipeline_cfg, register_all_modules
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
-from mmsmca.analysis import benchmarks
-from mmsmca.analysis.flops import complexity
+from mmsmca.engine.flops import complexity
+from mmsmca.engine.timing import environment, interleaved_times
+from mmsmca.files import write_json
 
 from .runs import ReportError, Study
 
@@ -97,12 +98,12 @@ def measure(study: Study, rounds: int = 9) -> dict:
             rows[name] = dict(
                 model=_digest(cfg), image=[case.height, case.width], **case.complexity()
             )
-        times = benchmarks.interleaved_times({n: case.test for n, case in cases.items()}, rounds)
+        times = interleaved_times({n: case.test for n, case in cases.items()}, rounds)
     finally:
         logging.disable(disabled)
     for name, row in rows.items():
         row['latency_ms'] = 1e3 * statistics.median(times[name])
-    return dict(environment=benchmarks.environment(device), rounds=rounds, experiments=rows)
+    return dict(environment=environment(device), rounds=rounds, experiments=rows)
 
 
 def load(work_dir: Path, study: Study) -> dict:
@@ -135,7 +136,7 @@ def load_or_measure(work_dir: Path, study: Study) -> dict:
     costs = load(work_dir, study)
     if set(costs.get('experiments', {})) != set(_configs(study)):
         costs = measure(study)
-        benchmarks.write_json(work_dir / FILE, costs)
+        write_json(work_dir / FILE, costs)
     return costs
 
 
