@@ -231,6 +231,7 @@ def test_position_encoding_is_the_references():
 
 
 PRIOR = 'decoder.layer_cfg.spatial_prior_cfg'
+FOCAL = dict(type='FocalLoss', use_sigmoid=True)
 WRONG = {
     'heads do not divide': (
         {'decoder.layer_cfg.cross_attn_cfg.num_heads': 7},
@@ -246,7 +247,18 @@ WRONG = {
     'betas': ({f'{PRIOR}.beta': [8, 8]}, ['spatial_prior_cfg.beta', '1 levels']),
     'stride': ({'decoder.strides': [16]}, ['decoder.strides=[16]', '[32]']),
     'levels': ({'decoder.strides': [16, 32]}, ['decoder.strides=[16, 32]', '[32]']),
-    'no level': ({'decoder.strides': []}, ['decoder.strides=()', 'positive stride']),
+    'no level': ({'decoder.strides': []}, ['decoder.strides=[]', 'positive stride']),
+    'one stride': ({'decoder.strides': 32}, ['decoder.strides=32', 'per level', '[32]']),
+    'stride in quotes': ({'decoder.strides': '32'}, ["decoder.strides='32'", '[32]']),
+    'no decoder layer': ({'decoder.num_layers': 0}, ['decoder.num_layers=0', 'at least 1']),
+    'no encoder layer': ({'encoder.num_layers': 0}, ['encoder.num_layers=0', 'at least 1']),
+    'half a layer': ({'encoder.num_layers': 1.5}, ['encoder.num_layers=1.5', 'integer']),
+    'no query': ({'num_queries': 0}, ['model.num_queries=0', 'at least 1']),
+    'beta in quotes': ({f'{PRIOR}.beta': '8'}, ["spatial_prior_cfg.beta='8'", 'positive']),
+    'heads of the prior': (
+        {f'{PRIOR}.num_heads': 4},
+        ['spatial_prior_cfg.num_heads=4', 'cross_attn_cfg', 'leave it out'],
+    ),
     'dilated backbone': (
         {'backbone.strides': (1, 2, 2, 1), 'backbone.dilations': (1, 1, 1, 2)},
         ['decoder.strides=[32]', '[16]'],
@@ -283,6 +295,43 @@ def test_wrong_config_value_is_named(case):
         MODELS.build(cfg.model)
     for word in words:
         assert word in str(info.value)
+
+
+def test_backbone_that_rounds_down_is_told_from_other_strides():
+    model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL)
+    images, samples = batch((96, 130))
+    with pytest.raises(ValueError, match=r'rounds sizes down: set .*\.pad_size_divisor=32'):
+        model.forward_transformer((torch.randn(1, 256, 3, 4),), samples)
+
+
+@pytest.mark.parametrize('max_per_img', [1000, 2])
+def test_few_queries_give_what_they_have(max_per_img: int):
+    """MMDetection asks topk for more than there is."""
+    head = MODELS.build(dict(type='SMCAHead', num_classes=3, test_cfg={}, loss_cls=FOCAL))
+    head.test_cfg = dict(max_per_img=max_per_img)
+    scores, boxes = torch.randn(5, 3), torch.rand(5, 4)
+    meta = dict(img_shape=(64, 64), scale_factor=(1.0, 1.0))
+    found = head._predict_by_feat_single(scores, boxes, meta)
+    assert len(found) == min(max_per_img, 15)
+    expected = scores.sigmoid().flatten().sort(descending=True).values[: len(found)]
+    torch.testing.assert_close(found.scores, expected)
+    assert head.test_cfg == dict(max_per_img=max_per_img)
+
+
+def test_strides_are_measured_whatever_the_backbone_is():
+    """RegNet, a ResNet to Python, has no stem of stride 4."""
+    cfg = load_config('shapes/smca-multi-scale_r18_shapes.py').model
+    cfg.backbone = dict(type='RegNet', arch='regnetx_400mf', out_indices=(1, 2, 3), init_cfg=None)
+    cfg.neck.in_channels = [64, 160, 384]
+    cfg.decoder.strides = [8, 16, 32]
+    model = MODELS.build(cfg)
+    assert list(model.neck_strides) == [8, 16, 32]
+    # The measurement changed nothing that is trained.
+    assert model.backbone.bn1.num_batches_tracked == 0
+    assert model.backbone.training and model.neck.training
+    cfg.decoder.strides = [16, 32, 64]
+    with pytest.raises(ValueError, match=r'\[16, 32, 64\] does not fit .*\[8, 16, 32\]'):
+        MODELS.build(cfg)
 
 
 def test_stride_of_another_backbone_is_checked_when_it_runs():

@@ -5,9 +5,11 @@ from mmdet.models.dense_heads import DINOHead
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from .few_queries import FewQueries
+
 
 @MODELS.register_module()
-class SMCADINOHead(DINOHead):
+class SMCADINOHead(FewQueries, DINOHead):
     """MMDetection's ``DINOHead``, its configuration, losses, predictions and state dict."""
 
     def forward(self, hidden_states: Tensor, references: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,11 @@ from mmdet.models.dense_heads import ConditionalDETRHead
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from .few_queries import FewQueries
+
 
 @MODELS.register_module()
-class SMCAHead(ConditionalDETRHead):
+class SMCAHead(FewQueries, ConditionalDETRHead):
     """Head of SMCA: boxes are predicted as offsets from the queries' centres, in logits.
 
     Configuration, losses and predictions are those of MMDetection's ``ConditionalDETRHead``, whose

@@ -4,10 +4,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.backbones import ResNet
-from mmdet.models.necks import ChannelMapper
+from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import SampleList
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmsmca.models.layers.encoder import flatten_levels
@@ -66,29 +64,22 @@ def level_inputs(
     return encoder_inputs, like.new_tensor([(w, h) for h, w in shapes])
 
 
-def neck_strides(
-    backbone: BaseModule, neck: BaseModule, encoder: BaseModule, strides: Sequence[int]
-) -> Sequence[int]:
+def neck_strides(detector: DetectionTransformer) -> Sequence[int]:
     """Strides of the neck's maps, from those of the encoded levels.
 
     Args:
-        backbone: The detector's backbone.
-        neck: Its neck.
-        encoder: Its encoder.
-        strides: Strides of the encoded levels, as configured (``decoder.strides``), in pixels.
+        detector: A detector, built; ``decoder.strides`` are the configured strides of the encoded
+            levels, in pixels.
 
     Returns:
-        One stride a map of the neck.
+        One stride per map of the neck.
 
     Raises:
-        ValueError: If ``strides`` does not fit the maps that backbone and neck give, where their
-            classes tell (``ResNet``, ``ChannelMapper``).
+        ValueError: If they do not fit the maps that backbone and neck give.
     """
-    if isinstance(backbone, ResNet) and isinstance(neck, ChannelMapper):
-        # A ResNet's stem has stride 4, an extra convolution 2.
-        given = [4 * math.prod(backbone.strides[: i + 1]) for i in backbone.out_indices]
-        for _ in neck.extra_convs or ():
-            given.append(given[-1] * 2)
+    encoder, strides = detector.encoder, detector.decoder.strides
+    given = _measured_strides(detector, side=max(128, 4 * max(strides)))
+    if given is not None:
         encoded = encoder.output_strides(given)
         if tuple(encoded) != tuple(strides):
             raise ValueError(
@@ -98,13 +89,39 @@ def neck_strides(
     return encoder.input_strides(strides)
 
 
+def _measured_strides(detector: DetectionTransformer, side: int) -> list[int] | None:
+    """Strides of the maps of an image of zeros; None if the image cannot be processed."""
+    modules = list(detector.modules())
+    modes = [module.training for module in modules]
+    try:
+        # Batch norm would learn from the image.
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            maps = detector.extract_feat(torch.zeros(1, 3, side, side))
+        return [round(side / x.shape[-1]) for x in maps]
+    except Exception:  # what does not fit together is told by the first real image
+        return None
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
 def _check_level_shapes(
     level_shapes: Sequence[tuple[int, int]], padded_size: tuple[int, int], strides: Sequence[int]
 ) -> None:
-    expected = [tuple(math.ceil(side / stride) for side in padded_size) for stride in strides]
-    if level_shapes != expected:
-        raise ValueError(
-            f'decoder.strides={list(strides)} does not fit the neck: for an '
-            f'image of {padded_size[0]} x {padded_size[1]} pixels it gave maps of '
-            f'{level_shapes}, not {expected}'
+    exact = [tuple(side / stride for side in padded_size) for stride in strides]
+    expected = [tuple(map(math.ceil, sides)) for sides in exact]
+    if level_shapes == expected:
+        return
+    remedy = ''
+    if level_shapes == [tuple(map(math.floor, sides)) for sides in exact]:
+        remedy = (
+            '. The backbone rounds sizes down: set '
+            f'model.data_preprocessor.pad_size_divisor={math.lcm(*strides)}'
         )
+    raise ValueError(
+        f'decoder.strides={list(strides)} does not fit the neck: for an '
+        f'image of {padded_size[0]} x {padded_size[1]} pixels it gave maps of '
+        f'{level_shapes}, not {expected}{remedy}'
+    )

@@ -9,6 +9,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmsmca.denormals import flush_denormals
+from mmsmca.models.layers.values import check_count
 
 from .levels import level_inputs, neck_strides
 
@@ -24,8 +25,7 @@ class SMCADETR(DETR):
 
     Raises:
         ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
-            maps that the backbone and the neck give; at build where their classes tell
-            (``ResNet``, ``ChannelMapper``), else in the first forward pass.
+            maps that the backbone and the neck give.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -35,6 +35,7 @@ class SMCADETR(DETR):
 
     def _init_layers(self) -> None:
         """Build what lies between the neck and the head."""
+        check_count('model.num_queries', self.num_queries)
         # Under these names MMDetection's DETR keeps the configs first, then the modules.
         encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
         self.positional_encoding = SinePositionalEncoding(**encoding)
@@ -50,9 +51,7 @@ class SMCADETR(DETR):
             )
         if len(self.decoder.strides) > 1:
             self.level_embed = nn.Parameter(torch.randn(len(self.decoder.strides), self.embed_dims))
-        self.neck_strides = neck_strides(
-            self.backbone, self.neck, self.encoder, self.decoder.strides
-        )
+        self.neck_strides = neck_strides(self)
 
     def init_weights(self) -> None:
         """Initialise as DETR does (Xavier), except for what has an initialisation of its own.

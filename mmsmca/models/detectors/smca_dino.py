@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.encoder import Memory
 from mmsmca.models.layers.folded_attention import cell_coordinates
+from mmsmca.models.layers.values import check_count
 
 from .levels import level_inputs, neck_strides
 
@@ -50,8 +51,7 @@ class SMCADINO(DINO):
 
     Raises:
         ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
-            maps that the backbone and the neck give; at build where their classes tell
-            (``ResNet``, ``ChannelMapper``), else in the first forward pass.
+            maps that the backbone and the neck give.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class SMCADINO(DINO):
 
     def _init_layers(self) -> None:
         """Build what lies between the neck and the head."""
+        check_count('model.num_queries', self.num_queries)
         # Under these names DeformableDETR keeps the configs first, then the modules.
         encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
         self.positional_encoding = SinePositionalEncoding(**encoding)
@@ -93,9 +94,7 @@ class SMCADINO(DINO):
             self.memory_trans_norm = nn.LayerNorm(self.embed_dims)
         else:
             self.query_boxes = nn.Embedding(self.num_queries, 4)
-        self.neck_strides = neck_strides(
-            self.backbone, self.neck, self.encoder, self.decoder.strides
-        )
+        self.neck_strides = neck_strides(self)
 
     def init_weights(self) -> None:
         """Initialise as DINO does (Xavier), except for what has an initialisation of its own."""

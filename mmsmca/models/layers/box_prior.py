@@ -9,6 +9,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .values import check_positive, check_strides
+
 
 class JointPrior(NamedTuple):
     r"""Gaussian priors of all queries over the cells of all levels, in one coordinate system.
@@ -78,12 +80,9 @@ class BoxPrior(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         for name, value in (('width', width), ('floor', floor)):
-            if value <= 0:
-                raise ValueError(f'spatial_prior_cfg.{name}={value} has to be positive')
-        if not strides or any(stride <= 0 for stride in strides):
-            raise ValueError(f'decoder.strides={strides} has to list a positive stride a level')
+            check_positive(f'spatial_prior_cfg.{name}', value)
         self.num_heads = num_heads
-        self.strides = tuple(strides)
+        self.strides = check_strides(strides)
         self.offset, self.width, self.floor = offset, width, floor
         self.offsets = nn.Linear(embed_dims, num_heads * 2)
         self.widths = nn.Linear(embed_dims, num_heads * 2)

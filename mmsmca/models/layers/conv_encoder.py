@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from .encoder import Memory, check_num_levels, flatten_levels
+from .values import check_count
 
 
 class BidirectionalLayer(BaseModule):
@@ -152,7 +153,7 @@ class SMCAConvEncoder(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``num_levels`` is less than 2.
+        ValueError: If there is no layer, or ``num_levels`` is less than 2.
     """
 
     def __init__(
@@ -163,6 +164,8 @@ class SMCAConvEncoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_count('encoder.num_layers', num_layers)
+        check_count('encoder.num_levels', num_levels, least=0)
         if num_levels < 2:
             raise ValueError(
                 f'encoder.num_levels={num_levels} has to be at least 2 for SMCAConvEncoder: the '

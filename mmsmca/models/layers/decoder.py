@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
 from .self_attention import SelfAttention
+from .values import check_count, check_same_heads, check_strides
 
 
 @MODELS.register_module()
@@ -29,6 +30,9 @@ class SMCADecoderLayer(BaseModule):
         strides: Stride of every feature level, in pixels.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If the prior has other heads than the co-attention.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class SMCADecoderLayer(BaseModule):
                 **spatial_prior_cfg,
             }
         )
+        check_same_heads(self.spatial_prior.num_heads, self.cross_attn.attn.num_heads)
 
     def forward(
         self,
@@ -115,7 +120,8 @@ class SMCADecoder(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``return_intermediate`` is False.
+        ValueError: If ``return_intermediate`` is False, there is no layer, or ``strides`` does not
+            list positive integers.
     """
 
     def __init__(
@@ -131,7 +137,8 @@ class SMCADecoder(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if not return_intermediate:
             raise ValueError('decoder.return_intermediate=False: only True is supported')
-        self.strides = tuple(strides)
+        check_count('decoder.num_layers', num_layers)
+        self.strides = check_strides(strides)
         self.refine = refine
         layer_cfg = {'type': 'SMCADecoderLayer', 'strides': self.strides, **layer_cfg}
         self.layers = ModuleList(MODELS.build(layer_cfg) for _ in range(num_layers))

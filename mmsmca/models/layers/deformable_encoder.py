@@ -8,6 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from .encoder import Memory, check_num_levels
+from .values import check_count
 
 
 @MODELS.register_module()
@@ -16,7 +17,14 @@ class SMCADeformableEncoder(DeformableDetrTransformerEncoder):
 
     Configuration keys, weights and result are those of ``DeformableDetrTransformerEncoder``; the
     number of levels is ``layer_cfg.self_attn_cfg.num_levels``.
+
+    Raises:
+        ValueError: If there is no layer.
     """
+
+    def __init__(self, num_layers: int, layer_cfg: dict, **kwargs) -> None:
+        check_count('encoder.num_layers', num_layers)
+        super().__init__(num_layers, layer_cfg, **kwargs)
 
     def output_strides(self, strides: Sequence[int]) -> list[int]:
         """Strides of the encoded levels, given those of the neck's maps: the same.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .joint_attention import Cells, place_cells
 from .self_attention import SelfAttention
+from .values import check_count, check_same_heads, check_strides
 
 
 @MODELS.register_module()
@@ -31,6 +32,9 @@ class SMCADINODecoderLayer(BaseModule):
         strides: Stride of every level that the layer attends to, in pixels.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If the prior has other heads than the co-attention.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class SMCADINODecoderLayer(BaseModule):
                 **spatial_prior_cfg,
             }
         )
+        check_same_heads(self.spatial_prior.num_heads, self.cross_attn.num_heads)
 
     def forward(
         self,
@@ -114,8 +119,9 @@ class SMCADINODecoder(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``return_intermediate`` is False, ``post_norm_cfg`` is not None, or
-            ``start_levels`` does not list an existing level for every layer.
+        ValueError: If ``return_intermediate`` is False, ``post_norm_cfg`` is not None, there
+            is no layer, ``strides`` does not list positive integers, or ``start_levels`` does not
+            list an existing level for every layer.
     """
 
     def __init__(
@@ -133,8 +139,9 @@ class SMCADINODecoder(BaseModule):
             raise ValueError('decoder.return_intermediate=False: only True is supported')
         if post_norm_cfg is not None:
             raise ValueError('decoder.post_norm_cfg: only None is supported, the norm is LayerNorm')
+        check_count('decoder.num_layers', num_layers)
         self.num_layers = num_layers
-        self.strides = tuple(strides)
+        self.strides = check_strides(strides)
         self.start_levels = (0,) * num_layers if start_levels is None else tuple(start_levels)
         if len(self.start_levels) != num_layers or any(
             start not in range(len(self.strides)) for start in self.start_levels

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
 from .self_attention import SelfAttention
+from .values import check_count
 
 LAYER_KINDS = ('intra', 'multi')
 
@@ -141,7 +142,8 @@ class SMCAEncoder(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``layer_kinds`` does not name one known kind a layer.
+        ValueError: If there is no layer or no level, or ``layer_kinds`` does not name one known
+            kind per layer.
     """
 
     def __init__(
@@ -155,6 +157,8 @@ class SMCAEncoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_count('encoder.num_layers', num_layers)
+        check_count('encoder.num_levels', num_levels)
         self.layer_kinds = tuple(['intra'] * num_layers if layer_kinds is None else layer_kinds)
         if len(self.layer_kinds) != num_layers or not set(self.layer_kinds) <= set(LAYER_KINDS):
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .conv_encoder import blank, check_doubling, unflatten_levels
 from .encoder import Memory, SMCAEncoderLayer, check_num_levels, flatten_levels
+from .values import check_count
 
 
 class ConvLayer(BaseModule):
@@ -86,6 +87,9 @@ class SMCAHybridEncoder(BaseModule):
         num_layers: Number of these layers. Defaults to 1.
         num_convs: Number of 3 x 3 convolutions of a fusion. Defaults to 2.
         init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If there is no level or no layer.
     """
 
     def __init__(
@@ -97,6 +101,9 @@ class SMCAHybridEncoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_count('encoder.num_levels', num_levels)
+        check_count('encoder.num_layers', num_layers)
+        check_count('encoder.num_convs', num_convs, least=0)
         self.num_levels = num_levels
         self.layers = ModuleList(SMCAEncoderLayer(**layer_cfg) for _ in range(num_layers))
         self.embed_dims = channels = self.layers[0].embed_dims

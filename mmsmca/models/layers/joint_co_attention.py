@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .box_prior import JointPrior
 from .joint_attention import IMPLEMENTATIONS, Cells, num_prior_channels
+from .values import check_count
 
 
 @MODELS.register_module()
@@ -45,7 +46,9 @@ class JointCoAttention(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if num_heads < 1 or embed_dims % num_heads:
+        check_count('cross_attn_cfg.embed_dims', embed_dims)
+        check_count('cross_attn_cfg.num_heads', num_heads)
+        if embed_dims % num_heads:
             raise ValueError(
                 f'cross_attn_cfg.num_heads={num_heads} has to divide embed_dims={embed_dims}'
             )

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
+from .values import check_positive
 
 
 @MODELS.register_module()
@@ -43,8 +44,7 @@ class StaticPrior(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if beta <= 0:
-            raise ValueError(f'spatial_prior_cfg.beta={beta} has to be positive')
+        check_positive('spatial_prior_cfg.beta', beta)
         self.num_heads = num_heads
         self.strides = tuple(strides)
         self.beta = beta

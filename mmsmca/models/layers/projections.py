@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .values import check_count
+
 
 class AttentionProjections(nn.Module):
     """In- and out-projection of multi-head attention, without the attention.
@@ -20,7 +22,9 @@ class AttentionProjections(nn.Module):
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
         super().__init__()
-        if num_heads < 1 or embed_dims % num_heads:
+        check_count('embed_dims', embed_dims)
+        check_count(f'embed_dims={embed_dims}, num_heads', num_heads)
+        if embed_dims % num_heads:
             raise ValueError(f'num_heads={num_heads} has to divide embed_dims={embed_dims}')
         self.num_heads = num_heads
         # Only the parameters and their names are used, the forward pass is ours.

@@ -8,6 +8,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .values import check_positive, check_strides
+
 # Scales that a prior has per query (and head and level), before they are squared.
 SCALES = {
     'fixed': 0,  # s = 1
@@ -70,16 +72,17 @@ class SpatialPrior(BaseModule):
             raise ValueError(
                 f'spatial_prior_cfg.scale={scale!r} is unknown, choose one of {list(SCALES)}'
             )
-        if not strides or any(stride <= 0 for stride in strides):
-            raise ValueError(f'decoder.strides={strides} has to list a positive stride a level')
+        strides = check_strides(strides)
         betas = tuple(beta) if isinstance(beta, Sequence) else (beta,) * len(strides)
-        if len(betas) != len(strides) or any(b <= 0 for b in betas):
+        if len(betas) != len(strides):
             raise ValueError(
-                f'spatial_prior_cfg.beta={beta} has to be positive: one number, or '
-                f'one for each of the {len(strides)} levels of decoder.strides'
+                f'spatial_prior_cfg.beta={beta} has to be one positive number, or one for each of '
+                f'the {len(strides)} levels of decoder.strides'
             )
+        for value in betas:
+            check_positive('spatial_prior_cfg.beta', value)
         self.num_heads = num_heads
-        self.strides = tuple(strides)
+        self.strides = strides
         self.betas = betas
         self.num_scales = SCALES[scale]
 

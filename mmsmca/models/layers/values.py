@@ -1,0 +1,54 @@
+"""Checks of configured values that several modules share."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_count(key: str, value: Any, least: int = 1) -> None:
+    """Raise a ValueError if a value is not an integer, or is too small.
+
+    Args:
+        key: Where the config says it.
+        value: What it says.
+        least: The smallest possible value. Defaults to 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ValueError(f'{key}={value!r} has to be an integer, at least {least}')
+
+
+def check_positive(key: str, value: Any) -> None:
+    """Raise a ValueError if a value is not a positive number; arguments as in `check_count`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f'{key}={value!r} has to be positive, a number')
+
+
+def check_strides(strides: Any) -> tuple[int, ...]:
+    """Check ``decoder.strides``.
+
+    Args:
+        strides: What the config says.
+
+    Returns:
+        One positive stride per level, in pixels.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    listed = isinstance(strides, Sequence) and not isinstance(strides, str) and len(strides) > 0
+    if not listed or any(not isinstance(s, Integral) or s <= 0 for s in strides):
+        raise ValueError(
+            f'decoder.strides={strides!r} has to list a positive stride per level, in pixels: '
+            '[32] for one level'
+        )
+    return tuple(strides)
+
+
+def check_same_heads(prior: int, attention: int) -> None:
+    """Raise a ValueError if a spatial prior has other heads than its co-attention."""
+    if prior != attention:
+        raise ValueError(
+            f'spatial_prior_cfg.num_heads={prior} has to be that of cross_attn_cfg, {attention}: '
+            'leave it out'
+        )
