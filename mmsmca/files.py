@@ -8,6 +8,9 @@ from pathlib import Path
 
 from .errors import UserError
 
+# Ends the name of what is being written. No file of a user's is named so.
+PARTIAL = '.mmsmca.partial'
+
 
 def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
     """Refuse a destination that cannot be written, before there is anything to write.
@@ -38,11 +41,11 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
             machine that loses its power leaves the old file or the new one. Defaults to False.
 
     Yields:
-        The path to write to: ``path`` with ``.partial`` appended. It is removed after an exception;
+        The path to write to: ``path`` with ``PARTIAL`` appended. It is removed after an exception;
         a killed process leaves it.
     """
     path = Path(path)
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
         if sync:

@@ -280,7 +280,7 @@ def test_interrupted_set_is_redone(small_set, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             make_shapes(folder, **SMALL)
     assert not folder.exists()
-    (tmp_path / 'set.partial/train/999999.png').touch()
+    (tmp_path / 'set.mmsmca.partial/train/999999.png').touch()
     assert make_shapes(folder, **SMALL)
     assert contents(tmp_path) == {f'set/{k}': v for k, v in contents(small_set).items()}
 
@@ -296,7 +296,11 @@ def test_set_with_a_lost_file_is_redone(small_set, tmp_path, lost):
 
 def test_files_of_others_are_never_deleted(small_set, tmp_path):
     folder = tmp_path / 'set'
+    beside = tmp_path / 'set.partial/mine.png'
+    beside.parent.mkdir()
+    beside.write_text('mine')
     make_shapes(folder, **SMALL)
+    assert beside.read_text() == 'mine'
     for extra in (folder / 'train/mine.png', folder / 'notes.txt'):
         extra.write_text('mine')
     before = contents(folder)

@@ -18,6 +18,7 @@ import numpy as np
 from rich.progress import track
 
 from mmsmca.errors import DataError, UserError, few
+from mmsmca.files import PARTIAL
 
 # What is chosen, is chosen on tune; val is for reports.
 SPLITS = ('train', 'val', 'tune')
@@ -144,7 +145,7 @@ def write_set(
     if _is_made(out_dir, manifest):
         return False
 
-    unfinished = out_dir.with_name(out_dir.name + '.partial')
+    unfinished = out_dir.with_name(out_dir.name + PARTIAL)
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / 'annotations').mkdir(parents=True)
     for split in SPLITS:

