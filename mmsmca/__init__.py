@@ -1,11 +1,13 @@
 """SMCA-DETR, spatially modulated co-attention, for MMDetection."""
 
 from .compat import check_openmmlab, import_quietly
-from .operators import provide_operators
 from .version import __version__
 
-provide_operators()
 check_openmmlab()
+
+from .operators import provide_operators  # noqa: E402
+
+provide_operators()
 import_quietly()
 
 from . import models  # noqa: E402, F401

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import logging
 import warnings
 from contextlib import redirect_stdout
 
@@ -14,7 +15,7 @@ SUPPORTED_VERSIONS = {
     'mmcv': SpecifierSet('>=2.0.0rc4,<3', prereleases=True),
     'mmdet': SpecifierSet('>=3.3,<4', prereleases=True),
 }
-REMEDY = "pip install 'mmsmca[onedl]' (or 'mmsmca[openmmlab]') installs a set that works together"
+REMEDY = "pip install 'mmsmca[lite]' (or 'mmsmca[onedl]') installs a set that works together"
 
 
 def check_openmmlab() -> None:
@@ -42,10 +43,18 @@ def check_openmmlab() -> None:
 def import_quietly() -> None:
     """Import what of MMDetection speaks of packages that nobody asked for.
 
-    onedl-mmdetection prints, at every import, that OneDL is missing, and warns that
-    faster-coco-eval is: :mod:`mmsmca.engine.coco_metric` does without.
+    onedl-mmdetection prints, at every import, that OneDL is missing, warns that faster-coco-eval is
+    (:mod:`mmsmca.engine.coco_metric` does without), and logs that the operator of a lane detector is.
     """
+    from mmengine.logging import MMLogger
+
+    def concerns_us(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith('Line NMS is not compiled')
+
+    logger = MMLogger.get_current_instance()
+    logger.addFilter(concerns_us)
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='faster_coco_eval is not installed')
-        importlib.import_module('mmdet.datasets')
-        importlib.import_module('mmdet.evaluation')
+        for name in 'datasets', 'evaluation', 'models':
+            importlib.import_module(f'mmdet.{name}')
+    logger.removeFilter(concerns_us)

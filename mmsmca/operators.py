@@ -1,35 +1,189 @@
-"""MMDetection without mmcv's compiled operators: a stand-in for ``mmcv._ext``."""
+"""MMDetection without mmcv's compiled operators: a stand-in for the module ``mmcv._ext``.
 
+mmcv-lite has all of mmcv but that module, whose operators ``mmcv.ops`` looks up when it is imported.
+On a CPU, the detectors here call none of them; on a GPU, deformable attention and the focal loss do,
+and test-time augmentation calls ``nms`` on both. These are here, as PyTorch code. They take what mmcv
+calls its operators with, and most write their results to the last tensors, as those do.
+"""
+
+import functools
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 import types
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from .errors import ConfigError
+
 NAME = 'mmcv._ext'
+REMEDY = "`make install STACK=onedl`, or `pip install 'mmsmca[onedl]'`, compiles them"
 
 
-class _NoOperators(types.ModuleType):
-    """A module whose every attribute is an operator that says what it lacks."""
+@functools.cache
+def _say_slow() -> None:
+    """Log, once in a process, what deformable attention does without its operator."""
+    print_log(
+        'mmcv was installed without its compiled operators. Deformable attention runs as PyTorch '
+        f'code instead, which is slower: {REMEDY}.',
+        logger='current',
+        level=logging.WARNING,
+    )
 
-    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
-        if name.startswith('__'):
+
+# The imports within functions are of modules that look up operators themselves.
+def _deformable_attention(value: Tensor, shapes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(value, shapes.tolist(), points, weights)
+
+
+def ms_deform_attn_forward(
+    value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor, im2col_step: int
+) -> Tensor:
+    """Multi-scale deformable attention.
+
+    Args:
+        value: Shape (batch, keys, heads, dimensions per head).
+        shapes: Height and width per level, shape (levels, 2).
+        starts: Not used: the first key of each level follows from ``shapes``.
+        points: Relative (x, y), shape (batch, queries, heads, levels, points, 2).
+        weights: Shape (batch, queries, heads, levels, points).
+        im2col_step: Not used.
+
+    Returns:
+        Shape (batch, queries, heads * dimensions per head).
+    """
+    _say_slow()
+    return _deformable_attention(value, shapes, points, weights)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    shapes: Tensor,
+    starts: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_points: Tensor,
+    grad_weights: Tensor,
+    im2col_step: int,
+) -> None:
+    """Gradients of :func:`ms_deform_attn_forward`, which is computed a second time."""
+    _, gradients = torch.func.vjp(
+        lambda value, points, weights: _deformable_attention(value, shapes, points, weights),
+        value,
+        points,
+        weights,
+    )
+    results = grad_value, grad_points, grad_weights
+    for result, gradient in zip(results, gradients(grad_output), strict=True):
+        result.copy_(gradient)
+
+
+def _focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
+    from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+
+    # The number of classes is the label of what belongs to none.
+    positive = one_hot(target, logits.size(1) + 1)[:, :-1]
+    return py_sigmoid_focal_loss(logits, positive, None, gamma, alpha, reduction='none')
+
+
+def sigmoid_focal_loss_forward(
+    logits: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Focal loss per query and class, as MMDetection calls it: without class weights.
+
+    Args:
+        logits: Shape (queries, classes).
+        target: Class of each query; the number of classes for none. Shape (queries,).
+        weight: Empty.
+        output: Receives the loss, shape (queries, classes).
+        gamma: Exponent of the error.
+        alpha: Weight of the positives; the others have 1 - ``alpha``.
+    """
+    output.copy_(_focal_loss(logits, target, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    logits: Tensor, target: Tensor, weight: Tensor, grad_logits: Tensor, gamma: float, alpha: float
+) -> None:
+    """Gradient of the sum of :func:`sigmoid_focal_loss_forward`."""
+    loss, gradient = torch.func.vjp(lambda x: _focal_loss(x, target, gamma, alpha), logits)
+    grad_logits.copy_(*gradient(torch.ones_like(loss)))
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Non-maximum suppression, torchvision's where that is installed.
+
+    Args:
+        boxes: (x1, y1, x2, y2), shape (boxes, 4).
+        scores: Shape (boxes,).
+        iou_threshold: A box goes if its IoU with a better one that stays is larger.
+        offset: Pixels that widths and heights have above the difference of coordinates.
+
+    Returns:
+        Indices of the boxes that stay, the best first.
+    """
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
+    try:
+        from torchvision.ops import nms as torchvision_nms
+    except ImportError:
+        from mmdet.structures.bbox import bbox_overlaps
+    else:
+        return torchvision_nms(boxes, scores, iou_threshold)
+    order = scores.argsort(descending=True, stable=True)
+    boxes = boxes[order].cpu()
+    stays = torch.ones(len(boxes), dtype=torch.bool)
+    for i, box in enumerate(boxes):
+        if stays[i]:
+            stays[i + 1 :] &= bbox_overlaps(box[None], boxes[i + 1 :])[0] <= iou_threshold
+    return order[stays.to(order.device)]
+
+
+OPERATORS = {
+    function.__name__: function
+    for function in (
+        ms_deform_attn_forward,
+        ms_deform_attn_backward,
+        sigmoid_focal_loss_forward,
+        sigmoid_focal_loss_backward,
+        nms,
+    )
+}
+
+
+class _Operators(types.ModuleType):
+    """A module that has any operator: one of ``OPERATORS``, or one that says what is missing."""
+
+    def __getattr__(self, name: str) -> Callable:
+        # Python and others look for names of their own in every module.
+        if name.startswith('_'):
             raise AttributeError(name)
 
         def missing(*args: object, **kwargs: object) -> NoReturn:
-            raise ImportError(
-                f'mmcv was installed without its compiled operator {name}: '
-                '`make install STACK=onedl` compiles them'
+            raise ConfigError(
+                f'mmcv was installed without its compiled operators, of which {name} is needed: '
+                f'{REMEDY}.'
             )
 
-        return missing
+        return OPERATORS.get(name, missing)
 
 
 def provide_operators() -> None:
-    """Put the stand-in in place where mmcv has no compiled operators; else change nothing."""
-    if NAME in sys.modules or importlib.util.find_spec(NAME) is not None:
-        return
-    module = _NoOperators(NAME)
-    module.__spec__ = importlib.machinery.ModuleSpec(NAME, loader=None)
-    sys.modules[NAME] = module
+    """Put the stand-in where mmcv's operators would be if they are missing; else do nothing.
+
+    The stand-in has no loader, so MMEngine's and mmcv's own questions whether the operators are
+    there still find that they are not.
+    """
+    if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
+        module = _Operators(NAME)
+        module.__spec__ = importlib.machinery.ModuleSpec(NAME, loader=None)
+        sys.modules[NAME] = module
