@@ -1,7 +1,8 @@
-# make quickstart   install if needed, generate the shapes data, train and evaluate SMCA on it
+# make quickstart   install if needed, generate the shapes data, train and evaluate SMCA-DINO on it
 # make test         install if needed, run the tests but the slow ones
 # make test-all     install if needed, run all tests and measure their coverage
-# make study        install if needed, SMCA beside other detectors on generated data, with a report
+# make study        install if needed, SMCA-DINO and SMCA beside other detectors on generated data,
+#                   with a report
 # make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
 #                   time: hours; called again, it goes on. FULL_STUDY=smca_dino_digits: on
 #                   digits; FULL_STUDY=smca_dino_ablations_shapes: what carries it
@@ -10,21 +11,23 @@
 # make lint         ruff, mypy
 # make docs         the documentation, as a site in build/site
 #
-# STACK=onedl (default) or openmmlab chooses the OpenMMLab distributions, each in its own virtual
-# environment. PYTHON chooses the interpreter, TORCH what pip installs as PyTorch: for another build
-# than the default, pip's arguments as PyTorch's site gives them ("torch==2.13.0 --index-url ...").
-STACK ?= onedl
+# STACK=lite (default), onedl or openmmlab chooses the OpenMMLab distributions, each in its own virtual
+# environment. lite compiles nothing; the others have mmcv's operators, which take a C++ compiler.
+# PYTHON chooses the interpreter, TORCH what pip installs as PyTorch: for another build than the
+# default, pip's arguments as PyTorch's site gives them ("torch==2.13.0 --index-url ...").
+STACK ?= lite
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 TORCH ?= -r requirements/torch.txt
 export MAX_JOBS ?= 2
 # Runs of a study, and processes of the tests, at one time.
 JOBS ?= 2
 
-VENVS_onedl := .venv
+VENVS_lite := .venv
+VENVS_onedl := .venv-onedl
 VENVS_openmmlab := .venv-openmmlab
 VENV := $(VENVS_$(STACK))
 ifeq ($(VENV),)
-$(error STACK=$(STACK) is unknown: use STACK=onedl or STACK=openmmlab)
+$(error STACK=$(STACK) is unknown: use lite, onedl or openmmlab)
 endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -42,18 +45,22 @@ install: $(STAMP)
 
 $(STAMP):
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or set PYTHON=..."; exit 1; }
-	@$(PYTHON) requirements/check.py
+	@$(PYTHON) requirements/check.py $(STACK)
 	rm -f $(VENV)/.installed-*
-	test "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" \
-	    && $(PIP) --version || $(PYTHON) -m venv --clear $(VENV)
+	@# An environment of another interpreter or another set of packages is not added to.
+	test -e $(VENV)/.$(STACK) \
+	    && test "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" \
+	    && $(PIP) --version || { $(PYTHON) -m venv --clear $(VENV) && touch $(VENV)/.$(STACK); }
 	@# pip killed while it unpacks leaves a .dist-info without INSTALLER, which it later takes for
 	@# an installed package.
 	find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' \
 	    ! -exec test -e '{}/INSTALLER' ';' -exec rm -r '{}' +
 	$(PIP) install -c requirements/build.txt $(TORCH)
 	$(PIP) install -r requirements/build.txt
+ifneq ($(STACK),lite)
 	@echo "*** Installing the $(STACK) packages. mmcv is compiled the first time: about 12 minutes"
 	@echo "*** on two cores, with little output. pip keeps the result, so it happens once."
+endif
 	$(PIP) install --no-build-isolation -r requirements/$(STACK).txt
 	$(PIP) install --no-build-isolation -c requirements/build.txt -c requirements/$(STACK).txt -e '.[dev]'
 	$(BIN)/python -c 'import mmsmca; print("mmsmca", mmsmca.__version__, "is installed")'

@@ -15,7 +15,7 @@ SUPPORTED_VERSIONS = {
     'mmcv': SpecifierSet('>=2.0.0rc4,<3', prereleases=True),
     'mmdet': SpecifierSet('>=3.3,<4', prereleases=True),
 }
-REMEDY = "pip install 'mmsmca[lite]' (or 'mmsmca[onedl]') installs a set that works together"
+REMEDY = "pip install 'mmsmca[lite]' installs a set that works together"
 
 
 def check_openmmlab() -> None:
@@ -44,7 +44,7 @@ def import_quietly() -> None:
     """Import what of MMDetection speaks of packages that nobody asked for.
 
     onedl-mmdetection prints, at every import, that OneDL is missing, warns that faster-coco-eval is
-    (:mod:`mmsmca.engine.coco_metric` does without), and logs that the operator of a lane detector is.
+    (:mod:`mmsmca.engine.coco_metric` does without), and logs that a lane detector's operator is.
     """
     from mmengine.logging import MMLogger
 

@@ -1,9 +1,9 @@
 """MMDetection without mmcv's compiled operators: a stand-in for the module ``mmcv._ext``.
 
-mmcv-lite has all of mmcv but that module, whose operators ``mmcv.ops`` looks up when it is imported.
-On a CPU, the detectors here call none of them; on a GPU, deformable attention and the focal loss do,
-and test-time augmentation calls ``nms`` on both. These are here, as PyTorch code. They take what mmcv
-calls its operators with, and most write their results to the last tensors, as those do.
+mmcv-lite lacks this module, in which ``mmcv.ops`` looks up its operators when it is imported. On a
+CPU, the detectors here call none of them. On a GPU, deformable attention and the focal loss do, and
+test-time augmentation calls ``nms`` on both: those are here, as PyTorch code. They take what mmcv
+calls its operators with; those that return nothing write to their last tensors.
 """
 
 import functools
@@ -82,7 +82,7 @@ def ms_deform_attn_backward(
         value,
         points,
         weights,
-    )
+    )[:2]
     results = grad_value, grad_points, grad_weights
     for result, gradient in zip(results, gradients(grad_output), strict=True):
         result.copy_(gradient)
@@ -116,7 +116,7 @@ def sigmoid_focal_loss_backward(
     logits: Tensor, target: Tensor, weight: Tensor, grad_logits: Tensor, gamma: float, alpha: float
 ) -> None:
     """Gradient of the sum of :func:`sigmoid_focal_loss_forward`."""
-    loss, gradient = torch.func.vjp(lambda x: _focal_loss(x, target, gamma, alpha), logits)
+    loss, gradient = torch.func.vjp(lambda x: _focal_loss(x, target, gamma, alpha), logits)[:2]
     grad_logits.copy_(*gradient(torch.ones_like(loss)))
 
 

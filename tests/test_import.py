@@ -55,7 +55,7 @@ def test_unsupported_version(tmp_path, name, version):
     line = import_error(tmp_path, {n: f'__version__ = {v!r}' for n, v in versions.items()})
     assert line.startswith(f'ImportError: mmsmca needs {name}')
     assert f'found {version}' in line
-    assert "pip install 'mmsmca[onedl]'" in line
+    assert "pip install 'mmsmca[lite]'" in line
 
 
 @pytest.mark.parametrize('name', SUPPORTED)
@@ -65,7 +65,7 @@ def test_missing_module(tmp_path, name):
     line = import_error(tmp_path, modules)
     assert line.startswith(f'ImportError: mmsmca needs {name}')
     assert f"No module named '{name}'" in line
-    assert "pip install 'mmsmca[onedl]'" in line
+    assert "pip install 'mmsmca[lite]'" in line
 
 
 def test_module_that_refuses_another(tmp_path):
@@ -75,7 +75,7 @@ def test_module_that_refuses_another(tmp_path):
     line = import_error(tmp_path, modules)
     assert line.startswith('ImportError: mmsmca needs mmdet')
     assert 'MMCV==2.2.0 is used but incompatible.' in line
-    assert "pip install 'mmsmca[onedl]'" in line
+    assert "pip install 'mmsmca[lite]'" in line
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ def test_wheel_has_the_licence(wheel):
     assert packed == (ROOT / 'LICENSE').read_bytes()
 
 
-@pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
+@pytest.mark.parametrize('stack', ['lite', 'onedl', 'openmmlab'])
 def test_pins_are_within_the_optional_set(wheel, stack):
     """``make install`` and ``pip install mmsmca[...]`` agree."""
     distribution = PathDistribution(zipfile.Path(wheel, f'{DIST_INFO}/'))
