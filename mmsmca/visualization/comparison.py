@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .image_frame import ImageFrame
+from .image_frame import ImageFrame, show_image
 from .inspection import Inspection
 from .panels import RED, WIDTH, attention_norm, color_bar, draw_box, new_figure
 
@@ -42,7 +42,7 @@ def comparison_figure(
             query, overlap = inspection.query_nearest(box)
             maps = inspection.maps([query], layer)
             weights = maps.head_means(maps.weights, 0)
-            frame = ImageFrame(image, inspection, maps.strides, maps.cell_place)
+            frame = ImageFrame(image, inspection, maps)
             drawn.append((row, name, inspection, query, overlap, weights, frame))
     # Grids, and sizes of the networks' inputs, may differ: weights per area of the finest cell.
     area = min(frame.finest_area for *_, frame in drawn)
@@ -52,7 +52,7 @@ def comparison_figure(
         drawn, densities, strict=True
     ):
         image, box, _ = rows[row]
-        frame.show_image(axes[row][0])
+        show_image(axes[row][0], image)
         draw_box(axes[row][0], box, 'white')
         panel = axes[row][1 + names.index(name)]
         frame.show_map(panel, density, RED, norm)

@@ -1,10 +1,12 @@
-"""Figures of one detector's co-attention: what its queries see, head by head."""
+"""Figures of one detector's co-attention: what its queries see, also head by head."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
@@ -14,14 +16,20 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from mmsmca.models.layers.explicit_attention import gaussian_log_prior
-
-from .image_frame import ImageFrame
-from .inspection import BoxTiedMaps, Inspection, ModulatedMaps
+from .image_frame import ImageFrame, show_image
+from .inspection import Inspection
+from .maps import Gaussians, ModulatedMaps
 from .panels import BLUE, RED, WIDTH, attention_norm, color_bar, draw_box, new_figure
 
-HALF_MAXIMUM = 0.5
 GAUSSIAN = Normalize(0, 1)
+
+
+class Row(NamedTuple):
+    """What one row of a figure shows: a query in a decoder layer, and the box it predicts there."""
+
+    label: str
+    maps: ModulatedMaps
+    box: Tensor
 
 
 def summary_figure(
@@ -31,7 +39,7 @@ def summary_figure(
     layer: int,
     classes: Sequence[str],
 ) -> Figure:
-    """One row a query: its box and Gaussians, then the means over its heads.
+    """Draw one row per query: its box and Gaussians, then the means over its heads.
 
     Args:
         image: RGB, (height, width, 3).
@@ -43,45 +51,31 @@ def summary_figure(
     Returns:
         The figure.
     """
-    maps = _modulated(inspection, queries, layer)
-    labels = [_found(inspection, query, classes) for query in queries]
-    figure = _rows_figure(
-        image,
-        inspection,
-        [(maps, row, inspection.layer_boxes[layer, query]) for row, query in enumerate(queries)],
-        labels,
-    )
+    rows = [
+        _row(inspection, query, layer, _found(inspection, query, classes, '\n'))
+        for query in queries
+    ]
+    figure = new_figure(_rows_height(image, rows) + 0.5)
     figure.suptitle(f'Where the queries look, decoder layer {_layer(inspection, layer)}', size=11)
+    _draw_rows(figure, image, inspection, rows)
+    _legend(figure, rows[0].maps)
     return figure
 
 
 def layers_figure(
     image: np.ndarray, inspection: Inspection, query: int, classes: Sequence[str]
 ) -> Figure:
-    """One row a decoder layer: a query's box and Gaussians, then the means over its heads.
+    """Draw one row per decoder layer: a query's box and Gaussians, then the means over its heads.
 
-    Args:
-        image: RGB, (height, width, 3).
-        inspection: What a detector with a spatial prior did with the image.
-        query: Number of the query.
-        classes: Names of the classes.
-
-    Returns:
-        The figure.
+    Arguments and result are those of :func:`summary_figure`, for one query in all layers.
     """
-    numbers = range(len(inspection.layers))
-    figure = _rows_figure(
-        image,
-        inspection,
-        [
-            (_modulated(inspection, [query], layer), 0, inspection.layer_boxes[layer, query])
-            for layer in numbers
-        ],
-        [f'layer {layer}' for layer in numbers],
-        same_part=True,
-    )
-    found = _found(inspection, query, classes).replace('\n', ', ')
-    figure.suptitle(f'{found}: from layer to layer of the decoder', size=11)
+    rows = [
+        _row(inspection, query, layer, f'layer {layer}') for layer in range(len(inspection.layers))
+    ]
+    figure = new_figure(_rows_height(image, rows) + 0.5)
+    figure.suptitle(f'{_found(inspection, query, classes)}: layer by layer', size=11)
+    _draw_rows(figure, image, inspection, rows, same_part=True)
+    _legend(figure, rows[0].maps)
     return figure
 
 
@@ -92,42 +86,25 @@ def query_figure(
     layer: int,
     classes: Sequence[str],
 ) -> Figure:
-    """One query: the row of the summary, then every head on every level.
+    """Draw one query: its row of the summary, then every head on every level.
 
-    Args:
-        image: RGB, (height, width, 3).
-        inspection: What a detector with a spatial prior did with the image.
-        query: Number of the query.
-        layer: Number of the decoder layer.
-        classes: Names of the classes.
-
-    Returns:
-        The figure.
+    Arguments and result are those of :func:`summary_figure`, for one query.
     """
-    maps = _modulated(inspection, [query], layer)
-    box = inspection.layer_boxes[layer, query]
-    frame = ImageFrame(image, inspection, maps.strides, maps.cell_place)
-    levels, heads = len(maps.strides), maps.weights[0].shape[0]
-    aspect = image.shape[0] / image.shape[1]
-    columns = _columns(maps)
-    panel_height = WIDTH / columns * aspect
-    top_height = panel_height + 1.1
-    level_height = 3 * WIDTH / (heads + 1) * aspect + 0.75
+    row = _row(inspection, query, layer)
+    top_height, levels = _rows_height(image, [row]), len(row.maps.strides)
+    num_heads = len(row.maps.weights[0])
+    level_height = 3 * WIDTH / (num_heads + 1) * image.shape[0] / image.shape[1] + 0.75
     figure = new_figure(top_height + levels * level_height + 0.5)
-    heights = [top_height] + [level_height] * levels
-    parts = figure.subfigures(levels + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
-    found = _found(inspection, query, classes).replace('\n', ', ')
-    parts[0].suptitle(f'{found}: decoder layer {_layer(inspection, layer)}', size=11)
-
-    norm = attention_norm(
-        [frame.density(maps.head_means(weights, 0)) for weights in (maps.unmodulated, maps.weights)]
+    figure.suptitle(
+        f'{_found(inspection, query, classes)}: decoder layer {_layer(inspection, layer)}', size=11
     )
-    rows = _grid(parts[0], 1, columns, panel_height)
-    _draw_query(rows[0], frame, maps, 0, box, _part(frame, [(maps, 0, box)]), norm, titles=True)
-    _color_bars(parts[0], rows[1], norm, maps)
-    for level, part in enumerate(parts[1:]):
-        _draw_heads(part, frame, maps, level, box)
-    _legend(figure, maps)
+    heights = [top_height] + [level_height] * levels
+    top, *parts = figure.subfigures(levels + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_rows(top, image, inspection, [row])
+    frame = ImageFrame(image, inspection, row.maps)
+    for level, part in enumerate(parts):
+        _draw_heads(part, frame, row, level)
+    _legend(figure, row.maps)
     return figure
 
 
@@ -138,7 +115,7 @@ def detections_image(
     queries: Sequence[int],
     dataset_meta: dict,
 ) -> np.ndarray:
-    """The image, enlarged, with boxes, and lines from the centres to those of the heads.
+    """Draw boxes over the enlarged image, and lines from the centres to those of the heads.
 
     Args:
         image: RGB, (height, width, 3).
@@ -162,17 +139,15 @@ def detections_image(
     visualizer.add_datasample(
         'detections', image, DetDataSample(pred_instances=found), draw_gt=False, pred_score_thr=0
     )
-    frame = ImageFrame(image, inspection, maps.strides, maps.cell_place)
-    height, width = image.shape[:2]
+    frame = ImageFrame(image, inspection, maps)
+    # Drawing outside would enlarge the picture.
+    corner = image.shape[1] - 1, image.shape[0] - 1
+    peaks = np.clip(frame.pixels(maps.prior.peaks) * zoom, 0, corner)
     for row, query in enumerate(queries):
-        center = frame.pixels(maps.centers[row]) * zoom
-        for level in range(_num_placements(maps)):
-            prior, stride = maps.priors[level], maps.strides[level]
-            places = frame.cell_pixels(prior.centers[:, row], stride) * zoom
-            for head, place in enumerate(places):
-                # Drawing outside would enlarge the picture.
-                place = np.clip(place, 0, (width - 1, height - 1))
-                x, y = np.stack((center, place), axis=1)
+        center = frame.pixels(maps.prior.centers[row]) * zoom
+        for level in peaks[:, :, row]:
+            for head, peak in enumerate(level):
+                x, y = np.stack((center, peak), axis=1)
                 visualizer.draw_lines(x[None], y[None], colors=_head_color(head))
         visualizer.draw_points(center[None], colors='w', marker='s', sizes=np.array([60]))
         visualizer.draw_texts(
@@ -181,83 +156,17 @@ def detections_image(
     return visualizer.get_image()
 
 
-def _modulated(inspection: Inspection, queries: Sequence[int], layer: int) -> ModulatedMaps:
-    maps = inspection.maps(queries, layer)
+def _row(inspection: Inspection, query: int, layer: int, label: str = '') -> Row:
+    maps = inspection.maps([query], layer)
     assert isinstance(maps, ModulatedMaps)
-    return maps
+    return Row(label, maps, inspection.layer_boxes[layer, query])
 
 
-def _num_placements(maps: ModulatedMaps) -> int:
-    """Levels whose Gaussians are drawn over the image: one, where all have the same."""
-    return 1 if isinstance(maps, BoxTiedMaps) else len(maps.strides)
-
-
-def _columns(maps: ModulatedMaps) -> int:
-    """Panels of a row that :func:`_draw_query` draws."""
-    return _num_placements(maps) + 3 + (len(maps.strides) > 1)
-
-
-def _rows_figure(
-    image: np.ndarray,
-    inspection: Inspection,
-    queries: Sequence[tuple[ModulatedMaps, int, Tensor]],
-    labels: Sequence[str],
-    same_part: bool = False,
-) -> Figure:
-    """A row for every query: maps that have it, its place there, and its predicted box."""
-    first = queries[0][0]
-    # A layer may leave out the finest levels.
-    frames = [ImageFrame(image, inspection, m.strides, m.cell_place) for m, _, _ in queries]
-    columns = max(_columns(maps) for maps, _, _ in queries)
-    height = (WIDTH / columns) * image.shape[0] / image.shape[1] + 0.1
-    figure = new_figure(height * len(queries) + 1.45)
-    rows = _grid(figure, len(queries), columns, height)
-    norm = attention_norm(
-        [
-            frame.density(maps.head_means(weights, row))
-            for frame, (maps, row, _) in zip(frames, queries, strict=True)
-            for weights in (maps.unmodulated, maps.weights)
-        ]
-    )
-    for panels, frame, query, label in zip(rows, frames, queries, labels, strict=False):
-        part = _part(frames[0], queries if same_part else [query])
-        _draw_query(panels, frame, *query, part, norm, titles=panels is rows[0])
-        panels[0].set_ylabel(label, fontsize=8)
-    _color_bars(figure, rows[-1], norm, first)
-    _legend(figure, first)
-    return figure
-
-
-def _part(
-    frame: ImageFrame, queries: Sequence[tuple[ModulatedMaps, int, Tensor]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two corners of the part of the image that the Gaussians are drawn over.
-
-    The whole of it, but for priors tied to boxes: those are as small as the boxes.
-    """
-    size = np.array(frame.image.shape[1::-1])
-    points = []
-    for maps, row, box in queries:
-        if not isinstance(maps, BoxTiedMaps):
-            return np.zeros(2), size
-        prior, stride = maps.priors[0], maps.strides[0]
-        # From a Gaussian's middle to where it is one half.
-        reach = (math.log(2) * prior.beta) ** 0.5 / prior.scales[:, row].abs()
-        for sign in (-1, 1):
-            points.append(frame.cell_pixels(prior.centers[:, row] + sign * reach, stride))
-        points += [box.numpy().reshape(2, 2), frame.pixels(maps.boxes[row].reshape(2, 2))]
-    low, high = (bound(np.concatenate(points), axis=0) for bound in (np.min, np.max))
-    # In the image's proportions and inside of it.
-    sides = size * min(1, 1.1 * float(((high - low) / size).max()))
-    start = np.clip((low + high - sides) / 2, 0, size - sides)
-    return start, start + sides
-
-
-def _grid(figure: Figure | SubFigure, rows: int, columns: int, height: float) -> list[list[Axes]]:
-    """Panels of a height in inches, and a last row that is as high as a colour bar."""
-    return figure.subplots(
-        rows + 1, columns, squeeze=False, height_ratios=[height] * rows + [0.13]
-    ).tolist()
+def _found(
+    inspection: Inspection, query: int, classes: Sequence[str], separator: str = ', '
+) -> str:
+    name, score = classes[inspection.labels[query]], inspection.scores[query]
+    return f'query {query}{separator}{name} {score:.2f}'
 
 
 def _layer(inspection: Inspection, layer: int) -> str:
@@ -265,119 +174,174 @@ def _layer(inspection: Inspection, layer: int) -> str:
     return f'{layer % count} of 0 to {count - 1}'
 
 
-def _found(inspection: Inspection, query: int, classes: Sequence[str]) -> str:
-    name, score = classes[inspection.labels[query]], inspection.scores[query]
-    return f'query {query}\n{name} {score:.2f}'
-
-
 def _head_color(head: int) -> str:
     return f'C{head % 10}'
 
 
-def _draw_query(
+def _num_columns(rows: Sequence[Row]) -> int:
+    """Panels of a row: Gaussians, three maps, and the levels' weights if there are several."""
+    return max(len(r.maps.prior.peaks) + 3 + (len(r.maps.strides) > 1) for r in rows)
+
+
+def _panel_height(image: np.ndarray, rows: Sequence[Row]) -> float:
+    return WIDTH / _num_columns(rows) * image.shape[0] / image.shape[1] + 0.1
+
+
+def _rows_height(image: np.ndarray, rows: Sequence[Row]) -> float:
+    """Inches that :func:`_draw_rows` needs."""
+    return _panel_height(image, rows) * len(rows) + 1.0
+
+
+def _draw_rows(
+    figure: Figure | SubFigure,
+    image: np.ndarray,
+    inspection: Inspection,
+    rows: Sequence[Row],
+    same_part: bool = False,
+) -> None:
+    """Draw rows of panels, their colour scales below and a legend."""
+    # A layer may leave out the finest levels.
+    frames = [ImageFrame(image, inspection, row.maps) for row in rows]
+    maps, columns = rows[0].maps, _num_columns(rows)
+    heights = [_panel_height(image, rows)] * len(rows) + [0.13]
+    panels = figure.subplots(len(rows) + 1, columns, squeeze=False, height_ratios=heights)
+    norm = attention_norm(
+        [
+            frame.density(row.maps.head_means(weights, 0))
+            for frame, row in zip(frames, rows, strict=True)
+            for weights in (row.maps.unmodulated, row.maps.weights)
+        ]
+    )
+    for number, (axes, frame, row) in enumerate(zip(panels, frames, rows, strict=False)):
+        part = _part(frame, rows if same_part else [row])
+        _draw_row(axes, frame, row, part, norm, titles=number == 0)
+        axes[0].set_ylabel(row.label, fontsize=8)
+    for axes in panels[-1]:
+        axes.set_axis_off()
+    grid, first = panels[0, 0].get_gridspec(), len(maps.prior.peaks)
+    unit = f'attention weight per cell of stride {min(maps.strides):g},\nsquare-root colour scale'
+    for place, colors, scale, label in (
+        (slice(first, first + 1), BLUE, GAUSSIAN, 'Gaussian'),
+        (slice(first + 1, first + 3), RED, norm, unit),
+    ):
+        axes = figure.add_subplot(grid[-1, place])
+        color_bar(figure, label, scale, colors, cax=axes, orientation='horizontal')
+
+
+def _draw_row(
     panels: Sequence[Axes],
     frame: ImageFrame,
-    maps: ModulatedMaps,
-    row: int,
-    box: Tensor,
-    part: tuple[np.ndarray, np.ndarray],
+    row: Row,
+    part: np.ndarray,
     norm: Normalize,
     titles: bool,
 ) -> None:
-    """Boxes, centre and Gaussians; means over the heads; weights of the levels."""
-    levels, placements = len(maps.strides), _num_placements(maps)
-    names = ['Gaussians, enlarged' if isinstance(maps, BoxTiedMaps) else 'Gaussians']
+    """Draw a row's boxes, centre and Gaussians, means over the heads, and weights of the levels."""
+    maps, prior = row.maps, row.maps.prior
+    placements = len(prior.peaks)
+    names = ['Gaussians' if prior.boxes is None else 'Gaussians, enlarged']
     if placements > 1:
         names = [f'stride {stride:g}' for stride in maps.strides]
-    for level in range(placements):
-        frame.show_image(panels[level])
-        draw_box(panels[level], box, 'white', linewidth=1.5)
-        if isinstance(maps, BoxTiedMaps):
-            tied = maps.boxes[row] / frame.inspection.scale_factor.repeat(2)
-            draw_box(panels[level], tied, 'black', linestyle='--')
-        _draw_gaussians(panels[level], frame, maps, row, level)
-        (left, top), (right, bottom) = part
-        panels[level].set(xlim=(left, right), ylim=(bottom, top))
+    for level, axes in enumerate(panels[:placements]):
+        show_image(axes, frame.image)
+        draw_box(axes, row.box, 'white', linewidth=1.5)
+        if prior.boxes is not None:
+            tied = frame.pixels(prior.boxes[0].reshape(2, 2))
+            draw_box(axes, tied.flatten(), 'black', linestyle='--')
+        _draw_gaussians(axes, frame, prior, level)
+        axes.set(xlim=part[:, 0], ylim=part[::-1, 1])
     images = panels[placements : placements + 3]
-    shares = maps.level_shares[:, row].mean(0)
-    gaussians = frame.rasters([level[:, row].amax(0) for level in maps.gaussians])
-    prior = np.tensordot(shares, gaussians, axes=1)
-    frame.show_map(images[0], prior, BLUE, GAUSSIAN)
-    for panel, weights in zip(images[1:], (maps.unmodulated, maps.weights), strict=True):
-        frame.show_map(panel, frame.density(maps.head_means(weights, row)), RED, norm)
-    for panel in images:
-        draw_box(panel, box, 'black')
-    names += ['largest Gaussian', 'attention without it', 'attention with it']
-    if levels > 1:
-        _draw_level_shares(panels[-1], shares, maps, row)
+    shares = maps.level_shares[:, 0].mean(0)
+    gaussians = frame.rasters([level[:, 0].amax(0) for level in maps.gaussians])
+    frame.show_map(images[0], np.tensordot(shares, gaussians, axes=1), BLUE, GAUSSIAN)
+    for axes, weights in zip(images[1:], (maps.unmodulated, maps.weights), strict=True):
+        frame.show_map(axes, frame.density(maps.head_means(weights, 0)), RED, norm)
+    for axes in images:
+        draw_box(axes, row.box, 'black')
+    names += ['largest Gaussian', 'attention without prior', 'attention with prior']
+    if len(maps.strides) > 1:
+        _draw_level_shares(panels[-1], maps)
         panels[-1].set_box_aspect(frame.image.shape[0] / frame.image.shape[1])
-        also = '\n(blue: prior alone)' if isinstance(maps, BoxTiedMaps) else ''
-        names.append(f'weight by stride{also}')
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
-    if titles:
-        for panel, name in zip(panels, names, strict=False):
-            panel.set_title(name, fontsize=8)
+        names.append(
+            'weight by stride' + ('\n(blue: prior alone)' if prior.boxes is not None else '')
+        )
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names if titles else [], strict=False):
+        axes.set_title(name, fontsize=8)
 
 
-def _draw_level_shares(axes: Axes, shares: Tensor, maps: ModulatedMaps, row: int) -> None:
-    """Bars of how much of the output each level gives, and would give by the prior alone."""
-    levels = np.arange(len(shares))
-    bars = [(shares, RED(0.6))]
-    if isinstance(maps, BoxTiedMaps):
-        bars.insert(0, (maps.prior_shares[:, row].mean(0), BLUE(0.6)))
-    thickness = 0.8 / len(bars)
-    for number, (values, color) in enumerate(bars):
+def outlines(prior: Gaussians, level: int) -> Tensor:
+    """Where the heads' Gaussians of the first query are one half, (M, points, 2), in pixels."""
+    angles = torch.linspace(0, 2 * math.pi, 100, dtype=prior.scales.dtype)
+    directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+    scales = prior.scales[level, :, 0, None]
+    # The radius r is where a r^2 + b r^4 = log 2.
+    a = (scales[..., :2] * directions).square().sum(-1).clamp(min=1e-12)
+    b = (scales[..., 2:] * directions.prod(-1, keepdim=True)).square().sum(-1)
+    radii = (2 * math.log(2) / (a + (a.square() + 4 * math.log(2) * b).sqrt())).sqrt()
+    return prior.peaks[level, :, 0, None] + radii[..., None] * directions
+
+
+def _part(frame: ImageFrame, rows: Sequence[Row]) -> np.ndarray:
+    """Two corners of the part of the image that the Gaussians are drawn over, (2, 2).
+
+    This is the whole image, unless the priors are tied to boxes: those are as small as the boxes.
+    """
+    size = np.array(frame.image.shape[1::-1])
+    points = []
+    for row in rows:
+        prior = row.maps.prior
+        if prior.boxes is None:
+            return np.stack((0 * size, size))
+        points += [frame.pixels(outlines(prior, 0).flatten(0, 1)), row.box.numpy().reshape(2, 2)]
+        points.append(frame.pixels(prior.boxes[0].reshape(2, 2)))
+    low, high = (bound(np.concatenate(points), axis=0) for bound in (np.min, np.max))
+    # In the image's proportions and inside it.
+    sides = size * min(1, 1.1 * float(((high - low) / size).max()))
+    start = np.clip((low + high - sides) / 2, 0, size - sides)
+    return np.stack((start, start + sides))
+
+
+def _draw_gaussians(axes: Axes, frame: ImageFrame, prior: Gaussians, level: int) -> None:
+    """Draw the query's centre, the heads' centres, and where their Gaussians are one half."""
+    center = frame.pixels(prior.centers[0])
+    peaks = frame.pixels(prior.peaks[level, :, 0])
+    for head, outline in enumerate(frame.pixels(outlines(prior, level))):
+        color = _head_color(head)
+        axes.plot(*outline.T, color=color, linewidth=0.8)
+        axes.plot(*np.stack((center, peaks[head]), axis=1), color=color, linewidth=0.8)
+        axes.plot(
+            *peaks[head], 'o', color=color, markersize=3, markeredgecolor='k', markeredgewidth=0.3
+        )
+    axes.plot(*center, 'P', color='white', markersize=6, markeredgecolor='k', markeredgewidth=0.6)
+
+
+def _draw_level_shares(axes: Axes, maps: ModulatedMaps) -> None:
+    """Draw bars of how much of the output each level gives, and would give by the prior alone."""
+    bars = [(maps.level_shares, RED(0.6))]
+    if maps.prior.boxes is not None:
+        bars.insert(0, (maps.prior_shares, BLUE(0.6)))
+    levels, thickness = np.arange(len(maps.strides)), 0.8 / len(bars)
+    for number, (shares, color) in enumerate(bars):
         place = levels + (number - (len(bars) - 1) / 2) * thickness
-        axes.barh(place, values.numpy(), height=thickness, color=color)
-        for y, value in zip(place, values.tolist(), strict=True):
-            axes.text(min(value, 0.6) + 0.03, y, f'{value:.2f}', va='center', fontsize=7)
-    axes.set(xlim=(0, 1), xticks=[0, 1], ylim=(len(shares) - 0.5, -0.5))
+        values = shares[:, 0].mean(0).tolist()
+        bar = axes.barh(place, values, height=thickness, color=color)
+        axes.bar_label(bar, fmt='%.2f', fontsize=7, padding=2)
+    axes.set(xlim=(0, 1.25), xticks=[0, 1], ylim=(len(levels) - 0.5, -0.5))
     axes.set_yticks(levels, [f'{stride:g}' for stride in maps.strides])
     axes.tick_params(labelsize=7)
 
 
-def _draw_gaussians(
-    axes: Axes, frame: ImageFrame, maps: ModulatedMaps, row: int, level: int
-) -> None:
-    """The query's centre, the heads' centres, and where their Gaussians are one half."""
-    prior, stride = maps.priors[level], maps.strides[level]
-    centers = prior.centers[:, row : row + 1]
-    height, width = maps.gaussians[level].shape[-2:]
-    # A grid of `fine` points a cell: the prior is the same function, in smaller units.
-    fine = math.ceil(200 / max(height, width))
-    units = centers.new_tensor([fine, fine, fine**2])[: prior.scales.size(-1)]
-    values = gaussian_log_prior(
-        centers[None] * fine,
-        prior.scales[None, :, row : row + 1] / units,
-        (height * fine, width * fine),
-        prior.beta,
-    ).exp()[0, :, 0]
-    x = (np.arange(width * fine) / fine + maps.cell_place) * stride / frame.scale_factor[0]
-    y = (np.arange(height * fine) / fine + maps.cell_place) * stride / frame.scale_factor[1]
-    center = frame.pixels(maps.centers[row])
-    for head, value in enumerate(values.unflatten(-1, (height * fine, width * fine)).numpy()):
-        color = _head_color(head)
-        # Contours of a curve that the map does not cross would be a warning.
-        if value.min() < HALF_MAXIMUM < value.max():
-            axes.contour(x, y, value, levels=[HALF_MAXIMUM], colors=[color], linewidths=0.8)
-        place = frame.cell_pixels(centers[head, 0], stride)
-        axes.plot(*zip(center, place, strict=True), color=color, linewidth=0.8)
-        axes.plot(*place, 'o', color=color, markersize=3, markeredgecolor='k', markeredgewidth=0.3)
-    axes.plot(*center, 'P', color='white', markersize=6, markeredgecolor='k', markeredgewidth=0.6)
-
-
-def _draw_heads(
-    figure: SubFigure, frame: ImageFrame, maps: ModulatedMaps, level: int, box: Tensor
-) -> None:
-    """One column a head: its Gaussian on a level, attention without and with it."""
-    frame, heads = frame.of_level(level), maps.weights[level].shape[0]
-    height, width = maps.weights[level].shape[-2:]
+def _draw_heads(figure: SubFigure, frame: ImageFrame, row: Row, level: int) -> None:
+    """Draw one column per head: its Gaussian on a level, attention without and with it."""
+    maps = row.maps
+    heads, _, height, width = maps.weights[level].shape
     weight = ''
     if len(maps.strides) > 1:
         weight = f', weight {maps.level_shares[:, 0, level].mean():.2f}'
     numbers = 'offset from the centre in cells, scales'
-    if isinstance(maps, BoxTiedMaps):
+    if maps.prior.boxes is not None:
         numbers = 'weight of the level by the prior alone'
         if level == 0:
             numbers = f'offset and standard deviation in boxes; {numbers}'
@@ -388,76 +352,52 @@ def _draw_heads(
     )
     rows = figure.subplots(3, heads, squeeze=False)
     norm = attention_norm([maps.unmodulated[level].numpy(), maps.weights[level].numpy()])
-    for head in range(heads):
-        for axes, values, colors, scale in (
-            (rows[0][head], maps.gaussians, BLUE, GAUSSIAN),
-            (rows[1][head], maps.unmodulated, RED, norm),
-            (rows[2][head], maps.weights, RED, norm),
-        ):
-            frame.show_map(axes, frame.rasters([values[level][head, 0]])[0], colors, scale)
-            draw_box(axes, box, 'black', linewidth=0.5)
-        rows[0][head].set_title(f'head {head}', fontsize=8, color=_head_color(head))
-        rows[0][head].set_xlabel(_numbers(maps, level, head), fontsize=7)
-    for axes, name in zip(
-        rows[:, 0], ('Gaussian', 'attention\nwithout it', 'with it'), strict=True
+    for axes, name, values, colors, scale in (
+        (rows[0], 'Gaussian', maps.gaussians, BLUE, GAUSSIAN),
+        (rows[1], 'attention\nwithout prior', maps.unmodulated, RED, norm),
+        (rows[2], 'with prior', maps.weights, RED, norm),
     ):
-        axes.set_ylabel(name, fontsize=8)
+        axes[0].set_ylabel(name, fontsize=8)
+        for head in range(heads):
+            raster = frame.rasters([of_level[head, 0] for of_level in values])[level]
+            frame.show_map(axes[head], raster, colors, scale)
+            draw_box(axes[head], row.box, 'black', linewidth=0.5)
+    for head, axes in enumerate(rows[0]):
+        axes.set_title(f'head {head}', fontsize=8, color=_head_color(head))
+        axes.set_xlabel(_numbers(maps, level, head), fontsize=7)
     for axes, colors, scale in ((rows[:1], BLUE, GAUSSIAN), (rows[1:], RED, norm)):
         color_bar(figure, '', scale, colors, ax=axes, aspect=12 * len(axes))
 
 
 def _numbers(maps: ModulatedMaps, level: int, head: int) -> str:
-    """What a head's prior is on a level, in numbers."""
-    if isinstance(maps, BoxTiedMaps):
-        share = f'{maps.prior_shares[head, 0, level]:.2f}'
-        if level > 0:
-            return share
-        (x, y), deviations = maps.box_offsets[head, 0], maps.box_deviations[head, 0]
-        return f'{x:+.2f} {y:+.2f}\n{deviations[0]:.2f} {deviations[1]:.2f}\n{share}'
-    (x, y), scales = maps.offsets[level][head, 0], maps.priors[level].scales[head, 0]
-    return f'{x:+.1f} {y:+.1f}\n' + ' '.join(f'{s:.1f}' for s in scales.abs())
+    """A head's prior on a level, in numbers."""
+    share, prior = f'{maps.prior_shares[head, 0, level]:.2f}', maps.prior
+    if level >= len(prior.peaks):
+        return share
+    (x, y), widths = prior.offsets[level, head, 0], prior.widths[level, head, 0].abs()
+    if prior.boxes is None:
+        return f'{x:+.1f} {y:+.1f}\n' + ' '.join(f'{width:.1f}' for width in widths)
+    return f'{x:+.2f} {y:+.2f}\n{widths[0]:.2f} {widths[1]:.2f}\n{share}'
 
 
-def _color_bars(
-    figure: Figure | SubFigure, row: Sequence[Axes], norm: Normalize, maps: ModulatedMaps
-) -> None:
-    """Scales below the columns that :func:`_draw_query` fills, in the last row of the grid."""
-    for panel in row:
-        panel.set_axis_off()
-    grid = row[0].get_gridspec()
-    assert grid is not None  # As every one of subplots() has.
-    first, stride = _num_placements(maps), min(maps.strides)
-    for columns, colors, scale, label in (
-        (slice(first, first + 1), BLUE, GAUSSIAN, 'Gaussian'),
-        (
-            slice(first + 1, first + 3),
-            RED,
-            norm,
-            f'attention weight per cell of stride {stride:g},\nsquare-root colour scale',
-        ),
-    ):
-        place = figure.add_subplot(grid[-1, columns])
-        color_bar(figure, label, scale, colors, cax=place, orientation='horizontal')
-
-
-def _legend(figure: Figure, maps: ModulatedMaps) -> None:
-    """What the marks are."""
-    heads = maps.weights[0].shape[0]
-    marks = [
+def _legend(figure: Figure | SubFigure, maps: ModulatedMaps) -> None:
+    """Say what the marks are."""
+    heads = len(maps.weights[0])
+    handles = [
+        Line2D([], [], color='white', marker='P', markeredgecolor='k', linestyle='', label='centre')
+    ]
+    handles += [
         Line2D([], [], color=_head_color(head), marker='o', markersize=4, label=f'head {head}')
         for head in range(heads)
     ]
-    center = Line2D(
-        [], [], color='white', marker='P', markeredgecolor='k', linestyle='', label='centre'
-    )
     title = "query's centre, and where each head's Gaussian peaks (dot) and is one half (line)"
-    if isinstance(maps, BoxTiedMaps):
+    if maps.prior.boxes is not None:
         title = (
             'dashed: the box that the layer looks around; solid: the box that it predicts\n'
             "centre of the first, where each head's Gaussian peaks (dot) and is one half (line)"
         )
     figure.legend(
-        handles=[center, *marks],
+        handles=handles,
         loc='outside lower center',
         ncols=(heads + 1 if heads <= 8 else 9),
         fontsize=7,

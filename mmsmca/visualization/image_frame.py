@@ -1,7 +1,6 @@
-"""An image, and the cells of a detector that looked at it, in one system of coordinates."""
+"""An image and the cells of a detector that looked at it, in one coordinate system."""
 
 import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from torch import Tensor
 
 from .inspection import Inspection
+from .maps import CoAttentionMaps, Levels
 
 
 class ImageFrame:
@@ -18,21 +18,12 @@ class ImageFrame:
     Args:
         image: RGB, (height, width, 3).
         inspection: What the detector did with it.
-        strides: Stride of every level, in pixels of the network's input.
-        cell_place: Where cell 0 of a level lies, in cells. Defaults to 0.
+        maps: Co-attention of a decoder layer, for strides and places of its cells.
     """
 
-    def __init__(
-        self,
-        image: np.ndarray,
-        inspection: Inspection,
-        strides: Sequence[float],
-        cell_place: float = 0.0,
-    ) -> None:
+    def __init__(self, image: np.ndarray, inspection: Inspection, maps: CoAttentionMaps) -> None:
         self.image = image
-        self.inspection = inspection
-        self.strides = strides
-        self.cell_place = cell_place
+        self.strides, self.cell_place = maps.strides, maps.cell_place
         self.input_size = inspection.input_size
         self.scale_factor = inspection.scale_factor.numpy()
 
@@ -41,24 +32,15 @@ class ImageFrame:
         """Area of a cell of the finest level, in squared pixels of the image."""
         return min(self.strides) ** 2 / float(self.scale_factor.prod())
 
-    def of_level(self, level: int) -> 'ImageFrame':
-        """The frame of one level alone."""
-        strides = self.strides[level : level + 1]
-        return ImageFrame(self.image, self.inspection, strides, self.cell_place)
-
     def pixels(self, points: Tensor) -> np.ndarray:
-        """From pixels of the network's input to pixels of the image."""
+        """From pixels of the network's input, (..., 2), to pixels of the image."""
         return points.numpy() / self.scale_factor
 
-    def cell_pixels(self, points: Tensor, stride: float) -> np.ndarray:
-        """From cells of a level to pixels of the image."""
-        return self.pixels((points + self.cell_place) * stride)
-
-    def rasters(self, maps: Sequence[Tensor]) -> np.ndarray:
+    def rasters(self, maps: Levels) -> np.ndarray:
         """Maps of all levels, (H_j, W_j) each, on one raster: (L, rows, columns).
 
-        Cells are squares around their places; the raster's are half as large as the finest ones,
-        so that no cell's edge falls inside of one. Outside of a level's cells it is zero.
+        Cells are squares around their places. The raster's cells are half as large as the finest
+        ones, so that no edge falls inside one. Outside of a level's cells it is zero.
         """
         step = min(self.strides) / 2
         columns, rows = (math.ceil(side / step) for side in self.input_size)
@@ -73,16 +55,16 @@ class ImageFrame:
             raster[: len(y), : len(x)] = level.numpy()[np.ix_(y, x)]
         return rasters
 
-    def density(self, maps: Sequence[Tensor]) -> np.ndarray:
+    def density(self, maps: Levels) -> np.ndarray:
         """Weights of all levels together, per cell of the finest one, (rows, columns)."""
         areas = np.square(self.strides) / min(self.strides) ** 2
         return np.tensordot(1 / areas, self.rasters(maps), axes=1)
 
-    def share_inside(self, maps: Sequence[Tensor], box: Tensor) -> float:
+    def share_inside(self, maps: Levels, box: Tensor) -> float:
         """How much of the weights of all levels lies inside a box, by the areas of the cells.
 
         Args:
-            maps: Weights that sum to 1 over all levels, (H_j, W_j) a level.
+            maps: Weights that sum to 1 over all levels, (H_j, W_j) per level.
             box: (x1, y1, x2, y2) in pixels of the image.
         """
         share = 0.0
@@ -96,31 +78,24 @@ class ImageFrame:
             share += float(covered[1] @ level.numpy() @ covered[0])
         return share
 
-    def show_image(self, axes: Axes, pale: bool = False) -> None:
-        """Draw the image, enlarged smoothly, in pale grey to put a map on it."""
-        height, width = self.image.shape[:2]
-        image = self.image
-        if pale:
-            grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
-            low, high = np.percentile(grey, (1, 99))
-            grey = np.clip((grey - low) / max(high - low, 1), 0, 1)
-            image = np.repeat((165 + 80 * grey)[..., None], 3, axis=-1).astype(np.uint8)
-        axes.imshow(image, extent=(0, width, height, 0), interpolation='bicubic')
-        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-
     def show_map(
         self, axes: Axes, raster: np.ndarray, colors: ListedColormap, norm: Normalize
     ) -> None:
-        """Draw a raster over the pale image, each cell in one colour."""
-        self.show_image(axes, pale=True)
+        """Draw a raster over the image in pale grey, each cell in one colour."""
+        grey = cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY).astype(float)
+        low, high = np.percentile(grey, (1, 99))
+        grey = 165 + 80 * np.clip((grey - low) / max(high - low, 1), 0, 1)
+        show_image(axes, np.repeat(grey[..., None], 3, axis=-1).astype(np.uint8))
         rows, columns = raster.shape
         step = min(self.strides) / 2 / self.scale_factor
-        axes.imshow(
-            raster,
-            cmap=colors,
-            norm=norm,
-            extent=(0, columns * step[0], rows * step[1], 0),
-            interpolation='nearest',
-        )
-        height, width = self.image.shape[:2]
-        axes.set(xlim=(0, width), ylim=(height, 0))
+        extent = (0, columns * step[0], rows * step[1], 0)
+        limits = axes.get_xlim(), axes.get_ylim()
+        axes.imshow(raster, cmap=colors, norm=norm, extent=extent, interpolation='nearest')
+        axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def show_image(axes: Axes, image: np.ndarray, alpha: float = 1.0) -> None:
+    """Draw an image in its own pixels, enlarged smoothly."""
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation='bicubic', alpha=alpha)
+    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))

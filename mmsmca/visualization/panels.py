@@ -77,18 +77,14 @@ def color_bar(
 
 
 def draw_box(
-    axes: Axes, box: Tensor, color: ColorType, linestyle: str = '-', linewidth: float = 1
+    axes: Axes,
+    box: Tensor | np.ndarray,
+    color: ColorType,
+    linestyle: str = '-',
+    linewidth: float = 1,
 ) -> None:
     """Draw a box (x1, y1, x2, y2) in pixels of the image."""
     x1, y1, x2, y2 = box.tolist()
     axes.add_patch(
-        Rectangle(
-            (x1, y1),
-            x2 - x1,
-            y2 - y1,
-            fill=False,
-            edgecolor=color,
-            linewidth=linewidth,
-            ls=linestyle,
-        )
+        Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=linewidth, ls=linestyle)
     )

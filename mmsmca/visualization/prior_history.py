@@ -1,23 +1,33 @@
-"""How centres, offsets and scales of the spatial priors move while a detector is trained."""
+"""How the spatial priors, and the centres or boxes that they belong to, change over training."""
+
+from typing import Literal
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.typing import ColorType
+from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from mmsmca.models.layers.decoder import SMCADecoderLayer
-
+from .image_frame import show_image
 from .inspection import Inspection
-from .panels import figure_image, new_figure
+from .panels import draw_box, figure_image, new_figure
 
-# Of a statistic over queries and heads: what most of them are between, and the median.
+# A curve is drawn as its median over queries and heads, in a band that has most of them.
 QUANTILES = (0.1, 0.5, 0.9)
 AXES = ('x', 'y', 'xy')
+LINES: tuple[Literal['-', '--', ':', '-.'], ...] = ('-', '--', ':', '-.')
+# Queries whose boxes are kept, and of those, how many are drawn.
+KEPT, DRAWN = 10, 3
+TITLES = {
+    'scale': 'scales |s|',
+    'deviation': 'standard deviations in boxes (x -, y - -)',
+    'offset': 'offsets, in {unit}',
+    'overlap': 'IoU with the predicted box',
+    'weight': 'weights of the levels by the gates',
+}
 
 
 def measure(inspection: Inspection) -> dict[str, Tensor]:
@@ -27,59 +37,64 @@ def measure(inspection: Inspection) -> dict[str, Tensor]:
         inspection: What a detector with a spatial prior did with the image.
 
     Returns:
-        ``centers`` of the queries, (x, y) in [0, 1] of the image, (Q, 2); of the decoder layers and
-        levels the :data:`QUANTILES` over queries and heads of ``scales``, |s|, (layers, levels, 2
-        or 3, quantiles), and of ``offsets``, lengths in cells, (layers, levels, quantiles).
+        Curves by name, each with its :data:`QUANTILES` over queries and heads, (3,):
+        ``layer_0/level_0/scale_x`` and ``.../offset``, in cells; or, of priors tied to boxes,
+        ``layer_0/deviation_x`` and ``.../offset``, in boxes, ``.../overlap``, the IoU of the box
+        that the layer looks around and the predicted one, and ``.../level_0/weight``, the mean of
+        what the gates give to a level if a Gaussian is wide beside its cells, (1,).
+
+        Then ``centers`` of the queries, (Q, 2), or ``boxes`` of the ten queries with the highest
+        scores, best first: those that each layer looks around, then the predicted ones,
+        (layers + 1, 10, 4). Both in [0, 1] of the image.
     """
-    layers = [layer for layer in inspection.layers if isinstance(layer, SMCADecoderLayer)]
-    scales, offsets = [], []
-    for layer in layers:
-        placed = inspection.calls[layer].arguments
-        centers = placed['centers'][0] * placed['image_sizes'][0]
-        priors = inspection.calls[layer.cross_attn].arguments['priors']
-        strides = layer.spatial_prior.strides
-        scales.append(torch.stack([quantiles(prior.scales[0].abs()) for prior in priors]))
-        offsets.append(
-            torch.stack(
-                [
-                    quantiles((prior.centers[0] - centers / stride).norm(dim=-1, keepdim=True))[0]
-                    for prior, stride in zip(priors, strides, strict=True)
-                ]
-            )
-        )
-    centers = inspection.calls[layers[0]].arguments['centers'][0]
-    return dict(
-        centers=centers.cpu(), scales=torch.stack(scales).cpu(), offsets=torch.stack(offsets).cpu()
-    )
+    measured, boxes = {}, []
+    size = torch.tensor(inspection.input_size)
+    num_levels = max(len(layer.spatial_prior.strides) for layer in inspection.layers)
+    predicted = inspection.boxes * (inspection.scale_factor / size).repeat(2).to(inspection.boxes)
+    for number in range(len(inspection.layers)):
+        prior, layer = inspection.gaussians(number), f'layer_{number}'
+        for level, (widths, offsets) in enumerate(zip(prior.widths, prior.offsets, strict=True)):
+            name, width = f'{layer}/level_{level}', 'scale'
+            if prior.boxes is not None:
+                name, width = layer, 'deviation'
+            for axis, values in zip(AXES, widths.abs().unbind(-1), strict=False):
+                measured[f'{name}/{width}_{axis}'] = _quantiles(values)
+            measured[f'{name}/offset'] = _quantiles(offsets.norm(dim=-1))
+        if prior.boxes is None or prior.level_weights is None:
+            measured['centers'] = prior.centers / size
+            continue
+        boxes.append(prior.boxes / size.repeat(2))
+        overlaps = bbox_overlaps(boxes[-1], predicted, is_aligned=True)
+        measured[f'{layer}/overlap'] = _quantiles(overlaps)
+        # A layer may leave out the finest levels.
+        weights = prior.level_weights.flatten(0, 1).mean(0)
+        for level, weight in enumerate(weights, start=num_levels - len(weights)):
+            measured[f'{layer}/level_{level}/weight'] = weight[None]
+    if boxes:
+        best = inspection.best_queries(KEPT)
+        measured['boxes'] = torch.stack([*boxes, predicted])[:, best]
+    return measured
 
 
 def scalars(measured: dict[str, Tensor]) -> dict[str, float]:
-    """Medians of what was measured, by names for a curve each.
+    """Medians of what :func:`measure` returned, by names below ``spatial_prior/``.
 
-    Args:
-        measured: What :func:`measure` returned.
-
-    Returns:
-        ``spatial_prior/layer_0/level_0/scale_x``, ``.../scale_y``, ``.../offset`` and so on, and
-        ``spatial_prior/center_spread``: root mean squared distance of the centres from their mean,
-        in parts of the image's sides.
+    Those of centres are ``center_spread``: their root mean squared distance from their mean, as a
+    fraction of the image's sides.
     """
-    spread = measured['centers'].var(dim=0, correction=0).sum().sqrt()
-    values = {'spatial_prior/center_spread': float(spread)}
-    median = QUANTILES.index(0.5)
-    layers, levels, axes, _ = measured['scales'].shape
-    for layer in range(layers):
-        for level in range(levels):
-            name = f'spatial_prior/layer_{layer}/level_{level}'
-            for axis in range(axes):
-                scale = measured['scales'][layer, level, axis, median]
-                values[f'{name}/scale_{AXES[axis]}'] = float(scale)
-            values[f'{name}/offset'] = float(measured['offsets'][layer, level, median])
+    values = {
+        f'spatial_prior/{name}': float(curve[len(curve) // 2])
+        for name, curve in measured.items()
+        if name.startswith('layer_')
+    }
+    if 'centers' in measured:
+        spread = measured['centers'].var(dim=0, correction=0).sum().sqrt()
+        values['spatial_prior/center_spread'] = float(spread)
     return values
 
 
 def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
-    """Draw the ways of the centres over an image, and curves of scales and offsets.
+    """Draw centres or boxes over an image, and curves of the priors.
 
     Args:
         history: ``iterations``, (T,), and what :func:`measure` returned, stacked: (T, ...).
@@ -88,93 +103,97 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
     Returns:
         The picture, RGB, 900 pixels wide.
     """
+    curves = {name: _parse(name) for name in history if name.startswith('layer_')}
+    panels = list(dict.fromkeys(panel for panel, _, _ in curves.values()))
+    layers = 1 + max(layer for _, layer, _ in curves.values())
+    colors = colormaps['viridis'](np.arange(layers) / layers)
+    figure = new_figure(max(1.1 * len(panels), 3.4))
     iterations = history['iterations'].numpy()
-    _, layers, levels, axes, _ = history['scales'].shape
-    figure, left, right = history_figure(max(2.2 * levels, 3.4), iterations[-1], 0.36)
-    _draw_ways(left.subplots(), history['centers'].numpy(), image)
+    figure.suptitle(f'Spatial priors over training, to iteration {iterations[-1]}', size=11)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(0.38, 0.62))[0]
+    if 'boxes' in history:
+        _draw_boxes(left.subplots(), history['boxes'][-1], image, colors)
+    else:
+        _draw_paths(left.subplots(), history['centers'].numpy(), image)
 
-    panels = right.subplots(levels, 2, squeeze=False, sharex=True)
-    for level, (scales, offsets) in enumerate(panels):
-        for layer in range(layers):
-            color = colormaps['viridis'](layer / layers)
-            for axis in range(axes):
-                values = history['scales'][:, layer, level, axis]
-                draw_quantiles(scales, iterations, values, color, ('-', '--', ':')[axis])
-            draw_quantiles(offsets, iterations, history['offsets'][:, layer, level], color, '-')
-        name = f'level {level}: ' if levels > 1 else ''
-        finish_panel(scales, f'{name}scales |s|')
-        finish_panel(offsets, f'{name}offsets, in cells')
-    for panel in panels[-1]:
-        panel.set_xlabel('iteration', fontsize=7)
-    lines = [
-        Line2D([], [], color=colormaps['viridis'](layer / layers), label=f'layer {layer}')
-        for layer in range(layers)
-    ]
-    lines += [
-        Line2D([], [], color='0.3', linestyle=('-', '--', ':')[axis], label=f's_{AXES[axis]}')
-        for axis in range(axes)
+    grid = right.subplots(len(panels) // 2, 2, squeeze=False, sharex=True)
+    by_panel = dict(zip(panels, grid.flatten(), strict=True))
+    for name, (panel, layer, line) in curves.items():
+        values = history[name].T.numpy()
+        axes, color = by_panel[panel], colors[layer]
+        median = values[len(values) // 2]
+        axes.plot(iterations, median, color=color, linestyle=LINES[line % 4], linewidth=1.2)
+        axes.fill_between(iterations, values[0], values[-1], color=color, alpha=0.12, linewidth=0)
+    unit = 'boxes' if 'boxes' in history else 'cells'
+    for (level, quantity), axes in by_panel.items():
+        prefix = level.replace('_', ' ') + ': ' if level and len(panels) > 2 else ''
+        axes.set_title(prefix + TITLES[quantity].format(unit=unit), fontsize=8)
+        axes.set_ylim(0, 1 if quantity in ('overlap', 'weight') else None)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    for axes in grid[-1]:
+        axes.set_xlabel('iteration', fontsize=7)
+    lines = 1 + max(line for _, _, line in curves.values())
+    labels = [f's_{axis}' for axis in AXES]
+    note = 'lines: median over queries and heads; bands: 10 to 90 %'
+    if 'boxes' in history:
+        labels = [f'level {level}' for level in range(lines)]
+        note += '; weights: mean'
+    handles = [Line2D([], [], color=color, label=f'layer {i}') for i, color in enumerate(colors)]
+    handles += [
+        Line2D([], [], color='0.3', linestyle=LINES[line % 4], label=labels[line])
+        for line in range(lines)
     ]
     right.legend(
-        handles=lines,
+        handles=handles,
         loc='outside lower center',
-        ncols=min(len(lines), 8),
+        ncols=min(len(handles), 6),
         fontsize=7,
-        title='lines: median over queries and heads; bands: 10 to 90 %',
+        title=note,
         title_fontsize=7,
     )
     return figure_image(figure)
 
 
-def history_figure(
-    height: float, iteration: int, left_share: float
-) -> tuple[Figure, SubFigure, SubFigure]:
-    """A figure with a title, a part for the image on its left and one for curves on its right.
-
-    Args:
-        height: In inches.
-        iteration: The last one.
-        left_share: Of the width that the left part has.
-    """
-    figure = new_figure(height)
-    figure.suptitle(f'Spatial priors over training, to iteration {iteration}', size=11)
-    ratios = [left_share, 1 - left_share]
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios)[0]
-    return figure, left, right
+def _quantiles(values: Tensor) -> Tensor:
+    return values.flatten().quantile(values.new_tensor(QUANTILES))
 
 
-def finish_panel(panel: Axes, title: str) -> None:
-    """Title and scale of a panel of curves that begins at zero."""
-    panel.set_title(title, fontsize=8)
-    panel.set_ylim(bottom=0)
-    panel.tick_params(labelsize=7)
-    panel.grid(alpha=0.3)
+def _parse(name: str) -> tuple[tuple[str, str], int, int]:
+    """Panel of a curve (its level, if each has one, and quantity), its layer and its line."""
+    layer, *level, curve = name.split('/')
+    quantity, _, axis = curve.partition('_')
+    number = int(layer.removeprefix('layer_'))
+    if quantity == 'weight':
+        return ('', quantity), number, int(level[0].removeprefix('level_'))
+    return (level[0] if level else '', quantity), number, AXES.index(axis) if axis else 0
 
 
-def quantiles(values: Tensor) -> Tensor:
-    """The :data:`QUANTILES` of (M, Q, n) over heads and queries: (n, quantiles)."""
-    return values.flatten(0, 1).quantile(values.new_tensor(QUANTILES), dim=0).T
-
-
-def _draw_ways(axes: Axes, centers: np.ndarray, image: np.ndarray) -> None:
-    """Where each query's centre has been, (T, Q, 2), light at first, and where it is."""
-    height, width = image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0), interpolation='bicubic', alpha=0.6)
-    ways = centers * (width, height)
-    for way in ways.transpose(1, 0, 2):
-        steps = np.stack((way[:-1], way[1:]), axis=1)
+def _draw_paths(axes: Axes, centers: np.ndarray, image: np.ndarray) -> None:
+    """Draw where each query's centre has been, (T, Q, 2), light at first, and where it is."""
+    show_image(axes, image, alpha=0.6)
+    paths = centers * image.shape[1::-1]
+    for path in paths.transpose(1, 0, 2):
+        steps = np.stack((path[:-1], path[1:]), axis=1)
         colors = colormaps['Greys'](np.linspace(0.2, 0.9, len(steps)))
         axes.add_collection(LineCollection(list(steps), colors=colors, linewidths=0.8))
-    axes.plot(*ways[0].T, 'o', markersize=3, color='white', markeredgecolor='k', label='at first')
-    axes.plot(*ways[-1].T, 'o', markersize=4, color='C3', markeredgecolor='k', label='now')
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    axes.set_title("ways of the queries' centres", fontsize=8)
+    axes.plot(*paths[0].T, 'o', markersize=3, color='white', markeredgecolor='k', label='start')
+    axes.plot(*paths[-1].T, 'o', markersize=4, color='C3', markeredgecolor='k', label='now')
+    axes.set_title("paths of the queries' centres", fontsize=8)
     axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7)
 
 
-def draw_quantiles(
-    axes: Axes, iterations: np.ndarray, values: Tensor, color: ColorType, linestyle: str
-) -> None:
-    """Draw a median and the band around it, (T, quantiles), over the iterations."""
-    low, median, high = values.T.numpy()
-    axes.plot(iterations, median, color=color, linestyle=linestyle, linewidth=1.2)
-    axes.fill_between(iterations, low, high, color=color, alpha=0.12, linewidth=0)
+def _draw_boxes(axes: Axes, boxes: Tensor, image: np.ndarray, colors: np.ndarray) -> None:
+    """Draw the boxes that the layers look around, and the predicted ones, (layers + 1, Q, 4)."""
+    show_image(axes, image, alpha=0.6)
+    pixels = boxes[:, :DRAWN] * torch.tensor(image.shape[1::-1]).repeat(2)
+    labels = [f'layer {layer} looks around' for layer in range(len(colors))]
+    handles = []
+    for of_layer, color, label in zip(pixels, [*colors, 'C3'], [*labels, 'predicted'], strict=True):
+        handles.append(Line2D([], [], color=color, label=label))
+        for box in of_layer:
+            draw_box(axes, box, color, linewidth=1.5)
+    axes.set_title(f'boxes of the {pixels.size(1)} best queries, now', fontsize=8)
+    axes.legend(
+        handles=handles, loc='upper center', bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7
+    )

@@ -9,22 +9,19 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
-
-from . import box_prior_history, prior_history
+from . import prior_history
 from .inspection import check_spatial_prior, inspect_image, read_image
 
 
 @HOOKS.register_module()
 class SpatialPriorHook(Hook):
-    """Shows on one image how the priors of all queries move over training.
+    """Shows on one image how the priors of all queries change over training.
 
-    Before the first iteration, every ``interval`` iterations and after the last, the detector is
-    run on the image, in evaluation mode, and the runner's visualizer is given the curves and the
-    picture of :mod:`mmsmca.visualization.prior_history` (centres, offsets and scales) or, for
-    SMCA-DINO, :mod:`mmsmca.visualization.box_prior_history` (boxes, and the priors tied to them):
-    local files, TensorBoard or whatever its backends are. Training itself is not changed. The
-    history is part of the checkpoints.
+    Before the first iteration, every ``interval`` iterations and after the last, the hook runs the
+    detector on the image, in evaluation mode, and gives the runner's visualizer the curves and the
+    picture of :mod:`mmsmca.visualization.prior_history`: centres, offsets and scales or, for
+    SMCA-DINO, boxes and the priors tied to them. Training itself is not changed. The history is
+    part of the checkpoints.
 
     Args:
         image: Image file, loaded as the config's test data are.
@@ -56,7 +53,7 @@ class SpatialPriorHook(Hook):
         checkpoint['spatial_prior_history'] = self.history
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Go on with the history of the training that is resumed."""
+        """Resume the history with the training."""
         if runner._resume:
             self.history = checkpoint.get('spatial_prior_history', {})
 
@@ -70,14 +67,14 @@ class SpatialPriorHook(Hook):
         inspection = inspect_image(model, self.pipeline, self.image)
         for module, training in modes.items():
             module.training = training
-        tied = isinstance(inspection.layers[0], SMCADINODecoderLayer)
-        history = box_prior_history if tied else prior_history
-        measured = history.measure(inspection)
+        measured = prior_history.measure(inspection)
         new = dict(measured, iterations=torch.tensor(iteration))
-        for name, value in new.items():
-            before = [self.history[name]] if self.history else []
-            new[name] = torch.cat([*before, value[None]])
-        self.history = new
-        picture = history.history_image(self.history, read_image(self.image))
-        runner.visualizer.add_scalars(history.scalars(measured), step=iteration)
+        # That of a resumed training with other curves cannot be continued.
+        past = self.history if self.history.keys() == new.keys() else {}
+        self.history = {
+            name: torch.cat([*([past[name]] if past else []), value[None]])
+            for name, value in new.items()
+        }
+        picture = prior_history.history_image(self.history, read_image(self.image))
+        runner.visualizer.add_scalars(prior_history.scalars(measured), step=iteration)
         runner.visualizer.add_image('spatial_prior', picture, step=iteration)

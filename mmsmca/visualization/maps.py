@@ -1,0 +1,267 @@
+"""Where queries look in one decoder layer: Gaussians of the prior, and attention weights."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet.models.layers import DetrTransformerDecoderLayer
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from torch import Tensor
+
+from mmsmca.models.layers.box_prior import JointPrior
+from mmsmca.models.layers.co_attention import CoAttention
+from mmsmca.models.layers.decoder import SMCADecoderLayer
+from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
+from mmsmca.models.layers.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.fused_attention import masked_softmax
+from mmsmca.models.layers.joint_attention import Cells, joint_log_prior
+from mmsmca.models.layers.joint_co_attention import JointCoAttention
+from mmsmca.models.layers.spatial_prior import LevelPrior
+
+CoAttentionLayer = SMCADecoderLayer | SMCADINODecoderLayer | DetrTransformerDecoderLayer
+Levels = list[Tensor]  # One tensor per level.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussians:
+    """The spatial prior of Q queries, in pixels of the network's input.
+
+    A Gaussian is exp(-(s_x dx)^2 - (s_y dy)^2 - (s_xy dx dy)^2), with d the distance from its peak.
+
+    Attributes:
+        centers: Centres (x, y) of the queries, (Q, 2).
+        boxes: Boxes (x1, y1, x2, y2) that the Gaussians are tied to, (Q, 4), or None.
+        peaks: Centres of the heads' Gaussians, (L, M, Q, 2); boxes tie them on all levels alike,
+            so L is 1 then.
+        scales: s of the formula, (L, M, Q, 2) or (L, M, Q, 3).
+        offsets: Peaks relative to the query's centre, (L, M, Q, 2), in cells, or in boxes.
+        widths: The paper's scales, or, tied to boxes, standard deviations in boxes; in the shape of
+            ``scales``.
+        level_weights: Weights that the gates give to the levels if a Gaussian is wide beside their
+            cells, (M, Q, levels), or None without boxes.
+    """
+
+    centers: Tensor
+    peaks: Tensor
+    scales: Tensor
+    offsets: Tensor
+    widths: Tensor
+    boxes: Tensor | None = None
+    level_weights: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoAttentionMaps:
+    """Where Q queries of an image look, in one decoder layer.
+
+    Attributes:
+        strides: Stride of every level, in pixels of the network's input.
+        cell_place: Where cell 0 of a level lies, in cells. Cell (x, y) lies at pixel
+            (x + cell_place, y + cell_place) * stride.
+        weights: Attention weights, (M, Q, H_j, W_j) per level.
+        level_weights: Factor of every level's result in the output, (M, Q, L).
+    """
+
+    strides: Sequence[float]
+    weights: Levels
+    level_weights: Tensor
+    cell_place: float = 0.0
+
+    @property
+    def level_shares(self) -> Tensor:
+        """Part of the output that every level gives, (M, Q, L)."""
+        return self.level_weights * _level_sums(self.weights)
+
+    def head_means(self, weights: Levels, row: int) -> Levels:
+        """Mean over the heads, as in the layer's output.
+
+        Args:
+            weights: Attention weights of these queries, (M, Q, H_j, W_j) per level.
+            row: Index of the query among the Q.
+
+        Returns:
+            (H_j, W_j) per level.
+        """
+        return [
+            (self.level_weights[:, row, level, None, None] * level_weights[:, row]).mean(0)
+            for level, level_weights in enumerate(weights)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModulatedMaps(CoAttentionMaps):
+    """Co-attention under a spatial prior.
+
+    Attributes:
+        prior: The queries' Gaussians.
+        gaussians: Their values at the cells, (M, Q, H_j, W_j) per level.
+        unmodulated: Attention weights of the same queries and keys without the prior.
+        prior_shares: Part of the attention that every level gets from the prior alone, gates
+            included, (M, Q, L).
+    """
+
+    prior: Gaussians
+    gaussians: Levels
+    unmodulated: Levels
+    prior_shares: Tensor
+
+
+def layer_gaussians(
+    layer: SMCADecoderLayer | SMCADINODecoderLayer, given: dict, attended: dict
+) -> Gaussians:
+    """Gaussians of the queries of an image.
+
+    Args:
+        layer: The decoder layer.
+        given: Arguments of its forward pass, by name.
+        attended: Arguments of its co-attention's forward pass.
+    """
+    strides = layer.spatial_prior.strides
+    size = given['image_sizes'][0]
+    if isinstance(layer, SMCADINODecoderLayer):
+        prior: JointPrior = attended['prior']
+        boxes = bbox_cxcywh_to_xyxy(given['boxes'][0]) * size.repeat(2)
+        centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        peaks = prior.centers * strides[0]
+        scales = prior.precisions.sqrt() / strides[0]
+        cells = 2 * torch.tensor(strides).log().to(prior.gates)
+        return Gaussians(
+            centers=centers.cpu(),
+            boxes=boxes.cpu(),
+            peaks=peaks.cpu(),
+            scales=scales.cpu(),
+            offsets=((peaks - centers) / sides).cpu(),
+            widths=(math.sqrt(0.5) / scales / sides).cpu(),
+            level_weights=(prior.gates[0] - cells).softmax(-1).cpu(),
+        )
+    priors: Sequence[LevelPrior] = attended['priors']
+    centers = given['centers'][0] * size
+    units = [
+        prior.beta**-0.5 / centers.new_tensor([stride, stride, stride**2])[: prior.scales.size(-1)]
+        for prior, stride in zip(priors, strides, strict=True)
+    ]
+    levels = list(zip(priors, strides, units, strict=True))
+    return Gaussians(
+        centers=centers.cpu(),
+        peaks=torch.stack([prior.centers[0] * stride for prior, stride, _ in levels]).cpu(),
+        scales=torch.stack([prior.scales[0] * unit for prior, _, unit in levels]).cpu(),
+        offsets=torch.stack([p.centers[0] - centers / stride for p, stride, _ in levels]).cpu(),
+        widths=torch.stack([prior.scales[0] for prior in priors]).cpu(),
+    )
+
+
+def of_queries(arguments: dict, queries: Sequence[int]) -> dict:
+    """The arguments of a layer's or a co-attention's forward pass, for some queries only."""
+    chosen = dict(arguments)
+    for name in ('query', 'query_pos', 'features', 'centers', 'boxes'):
+        if name in chosen:
+            chosen[name] = chosen[name][:, queries]
+    if 'prior' in chosen:
+        chosen['prior'] = JointPrior(*(part[:, :, queries] for part in chosen['prior']))
+    if 'priors' in chosen:
+        chosen['priors'] = [
+            LevelPrior(prior.centers[:, :, queries], prior.scales[:, :, queries], prior.beta)
+            for prior in chosen['priors']
+        ]
+    return chosen
+
+
+def modulated_maps(
+    layer: SMCADecoderLayer | SMCADINODecoderLayer, given: dict, attended: dict
+) -> ModulatedMaps:
+    """Maps of a layer of SMCA or SMCA-DINO; arguments are those of :func:`layer_gaussians`."""
+    strides = layer.spatial_prior.strides
+    content, log_prior = _logits(layer.cross_attn, attended)
+    heads, queries = content.shape[1:3]
+    level_weights = content.new_ones(heads, queries, len(strides))
+    if isinstance(layer, SMCADINODecoderLayer):
+        cells: Cells = attended['cells']
+        shapes, padding = _level_shapes(cells, len(strides)), cells.padding
+        log_gaussians = log_prior - attended['prior'].gates[..., cells.levels]
+    else:
+        shapes, padding = attended['level_shapes'], attended['memory_mask']
+        log_gaussians, selection = log_prior, layer.cross_attn.scale_selection
+        level_weights = level_weights / len(strides)
+        if selection is not None:
+            level_weights = selection(attended['features'][0]).softmax(-1).expand(heads, -1, -1)
+    sizes = [height * width for height, width in shapes]
+    # Cells that share a softmax: those of all levels in SMCA-DINO, else those of each level.
+    groups = [sum(sizes)] if isinstance(layer, SMCADINODecoderLayer) else sizes
+
+    def levels(values: Tensor) -> Levels:
+        split = zip(values[0].split(sizes, dim=-1), shapes, strict=True)
+        return [level.unflatten(-1, shape).cpu() for level, shape in split]
+
+    def softmax(logits: Tensor) -> Levels:
+        masks = [None] * len(groups) if padding is None else padding.split(groups, dim=1)
+        parts = zip(logits.split(groups, dim=-1), masks, strict=True)
+        return levels(torch.cat([masked_softmax(part, mask) for part, mask in parts], dim=-1))
+
+    level_weights = level_weights.cpu()
+    return ModulatedMaps(
+        strides=strides,
+        cell_place=0.5 if isinstance(layer, SMCADINODecoderLayer) else 0.0,
+        weights=softmax(content + log_prior),
+        level_weights=level_weights,
+        prior=layer_gaussians(layer, given, attended),
+        gaussians=levels(log_gaussians.exp()),
+        unmodulated=softmax(content),
+        prior_shares=level_weights * _level_sums(softmax(log_prior)),
+    )
+
+
+def _logits(attention: CoAttention | JointCoAttention, attended: dict) -> tuple[Tensor, Tensor]:
+    """Logits of the content and of the prior, (1, M, Q, N)."""
+    query, key = (
+        attended['query'] + attended['query_pos'],
+        attended['memory'] + attended['memory_pos'],
+    )
+    if isinstance(attention, JointCoAttention):
+        q = attention._split_heads(attention.query_proj(query))
+        k = attention._split_heads(attention.key_proj(key))
+        prior = joint_log_prior(attended['prior'], attended['cells'])
+    else:
+        q, k = attention.attn.query(query), attention.attn.key(key)
+        prior = torch.cat(
+            [
+                gaussian_log_prior(prior.centers, prior.scales, shape, prior.beta)
+                for prior, shape in zip(attended['priors'], attended['level_shapes'], strict=True)
+            ],
+            dim=-1,
+        )
+    return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), prior
+
+
+def plain_maps(
+    weights: Tensor, grid: tuple[int, int], padded_size: Sequence[int]
+) -> CoAttentionMaps:
+    """Maps of a layer of DETR.
+
+    Args:
+        weights: Attention weights as PyTorch's attention returns them, (M, Q, N).
+        grid: Height and width of the only level, in cells.
+        padded_size: Width and height of the network's input with padding, in pixels.
+    """
+    # A map has at least as many cells as fit: 42, not 41.7, for 1333 pixels at stride 32.
+    stride = 2.0 ** round(math.log2(max(padded_size) / max(grid)))
+    return CoAttentionMaps(
+        strides=(stride,),
+        weights=[weights.unflatten(-1, grid).cpu()],
+        level_weights=weights.new_ones(*weights.shape[:2], 1).cpu(),
+    )
+
+
+def _level_shapes(cells: Cells, num_levels: int) -> list[tuple[int, int]]:
+    """Height and width of every level, in cells."""
+    shapes = []
+    for level in range(num_levels):
+        y = cells.coordinates[cells.levels == level, 1]
+        height = len(y.unique())
+        shapes.append((height, len(y) // height))
+    return shapes
+
+
+def _level_sums(levels: Levels) -> Tensor:
+    """Sum over the cells of every level, (M, Q, L)."""
+    return torch.stack([level.sum(dim=(-2, -1)) for level in levels], dim=-1)

@@ -1,0 +1,74 @@
+"""The tools draw their pictures, and name what is wrong."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from utils import ROOT
+
+
+def run_tool(monkeypatch, name, *arguments):
+    """Run a tool in this process; its exit code."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+    return tool.main()
+
+
+@pytest.mark.parametrize('name', ['smca', 'multi', 'dino'])
+def test_visualize_attention_writes_its_pictures(name, workplace, monkeypatch, tmp_path, capsys):
+    image = workplace / 'shapes/val/000001.png'
+    files = [workplace / f'{name}.py', workplace / f'{name}.pth', image]
+    assert run_tool(monkeypatch, 'visualize_attention', *files, '--out', tmp_path, '--best', 1) == 0
+    printed = capsys.readouterr().out.split()[-7:]
+    names = ['detections.png']
+    names += [f'{n}.{kind}' for n in ('summary', 'row_1', 'layers_1') for kind in ('png', 'svg')]
+    assert printed == [str(tmp_path / name) for name in names]
+    for path in printed:
+        if path.endswith('.png'):
+            assert imread(path)[..., :3].std() > 0.05  # something is drawn
+        else:
+            assert '</svg>' in Path(path).read_text()
+
+
+def test_compare_attention_writes_its_picture(workplace, monkeypatch, tmp_path):
+    arguments = ['--out', tmp_path / 'both', '--images', annotated_image(workplace)]
+    for name in ('detr', 'smca'):
+        arguments += ['--detector', name, workplace / f'{name}.py', workplace / f'{name}.pth']
+    assert run_tool(monkeypatch, 'compare_attention', *arguments) == 0
+    assert imread(tmp_path / 'both.png')[..., :3].std() > 0.05
+    assert '</svg>' in (tmp_path / 'both.svg').read_text()
+
+
+def annotated_image(workplace):
+    """File name of an image that has an object, whole and not a crowd."""
+    content = json.loads((workplace / 'shapes/annotations/instances_val.json').read_text())
+    ids = {entry['image_id'] for entry in content['annotations'] if not entry['iscrowd']}
+    return next(image['file_name'] for image in content['images'] if image['id'] in ids)
+
+
+@pytest.mark.parametrize(
+    ('config', 'checkpoint', 'image', 'more', 'message'),
+    [
+        ('smca.py', 'gone.pth', '000001.png', [], 'gone.pth does not exist'),
+        ('gone.py', 'smca.pth', '000001.png', [], 'gone.py does not exist'),
+        ('smca.py', 'detr.pth', '000001.png', [], 'detr.pth'),
+        ('smca.py', 'smca.pth', 'gone.png', [], 'gone.png does not exist'),
+        ('smca.py', 'smca.pth', '000001.png', ['--queries', 25], 'query 25 does not exist'),
+        ('smca.py', 'smca.pth', '000001.png', ['--layer', 3], 'layer 3 does not exist'),
+        ('detr.py', 'detr.pth', '000001.png', [], 'no spatial prior'),
+    ],
+)
+def test_visualize_attention_names_what_is_wrong(
+    config, checkpoint, image, more, message, workplace, monkeypatch, tmp_path, capsys
+):
+    files = [workplace / config, workplace / checkpoint, workplace / 'shapes/val' / image]
+    out = ['--out', tmp_path / 'out', *more]
+    assert run_tool(monkeypatch, 'visualize_attention', *files, *out) == 2
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last_line.startswith('visualize_attention.py: error: ') and message in last_line
+    assert not (tmp_path / 'out').exists()
