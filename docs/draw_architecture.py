@@ -106,7 +106,7 @@ def draw_image_flow() -> Axes:
     pipeline = Box(2.75, 4.85, 'Pipeline', 'load, resize, flip,\npack', THEIRS)
     preprocessor = Box(4.75, 4.85, 'DetDataPreprocessor', 'normalise, pad to the\nlargest', THEIRS)
     backbone = Box(6.65, 4.85, 'ResNet', 'stages 3 to 5', THEIRS, 1.3)
-    neck = Box(8.45, 4.85, 'ChannelMapper', '256 channels, a map\na level', THEIRS)
+    neck = Box(8.45, 4.85, 'ChannelMapper', '256 channels, one map\nper level', THEIRS)
     flatten = Box(
         8.45, 3.7, 'SMCADETR', 'detectors/: flattens levels,\npadding, positions', OURS, 1.7
     )
@@ -123,7 +123,7 @@ def draw_image_flow() -> Axes:
 
     frame(axes, 'A decoder layer', 0.25, 1.8, 9.15, 3.1)
     prior = Box(
-        1.4, 2.35, 'SpatialPrior', 'spatial_prior.py: centre,\noffsets and scales', OURS, 1.8
+        1.4, 2.35, 'SpatialPrior', 'spatial_prior.py: offsets\nand scales', OURS, 1.8
     )
     own = Box(3.75, 2.35, 'SelfAttention', 'self_attention.py:\namong the queries', OURS, 1.7)
     co = Box(6.1, 2.35, 'CoAttention', 'co_attention.py: to the\ncells of every level', OURS, 1.8)
@@ -153,12 +153,12 @@ def draw_study_flow() -> Axes:
     """From configs to a report; a single training is the part in the middle."""
     axes = canvas(5.3)
     bases = Box(1.2, 4.75, 'Config', 'configs/: inherits\nmmdet::, _base_/', FILES)
-    study = Box(1.2, 3.45, 'Study', 'configs/studies/: experi-\nments, seeds, baseline', FILES, 1.7)
+    study = Box(1.2, 3.45, 'Study', 'configs/studies/:\nexperiments, seeds', FILES, 1.7)
     sweep = Box(
         1.2,
         2.0,
         'Sweep',
-        'tools/sweep.py, studies/:\na process a run,\nhere or on Slurm',
+        'tools/sweep.py, studies/:\none process per run,\nlocal or on Slurm',
         OURS,
         1.8,
         0.86,
@@ -168,17 +168,17 @@ def draw_study_flow() -> Axes:
     runner = Box(3.7, 2.0, 'Runner', "MMEngine's; our hooks\nfrom engine/", THEIRS, 1.7)
     work = Box(6.1, 2.0, 'work_dirs/', 'checkpoints, logs,\nrun.json, result.json', FILES, 1.7)
     read = Box(6.1, 3.45, 'Read', 'studies/report/: runs,\nlogs, published AP', OURS, 1.7)
-    costs = Box(6.1, 4.75, 'Costs', 'analysis/: GFLOPs,\nlatency of each model', OURS, 1.7)
+    costs = Box(6.1, 4.75, 'Costs', 'studies/report/: GFLOPs,\nlatency of each model', OURS, 1.7)
     numbers = Box(8.3, 3.45, 'Numbers', 'statistics: means,\ndifferences, paired', OURS, 1.6)
     report = Box(8.3, 2.0, 'Report', 'report.md, .csv, .tex,\n.json and curves', FILES, 1.6)
     single = Box(
-        6.1, 0.95, 'See, convert, export', 'visualization/, checkpoints/,\ndeployment/', OURS, 2.0
+        6.1, 0.95, 'Draw, convert, export', 'visualization/, checkpoints/,\ndeployment/', OURS, 2.0
     )
     join(axes, bases, train)
     join(axes, bases, study)
     join(axes, study, sweep)
     join(axes, train, check)
-    join(axes, check, runner, 'or one line that says why not')
+    join(axes, check, runner, 'or an error in one line')
     join(axes, runner, work)
     join(axes, work, single)
     join(axes, work, read)
