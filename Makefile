@@ -8,7 +8,7 @@
 #                   digits; FULL_STUDY=smca_dino_ablations_shapes: what carries it
 # make gpu          install if needed, time, memory and precision on this machine's GPU, as a page
 # make install      virtual environment with everything in it
-# make lint         ruff, mypy
+# make lint         ruff, mypy, import-linter
 # make docs         the documentation, as a site in build/site
 #
 # STACK=lite (default), onedl or openmmlab chooses the OpenMMLab distributions, each in its own virtual
@@ -77,6 +77,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: install
 	$(BIN)/python -m mkdocs build --strict
