@@ -122,9 +122,7 @@ def draw_image_flow() -> Axes:
         join(axes, right, left)
 
     frame(axes, 'A decoder layer', 0.25, 1.8, 9.15, 3.1)
-    prior = Box(
-        1.4, 2.35, 'SpatialPrior', 'spatial_prior.py: offsets\nand scales', OURS, 1.8
-    )
+    prior = Box(1.4, 2.35, 'SpatialPrior', 'spatial_prior.py: offsets\nand scales', OURS, 1.8)
     own = Box(3.75, 2.35, 'SelfAttention', 'self_attention.py:\namong the queries', OURS, 1.7)
     co = Box(6.1, 2.35, 'CoAttention', 'co_attention.py: to the\ncells of every level', OURS, 1.8)
     ffn = Box(8.2, 2.35, 'FFN', 'mmcv', THEIRS, 1.2)
