@@ -28,8 +28,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmengine.structures import InstanceData
+from utils import build_detector
+
+from mmsmca.checkpoints.names import convert_reference, describe_reference
 
 HERE = Path(__file__).parent / 'data' / 'golden'
+CASES = [
+    *(f'single_scale_{scale}' for scale in ('fixed', 'isotropic', 'independent', 'covariance')),
+    'multi_scale_conv',
+]
+CONFIGS = {
+    'single_scale': 'smca/smca_r50_8xb2-50e_coco.py',
+    'multi_scale_conv': 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
+}
 
 
 def draw(name, shape, salt=''):
@@ -87,3 +102,47 @@ def load(name, folder=HERE):
         state_dict=lambda: {k: draw(k, s, salt) for k, s in meta['shapes'].items()},
         images=lambda: images(meta['sizes'], salt),
     )
+
+
+def build(case, dtype, implementation):
+    """Our model of a golden case: weights through the converter, everything else from a config."""
+    tensors = {name: torch.from_numpy(x) for name, x in case.state_dict().items()}
+    found = describe_reference(tensors)
+    ffn_cfg = dict(feedforward_channels=found['feedforward_channels'])
+    prior_cfg = dict(scale=found['scale'])
+    model = build_detector(
+        CONFIGS[found['architecture']],
+        dict(
+            num_queries=found['num_queries'],
+            encoder=dict(num_layers=found['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
+            decoder=dict(
+                num_layers=found['decoder_layers'],
+                layer_cfg=dict(
+                    ffn_cfg=ffn_cfg,
+                    cross_attn_cfg=dict(implementation=implementation),
+                    spatial_prior_cfg=prior_cfg,
+                ),
+            ),
+            bbox_head=dict(num_classes=found['num_classes']),
+            test_cfg=dict(max_per_img=case.expected['det_scores'].shape[1]),
+        ),
+    ).to(dtype)
+    model.load_state_dict(convert_reference(tensors), strict=True)
+    return model.eval()
+
+
+def data_samples(case, dtype):
+    sizes = case.meta['sizes']
+    padded = tuple(max(size) for size in zip(*sizes, strict=True))
+    samples = []
+    for (height, width), truth in zip(sizes, case.meta['ground_truth'], strict=True):
+        boxes = bbox_cxcywh_to_xyxy(torch.tensor(truth['boxes_cxcywh'], dtype=dtype))
+        boxes = boxes * torch.tensor([width, height, width, height], dtype=dtype)
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width), batch_input_shape=padded, scale_factor=(1.0, 1.0)
+            )
+        )
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor(truth['labels']))
+        samples.append(sample)
+    return samples

@@ -165,7 +165,7 @@ def test_every_block_is_run_or_says_why_not(page):
     for language, comment, code in blocks(page):
         assert language in COMMAND_LANGUAGES + OTHER_LANGUAGES
         if language in COMMAND_LANGUAGES and comment:
-            kind = re.fullmatch(r'not run: \w.+|file: \S+|run by (tests/\w+\.py)', comment)
+            kind = re.fullmatch(r'not run: \w.+|file: \S+|run by (tests/[\w/]+\.py)', comment)
             assert kind, f'{comment}: unknown'
             if kind[1]:
                 test = (ROOT / kind[1]).read_text()

@@ -13,7 +13,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
-from test_preflight import write_data
+from runs import write_data
 from test_sweep import real_study
 from utils import load_config
 

@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from torch import nn
 
 import mmsmca  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 register_all_modules()
+
+FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
 
 
 def load_config(name: str) -> Config:
@@ -25,3 +31,42 @@ def build_detector(name: str, model_options: dict | None = None) -> BaseModel:
     cfg = load_config(name)
     cfg.merge_from_dict(dict(model=model_options or {}))
     return MODELS.build(cfg.model)
+
+
+def sample(size, padded, num_boxes=2, dtype=torch.float32):
+    """A data sample of an image of ``size`` (height, width) in a batch padded to ``padded``."""
+    height, width = size
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    corners = torch.rand(num_boxes, 2, 2, generator=generator, dtype=dtype).sort(dim=1).values
+    boxes = corners.flatten(1) * torch.tensor([width, height, width, height], dtype=dtype)
+    data_sample = DetDataSample(
+        metainfo=dict(
+            img_shape=size, batch_input_shape=padded, ori_shape=size, scale_factor=(1.0, 1.0)
+        )
+    )
+    labels = torch.randint(80, (num_boxes,), generator=generator)
+    data_sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+    return data_sample
+
+
+def batch(*sizes, num_boxes=2, dtype=torch.float32):
+    """Random images of ``sizes``, zero-padded to the largest, and their data samples."""
+    padded = tuple(max(size) for size in zip(*sizes, strict=True))
+    images = torch.zeros(len(sizes), 3, *padded, dtype=dtype)
+    for i, (height, width) in enumerate(sizes):
+        generator = torch.Generator().manual_seed(i)
+        images[i, :, :height, :width] = torch.randn(
+            3, height, width, generator=generator, dtype=dtype
+        )
+    return images, [sample(size, padded, num_boxes, dtype) for size in sizes]
+
+
+def randomise(module):
+    """Set parameters such that everything matters; biases and norms stay near what they were."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return module

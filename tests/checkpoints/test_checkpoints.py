@@ -2,34 +2,26 @@
 
 import argparse
 import copy
-import io
 import pickle
-import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import golden
 import numpy as np
 import pytest
 import torch
+from conversion import TOOL, assert_equal_to_the_bit, convert
+from golden import CASES, build, data_samples
 from mmdet.datasets import CocoDataset
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
-from test_golden import build, data_samples
-from utils import ROOT, build_detector
+from utils import build_detector
 
 from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints import names as checkpoints
 from mmsmca.checkpoints.files import CheckpointError
 from mmsmca.errors import UserError
-
-TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
-CASES = [
-    *(f'single_scale_{scale}' for scale in ('fixed', 'isotropic', 'independent', 'covariance')),
-    'multi_scale_conv',
-]
 
 
 def tensors(name):
@@ -44,23 +36,6 @@ def reference():
 @pytest.fixture(scope='module')
 def ours(reference):
     return checkpoints.convert_reference(reference)
-
-
-def convert(*args):
-    """Run the tool in this process: importing takes longer than converting."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, args)])
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name='__main__')
-    return SimpleNamespace(returncode=stop.value.code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def assert_equal_to_the_bit(actual, expected):
-    assert list(actual) == list(expected)
-    for name, tensor in expected.items():
-        assert actual[name].dtype == tensor.dtype, name
-        assert torch.equal(actual[name], tensor), name
 
 
 def test_every_tensor_is_placed(reference, ours):

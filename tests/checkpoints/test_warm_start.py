@@ -7,11 +7,11 @@ import golden
 import mmengine
 import pytest
 import torch
+from conversion import assert_equal_to_the_bit, convert
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from test_checkpoints import assert_equal_to_the_bit, convert
 from torch import nn
 from utils import ROOT, build_detector, load_config
 

@@ -25,22 +25,20 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from PIL import Image
-from test_preflight import (  # noqa: F401  (fixtures among them)
+from runs import (
     CLASSES,
+    CONFIG,
     Payload,
     assert_names,
-    cfg,
     coco,
     model_state,
-    root,
+    run,
     save_checkpoint,
-    shapes_config,
     shapes_state,
     train_args,
     write_data,
     write_json,
 )
-from test_tools import CONFIG, run
 from utils import ROOT, load_config
 
 from mmsmca.checks.coco_file import read_coco

@@ -1,101 +1,35 @@
 """What cannot work is refused before the first iteration, with key or file and remedy."""
 
-import copy
 import json
 import pickle
 from argparse import Namespace
-from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from runs import (
+    CLASSES,
+    HEAD_WEIGHT,
+    Payload,
+    assert_names,
+    coco,
+    model_state,
+    on_data,
+    save_checkpoint,
+    train_args,
+    write_json,
+)
 from utils import load_config
 
 from mmsmca.checks import coco_file, load_image, preflight
 from mmsmca.checks.load_image import ImageError, LoadImage
 from mmsmca.checks.preflight import check_config
 from mmsmca.errors import ConfigError, DataError
-
-CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
-HEAD_WEIGHT = 'bbox_head.fc_cls.weight'
-
-
-def write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def coco(classes=CLASSES, num_images: int = 3) -> dict:
-    return dict(
-        images=[dict(id=i, file_name=f'{i}.jpg', height=96, width=128) for i in range(num_images)],
-        annotations=[
-            dict(id=i, image_id=i, category_id=1, bbox=[8, 8, 64, 48], area=3072, iscrowd=0)
-            for i in range(num_images)
-        ],
-        categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)],
-    )
-
-
-def write_data(root: Path) -> Path:
-    """Three grey images in each split, below the file names of configs/shapes."""
-    for split in ('train', 'val'):
-        write_json(root / f'annotations/instances_{split}.json', coco())
-        (root / split).mkdir()
-        for i in range(3):
-            cv2.imwrite(str(root / split / f'{i}.jpg'), np.full((96, 128, 3), 40 * i, np.uint8))
-    return root
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_data(tmp_path / 'data')
-
-
-@pytest.fixture(scope='module')
-def shapes_config() -> Config:
-    return load_config('shapes/smca_r18_shapes.py')
-
-
-@pytest.fixture
-def cfg(shapes_config: Config, root: Path) -> Config:
-    """The shapes config on the data in ``root``."""
-    return on_data(shapes_config, root)
-
-
-def on_data(config: Config, root: Path) -> Config:
-    cfg = copy.deepcopy(config)
-    for phase in ('train', 'val', 'test'):
-        cfg[f'{phase}_dataloader'].dataset.data_root = str(root)
-    cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val.json')
-    cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
-    return cfg
-
-
-def model_state(model: ConfigDict) -> dict[str, torch.Tensor]:
-    return MODELS.build(copy.deepcopy(model)).state_dict()
-
-
-@cache
-def shapes_state() -> dict[str, torch.Tensor]:
-    return model_state(load_config('shapes/smca_r18_shapes.py').model)
-
-
-def save_checkpoint(
-    path: Path, classes=CLASSES, rows: int = 6, model: ConfigDict | None = None, **content
-) -> str:
-    """Write a checkpoint of a model, of configs/shapes by default, as training writes it."""
-    state = dict(model_state(model) if model else shapes_state())
-    state[HEAD_WEIGHT] = torch.zeros(rows, state[HEAD_WEIGHT].size(1))
-    state[HEAD_WEIGHT.replace('weight', 'bias')] = torch.zeros(rows)
-    meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(meta=meta, state_dict=state, message_hub={}) | content, path)
-    return str(path)
 
 
 def refusal(kind: type[Exception], cfg: Config, *phases: str) -> str:
@@ -105,11 +39,6 @@ def refusal(kind: type[Exception], cfg: Config, *phases: str) -> str:
     message = str(caught.value)
     assert '\n' not in message
     return message
-
-
-def assert_names(message: str, *parts: object) -> None:
-    for part in parts:
-        assert str(part) in message
 
 
 def test_good_data_and_checkpoint_pass(cfg: Config, tmp_path: Path):
@@ -385,11 +314,6 @@ def test_checkpoint_with_its_log_passes_whatever_was_loaded_before(cfg: Config, 
     check_config(cfg, ('test',))
 
 
-class Payload:
-    def __reduce__(self):
-        return Path.touch, (Path('executed'),)
-
-
 def test_checkpoint_is_not_executed(cfg: Config, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg.load_from = save_checkpoint(tmp_path / 'evil.pth', payload=Payload())
@@ -523,10 +447,6 @@ def test_wrapped_models_name_their_weights_otherwise(cfg: Config, tmp_path: Path
 def test_checkpoints_behind_urls_are_left_alone(cfg: Config, url: str):
     cfg.load_from = url
     check_config(cfg, ('test',))
-
-
-def train_args(config: str, **changes: object) -> Namespace:
-    return Namespace(**dict(config=config, cfg_options=None, resume=None, work_dir=None) | changes)
 
 
 def test_effective_config(cfg: Config, tmp_path: Path, monkeypatch):

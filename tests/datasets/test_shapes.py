@@ -4,7 +4,6 @@ import hashlib
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,12 +12,12 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
+from utils import ROOT
 
 from mmsmca.datasets import generated_set, shapes
 from mmsmca.datasets.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
 from mmsmca.errors import DataError, UserError
 
-ROOT = Path(__file__).parents[1]
 SMALL = {'num_train': 40, 'num_val': 12, 'size': 64, 'max_objects': 4, 'seed': 3}
 
 

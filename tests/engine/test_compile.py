@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.registry import HOOKS
-from test_models import sample
 from torch._dynamo.testing import CompileCounterWithBackend
-from utils import build_detector
+from utils import build_detector, sample
 
 from mmsmca.engine.hooks.compile_hook import PARTS
 

@@ -5,6 +5,7 @@ Started by torchrun, this file is one of two processes that write down losses an
 
 import json
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -18,10 +19,9 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
-from test_models import sample
 from torch import distributed
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
-from utils import ROOT, build_detector, load_config
+from utils import ROOT, build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine.cpu import LauncherError, support
@@ -155,7 +155,8 @@ def fsdp_worker(kind, rank, folder):
 
 def checked(*command):
     command = [str(part) for part in command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT / 'tests'))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

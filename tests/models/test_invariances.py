@@ -12,9 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmdet.registry import MODELS
-from test_models import batch, sample
-from test_multi_scale import randomise
-from utils import load_config
+from utils import batch, load_config, randomise, sample
 
 from mmsmca.models.layers.attention import gaussian_attention
 from mmsmca.models.layers.co_attention import SCALE_SELECTIONS, CoAttention

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.structures import InstanceData
-from utils import ROOT, build_detector, load_config
+from utils import FEW_QUERIES, ROOT, batch, build_detector, load_config, sample
 
 # Parts of a model with 256 channels, by hand.
 ATTENTION = 4 * (256 + 1) * 256
@@ -67,36 +65,7 @@ CONFIGS = {
     'smca/ablation/smca-multi-scale_r50_unshared-ffn_8xb1-50e_coco.py': MULTI_SCALE
     + 4 * 2 * FFN_1024,
 }
-FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
 SMALL = dict(FEW_QUERIES, encoder=dict(num_layers=1))
-
-
-def sample(size, padded, num_boxes=2, dtype=torch.float32):
-    """A data sample of an image of ``size`` (height, width) in a batch padded to ``padded``."""
-    height, width = size
-    generator = torch.Generator().manual_seed(height * 1000 + width)
-    corners = torch.rand(num_boxes, 2, 2, generator=generator, dtype=dtype).sort(dim=1).values
-    boxes = corners.flatten(1) * torch.tensor([width, height, width, height], dtype=dtype)
-    data_sample = DetDataSample(
-        metainfo=dict(
-            img_shape=size, batch_input_shape=padded, ori_shape=size, scale_factor=(1.0, 1.0)
-        )
-    )
-    labels = torch.randint(80, (num_boxes,), generator=generator)
-    data_sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-    return data_sample
-
-
-def batch(*sizes, num_boxes=2, dtype=torch.float32):
-    """Random images of ``sizes``, zero-padded to the largest, and their data samples."""
-    padded = tuple(max(size) for size in zip(*sizes, strict=True))
-    images = torch.zeros(len(sizes), 3, *padded, dtype=dtype)
-    for i, (height, width) in enumerate(sizes):
-        generator = torch.Generator().manual_seed(i)
-        images[i, :, :height, :width] = torch.randn(
-            3, height, width, generator=generator, dtype=dtype
-        )
-    return images, [sample(size, padded, num_boxes, dtype) for size in sizes]
 
 
 def assert_finite(losses):

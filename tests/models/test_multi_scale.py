@@ -7,9 +7,8 @@ import torch
 from mmdet.models.detectors import DeformableDETR
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.registry import MODELS
-from test_models import FEW_QUERIES, batch, sample
 from torch import nn
-from utils import build_detector, load_config
+from utils import FEW_QUERIES, batch, build_detector, load_config, randomise, sample
 
 MULTI_SCALE = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
@@ -31,17 +30,6 @@ ENCODERS = {
     'conv': dict(type='SMCAConvEncoder', num_layers=2, num_levels=3),
     'deformable': dict(type='SMCADeformableEncoder', num_layers=2),
 }
-
-
-def randomise(module):
-    """Set parameters such that everything matters; biases and norms stay near what they were."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            else:
-                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    return module
 
 
 def build_encoder(kind='intra', **options):

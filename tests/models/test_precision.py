@@ -9,8 +9,7 @@ import pytest
 import torch
 from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.config import Config
-from test_models import sample
-from utils import ROOT, build_detector, load_config
+from utils import ROOT, build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine import cpu

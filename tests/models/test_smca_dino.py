@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.hub import get_config
+from utils import ROOT
 
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.folded_attention import split_precision
@@ -24,7 +24,7 @@ from mmsmca.models.layers.joint_attention import (
     place_cells,
 )
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = ROOT / 'configs'
 STRIDES = (8, 16, 32)
 SHAPES = [(8, 10), (4, 5), (2, 3)]
 SIZES = [(80, 64), (53, 41)]

@@ -11,8 +11,7 @@ import torch
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from test_preflight import CLASSES, write_data
-from test_tools import CONFIG
+from runs import CLASSES, CONFIG, write_data
 from utils import ROOT
 
 from mmsmca.launch import mmdet_script, run_tool

@@ -11,25 +11,12 @@ import mmdet
 import pytest
 import torch
 from mmengine.config import Config
-from test_preflight import CLASSES, save_checkpoint, write_data
+from runs import CLASSES, CONFIG, run, save_checkpoint, write_data
 from utils import ROOT
 
 from mmsmca import launch
 from mmsmca.errors import ConfigError
 from mmsmca.launch import run_tool
-
-# Small enough for a second per epoch.
-CONFIG = f"""
-_base_ = '{ROOT / 'configs/shapes/smca_r18_shapes.py'}'
-train_cfg = dict(max_epochs=1, val_interval=1)
-model = dict(
-    num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=1),
-    test_cfg=dict(max_per_img=4))
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
-val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
-test_dataloader = val_dataloader
-work_dir = 'work'
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +27,6 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     Path('config.py').write_text(CONFIG)
     write_data(tmp_path / 'data/shapes')
     return tmp_path
-
-
-def run(monkeypatch, *arguments: str) -> int:
-    """Run a tool in this process."""
-    monkeypatch.setattr(sys, 'argv', [f'{arguments[0]}.py', *arguments[1:]])
-    return run_tool(arguments[0])
 
 
 def start(*command: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,108 @@
+"""Data, checkpoints and configs of small runs, good and bad."""
+
+import copy
+import json
+import sys
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from utils import ROOT, load_config
+
+from mmsmca.launch import run_tool
+
+CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+HEAD_WEIGHT = 'bbox_head.fc_cls.weight'
+# Small enough for a second per epoch.
+CONFIG = f"""
+_base_ = '{ROOT / 'configs/shapes/smca_r18_shapes.py'}'
+train_cfg = dict(max_epochs=1, val_interval=1)
+model = dict(
+    num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=1),
+    test_cfg=dict(max_per_img=4))
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+work_dir = 'work'
+"""
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def coco(classes=CLASSES, num_images: int = 3) -> dict:
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', height=96, width=128) for i in range(num_images)],
+        annotations=[
+            dict(id=i, image_id=i, category_id=1, bbox=[8, 8, 64, 48], area=3072, iscrowd=0)
+            for i in range(num_images)
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)],
+    )
+
+
+def write_data(root: Path) -> Path:
+    """Three grey images in each split, below the file names of configs/shapes."""
+    for split in ('train', 'val'):
+        write_json(root / f'annotations/instances_{split}.json', coco())
+        (root / split).mkdir()
+        for i in range(3):
+            cv2.imwrite(str(root / split / f'{i}.jpg'), np.full((96, 128, 3), 40 * i, np.uint8))
+    return root
+
+
+def on_data(config: Config, root: Path) -> Config:
+    cfg = copy.deepcopy(config)
+    for phase in ('train', 'val', 'test'):
+        cfg[f'{phase}_dataloader'].dataset.data_root = str(root)
+    cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val.json')
+    cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
+    return cfg
+
+
+def model_state(model: ConfigDict) -> dict[str, torch.Tensor]:
+    return MODELS.build(copy.deepcopy(model)).state_dict()
+
+
+@cache
+def shapes_state() -> dict[str, torch.Tensor]:
+    return model_state(load_config('shapes/smca_r18_shapes.py').model)
+
+
+def save_checkpoint(
+    path: Path, classes=CLASSES, rows: int = 6, model: ConfigDict | None = None, **content
+) -> str:
+    """Write a checkpoint of a model, of configs/shapes by default, as training writes it."""
+    state = dict(model_state(model) if model else shapes_state())
+    state[HEAD_WEIGHT] = torch.zeros(rows, state[HEAD_WEIGHT].size(1))
+    state[HEAD_WEIGHT.replace('weight', 'bias')] = torch.zeros(rows)
+    meta = dict(dataset_meta=dict(classes=classes))
+    torch.save(dict(meta=meta, state_dict=state, message_hub={}) | content, path)
+    return str(path)
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path('executed'),)
+
+
+def train_args(config: str, **changes: object) -> Namespace:
+    return Namespace(**dict(config=config, cfg_options=None, resume=None, work_dir=None) | changes)
+
+
+def assert_names(message: str, *parts: object) -> None:
+    for part in parts:
+        assert str(part) in message
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    """Run a tool in this process."""
+    monkeypatch.setattr(sys, 'argv', [f'{arguments[0]}.py', *arguments[1:]])
+    return run_tool(arguments[0])
