@@ -15,12 +15,12 @@ from mmengine.hub import get_config
 from utils import ROOT
 
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
-from mmsmca.models.layers.folded_attention import split_precision
 from mmsmca.models.layers.joint_attention import (
     explicit_joint_attention,
     folded_joint_attention,
     joint_log_prior,
     joint_prior_channels,
+    num_prior_channels,
     place_cells,
 )
 
@@ -135,46 +135,10 @@ def test_gradients(attention):
     assert torch.autograd.gradcheck(attend, leaves, atol=1e-6)
 
 
-def relative_error(out, expected):
-    return ((out.double() - expected).norm() / expected.norm()).item()
-
-
-@pytest.mark.parametrize(('dtype', 'limit'), [(torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
-def test_half_precision_needs_the_splitting(dtype, limit, monkeypatch):
-    """Split, the folded prior is as good as the explicit bias; rounded as it is, it is not."""
-    # As large as an image of 1333 pixels, as narrow as the floor allows.
-    shapes, sizes = [(8, 167), (4, 84), (2, 42)], [(1333, 64), (1333, 64)]
-    cells = place_cells(shapes, STRIDES, torch.tensor(sizes, dtype=torch.float32), None)
-    prior = random_prior(torch.float32)
-    prior = prior._replace(centers=prior.centers * torch.tensor([14.0, 0.6]))
-    num_cells = sum(height * width for height, width in shapes)
-    torch.manual_seed(1)
-    half = [
-        torch.randn(BATCH, HEADS, length, 16).to(dtype)
-        for length in (QUERIES, num_cells, num_cells)
-    ]
-    double = JointPrior(*(x.double() for x in prior))
-    in_double = cells._replace(
-        coordinates=cells.coordinates.double(), origins=cells.origins.double()
-    )
-    expected = explicit_joint_attention(*(x.double() for x in half), double, in_double)
-    error = relative_error(folded_joint_attention(*half, prior, cells), expected)
-    explicit = relative_error(explicit_joint_attention(*half, prior, cells), expected)
-    assert error < limit
-    assert error < 1.5 * explicit + 1e-3
-
-    def first_part_only(x, parts, dtype):
-        first, *rest = split_precision(x, parts, dtype)
-        return [first, *(torch.zeros_like(part) for part in rest)]
-
-    monkeypatch.setattr('mmsmca.models.layers.joint_attention.split_precision', first_part_only)
-    assert relative_error(folded_joint_attention(*half, prior, cells), expected) > 10 * error
-
-
 def test_channels_fit_beside_the_content():
-    """In full precision, two channels an axis and one a level."""
-    query, key = joint_prior_channels(random_prior(), cells_of(), torch.float64)
-    assert query.size(-1) == key.size(-1) == 4 + len(STRIDES)
+    """Two channels per axis, one for both, one per level."""
+    query, key = joint_prior_channels(random_prior(), cells_of())
+    assert query.size(-1) == key.size(-1) == num_prior_channels(len(STRIDES)) == 5 + len(STRIDES)
 
 
 def test_mirrored_map_gives_mirrored_attention():

@@ -2,20 +2,29 @@ r"""Gaussian-modulated attention at the price of plain attention: the prior insi
 
 With :math:`a = s^2 / \beta` the logarithm of the prior is, along one axis,
 
-.. math:: -a (x - c)^2 = (2 a c) x + (-a) x^2 - a c^2
+.. math:: -a (x - c)^2 = (2 a c) x + (-a) x^2 + (-a c^2) 1
 
-The last term is the same for every key of a query, so the softmax drops it. The others are a dot
-product of what belongs to the query, (2 a c, -a), and what belongs to the key, (x, x^2): two more
-channels an axis, and any fused kernel for plain attention computes SMCA, with nothing of size
-Q x H W in memory.
+a dot product of what belongs to the query, (2 a c, -a, -a c^2), and what belongs to the key,
+(x, x^2, 1): two more channels per axis and one for both, and any fused kernel for plain attention
+computes SMCA, with nothing of size Q x H W in memory.
+
+The softmax would drop the last term, which is the same for every key of a query. The arithmetic
+needs it: without it the logits of the cells that matter are of the size of a c^2, thousands on a
+large map, and what float32 rounds off there is multiplied by c^2 again in the gradient of a. For
+the same reason coordinates count from an origin near the query's centre, and half precision is
+computed in float32. The errors are in ``docs/performance.md``.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .fused_attention import fused_attention
+
+# Cells of a side that an origin serves: with s = 6, the summands stay near 10,000.
+REACH = 96
 
 
 def folded_attention(
@@ -33,60 +42,114 @@ def folded_attention(
 
     Arguments and result are those of :func:`.gaussian_attention`; two scales only.
     """
-    channels = query.size(-1)
-    # The kernel divides every product by the root of the channels; beta makes up for it.
-    query_prior, key_prior = prior_channels(
-        centers, scales, grid_size, beta / math.sqrt(channels), query.dtype
+    height, width = grid_size
+    origins = place_origins(centers.new_tensor([[width, height]]), max(grid_size), REACH)
+    channels = prior_channels(
+        centers, scales.square() / beta, cell_coordinates(grid_size, centers), origins
     )
-    images, heads, cells = key.shape[:3]
-    folded_query = torch.cat((query, query_prior), dim=-1)
-    folded_key = torch.cat((key, key_prior.expand(images, heads, cells, -1)), dim=-1)
-    out = fused_attention(
-        folded_query, folded_key, value, key_padding_mask, dropout_p, 1 / math.sqrt(channels)
-    )
+    out = attend_folded(query, key, value, *channels, key_padding_mask, dropout_p)
     if key_padding_mask is None:
         return out
     return out.masked_fill(key_padding_mask.all(dim=1)[:, None, None, None], 0.0)
 
 
+def attend_folded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_prior: Tensor,
+    key_prior: Tensor,
+    key_padding_mask: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """Plain attention with the channels of a prior, in float32 at least.
+
+    In half precision the kernel would round the gradient of the logits, so that it does not sum to
+    zero over a query's keys, and multiply what remains by the squares of the coordinates.
+
+    Args:
+        query: (B, M, Q, k).
+        key: (B, M, N, k).
+        value: (B, M, N, d).
+        query_prior: The prior's channels of the queries, (B, M, Q, P), in float32 at least.
+        key_prior: Those of the keys, (B or 1, 1, N, P).
+        key_padding_mask: True where a key is padding, (B, N), or None.
+        dropout_p: Probability that an attention weight is dropped.
+
+    Returns:
+        Tensor of shape (B, M, Q, d), in the precision of ``value``.
+    """
+    channels = query.size(-1)
+    # Fused kernels want a multiple of eight channels.
+    missing = -(channels + query_prior.size(-1)) % 8
+    query_prior, key_prior = (F.pad(x, (0, missing)) for x in (query_prior, key_prior))
+    # Joined with the prior, queries and keys get its precision. The prior comes first: its summands
+    # are large and their sum is small, to which the content is added.
+    with torch.autocast(query.device.type, enabled=False):
+        scaled = query.to(query_prior.dtype) / math.sqrt(channels)
+        out = fused_attention(
+            torch.cat((query_prior, scaled), dim=-1),
+            torch.cat((key_prior.expand(*key.shape[:3], -1), key), dim=-1),
+            value.to(query_prior.dtype),
+            key_padding_mask,
+            dropout_p,
+            scale=1.0,
+        )
+    return out.to(value.dtype)
+
+
+def place_origins(sizes: Tensor, side: float, reach: float) -> Tensor:
+    """Place the origins that coordinates count from: every centre has one near it.
+
+    Args:
+        sizes: Width and height to be covered, in cells, (B, 2).
+        side: Longest side of all of them, padding included.
+        reach: Cells of a side that an origin serves.
+
+    Returns:
+        Coordinates (x, y) of the origins, whole numbers: n along either axis, (B, n, 2).
+    """
+    count = math.ceil(side / reach)
+    middles = (torch.arange(count, device=sizes.device) + 0.5) / count
+    return (sizes[:, None] * middles[:, None]).floor()
+
+
 def prior_channels(
-    centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float, dtype: torch.dtype
+    centers: Tensor, precisions: Tensor, coordinates: Tensor, origins: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Write the prior as a dot product of a query's and a key's channels.
 
-    Half precision does not hold the summands, which reach hundreds and cancel. There every factor
-    becomes a sum of numbers that are exact in half precision (x is: an integer), and the fused
-    kernel's float32 accumulation adds their products up.
+    Keys have channels for each of the origins, a query for the one that is nearest.
 
     Args:
         centers: Centres (x, y) of the priors in cells, (B, M, Q, 2).
-        scales: Scales of the priors before squaring, (B, M, Q, 2).
-        grid_size: Height and width of the feature map, in cells.
-        beta: Bandwidth of the priors, in squared cells.
-        dtype: Precision of the attention.
+        precisions: The factors a along x and y, in 1 / squared cells, (B, M, Q, 2).
+        coordinates: Those of the keys (x, y), in cells, (N, 2).
+        origins: From :func:`place_origins`, (B or 1, n, 2).
 
     Returns:
-        Channels of the queries, (B, M, Q, P), and of the keys, (H * W, P). Their products sum up
-        to the logarithm of the prior, except for a term that depends on the query alone.
+        Channels of the queries, (B, M, Q, 4 n + 1), and of the keys, (B or 1, 1, N, 4 n + 1). Their
+        products sum up to the logarithm of the prior.
     """
-    height, width = grid_size
-    # Small coordinates keep the summands small: count from the middle of the map.
-    origin = centers.new_tensor([(width - 1) // 2, (height - 1) // 2])
-    x = cell_coordinates(grid_size, centers) - origin
-    a = scales.square() / beta
-    linear, square = 2 * a * (centers - origin), -a
-    if dtype not in (torch.bfloat16, torch.float16):
-        return torch.cat((linear, square), dim=-1), torch.cat((x, x.square()), dim=-1)
-    linear1, linear2, linear3 = split_precision(linear, 3, dtype)
-    square1, square2, square3 = split_precision(square, 3, dtype)
-    high, low = split_precision(x.square(), 2, dtype)
-    x = x.to(dtype)
-    products = [
-        (linear1, x), (linear2, x), (linear3, x),
-        (square1, high), (square2, high), (square3, high), (square1, low), (square2, low),
-    ]  # fmt: skip
-    of_queries, of_keys = zip(*products, strict=True)
-    return torch.cat(of_queries, dim=-1), torch.cat(of_keys, dim=-1)
+    a, offsets = precisions.unsqueeze(-2), centers.unsqueeze(-2) - origins[:, None, None]
+    count = origins.size(1)
+    if count > 1:
+        nearest = offsets.abs().argmin(-2, keepdim=True)
+        a = a * (nearest == torch.arange(count, device=nearest.device)[:, None])
+    constant = -(a * offsets.square()).sum((-2, -1))
+    x = coordinates[:, None] - origins[:, None, None]
+    ones = torch.ones_like(x[..., 0, :1])
+    return (
+        torch.cat(
+            (
+                (2 * a * offsets).flatten(-2),
+                (-a).expand_as(offsets).flatten(-2),
+                constant[..., None],
+            ),
+            dim=-1,
+        ),
+        torch.cat((x.flatten(-2), x.square().flatten(-2), ones), dim=-1),
+    )
 
 
 def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
@@ -106,22 +169,3 @@ def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
         indexing='ij',
     )
     return torch.stack((x.flatten(), y.flatten()), dim=-1)
-
-
-def split_precision(x: Tensor, parts: int, dtype: torch.dtype) -> list[Tensor]:
-    """Write a tensor as a sum of numbers of a lower precision.
-
-    Args:
-        x: Tensor.
-        parts: Number of summands.
-        dtype: Their precision.
-
-    Returns:
-        The summands, the largest first; the gradient is the first one's.
-    """
-    split = []
-    for _ in range(parts):
-        part = x.to(dtype)
-        split.append(part)
-        x = (x - part).detach()
-    return split

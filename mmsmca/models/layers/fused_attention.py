@@ -42,7 +42,7 @@ def fused_attention(
     Returns:
         Tensor of shape (B, M, Q, d).
     """
-    channels = value.size(-1)
+    channels, out_dtype = value.size(-1), value.dtype
     if dropout_p == 0 or not query.is_cpu or attn_mask is not None:
         mask = None if attn_mask is None else ~attn_mask
         if key_padding_mask is not None:
@@ -55,21 +55,18 @@ def fused_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
         )[..., :channels]
     rows = max(1, MAX_WEIGHTS // (query.size(0) * query.size(1) * key.size(2)))
-    if query.size(2) <= rows:
-        return _DropWeights.apply(query * scale, key, value, key_padding_mask, dropout_p)
-    portions = [
-        checkpoint(
-            _DropWeights.apply,
-            portion,
-            key,
-            value,
-            key_padding_mask,
-            dropout_p,
-            use_reentrant=False,
-        )
-        for portion in (query * scale).split(rows, dim=2)
-    ]
-    return torch.cat(portions, dim=2)
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    # As PyTorch's kernels, with logits in float32: half precision rounds those of hundreds.
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
+        arguments = key, value, key_padding_mask, dropout_p
+        if query.size(2) <= rows:
+            return _DropWeights.apply(query, *arguments).to(out_dtype)
+        portions = [
+            checkpoint(_DropWeights.apply, portion, *arguments, use_reentrant=False)
+            for portion in query.split(rows, dim=2)
+        ]
+        return torch.cat(portions, dim=2).to(out_dtype)
 
 
 def masked_softmax(logits: Tensor, key_padding_mask: Tensor | None) -> Tensor:
@@ -111,8 +108,10 @@ class _DropWeights(torch.autograd.Function):
             fill = torch.finfo(weights.dtype).min
             weights.masked_fill_(key_padding_mask[:, None, None, :], fill)
         torch.softmax(weights, -1, out=weights)
-        threshold = round(dropout_p * 2**16)
+        threshold = min(round(dropout_p * 2**16), 2**16 - 1)
         kept = _random_words(weights) >= threshold - 2**15
+        if dropout_p == 1:
+            kept.zero_()
         ctx.share = 1 - threshold / 2**16
         # Products of numbers take less than half the time of PyTorch's functions of booleans.
         out = (kept.to(weights.dtype).mul_(weights) @ value).div_(ctx.share)

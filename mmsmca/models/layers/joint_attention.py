@@ -6,17 +6,16 @@ folded      the prior is part of the dot product: one call of the fused kernel f
             nothing of size Q x N in memory
 ==========  =====================================================================================
 
-In coordinates that all levels share, with one width for all of them and a gate a level,
+In coordinates that all levels share, with one width for all of them and a gate per level,
 
-.. math:: \log G_j(x) = g_j - a (x - c)^2 = (2 a c) x + (-a) x^2 + g_j - a c^2
+.. math:: \log G_j(x) = g_j - a (x - c)^2
 
-along one axis. The last term is the same for every cell, so the softmax drops it; only differences
-of gates matter, so the first level goes without. What is left is a dot product of channels of the
-query, (2 a c, -a) an axis, a gate a level, and of the cell, (x, x^2) and a one for its level. One
-more channel takes padding out: 1 for the query, 0 or a large negative number for the cell.
+along one axis. The Gaussian is folded as SMCA's is (:mod:`.folded_attention`). Only differences of
+gates matter, so the first level goes without, and every other has a channel: the gate for the
+query, a one for the cells of its level. One more channel takes padding out: 1 for the query, 0 or
+a large negative number for the cell.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,11 +24,13 @@ from torch import Tensor
 
 from .box_prior import JointPrior
 from .explicit_attention import biased_attention
-from .folded_attention import cell_coordinates, split_precision
-from .fused_attention import fused_attention
+from .folded_attention import attend_folded, cell_coordinates, place_origins, prior_channels
 
-# Its square takes a cell out of the softmax, and is finite in float16.
-PADDING = 240.0
+# Logit that takes a cell out of the softmax, whatever the prior says.
+PADDING = -1e9
+# Finest cells of a side that an origin serves, 1,536 pixels of stride 8: as a is at most 2 where a
+# box has no area, the summands stay below 20,000.
+REACH = 192
 
 
 class Cells(NamedTuple):
@@ -39,8 +40,8 @@ class Cells(NamedTuple):
         coordinates: Centres (x, y) in finest cells, (N, 2): that of cell i of level j is at
             (i + 0.5) r_j / r_1.
         levels: Number of each cell's level, (N,).
-        origins: An integer point near the middle of each image's content, in finest cells, (B, 2).
-            It depends on nothing but the content: padding does not change a rounding error.
+        origins: What the coordinates of the folded prior count from, in finest cells: the middle
+            of each image's content, or of its parts, (B, n, 2).
         padding: True where a cell is padding, (B, N), or None.
     """
 
@@ -75,7 +76,7 @@ def place_cells(
         torch.full((height * width,), level, device=image_sizes.device)
         for level, (height, width) in enumerate(level_shapes)
     ]
-    origins = (image_sizes / (2 * strides[0])).floor()
+    origins = place_origins(image_sizes / strides[0], max(level_shapes[0]), REACH)
     return Cells(torch.cat(coordinates), torch.cat(levels), origins, padding)
 
 
@@ -131,68 +132,48 @@ def folded_joint_attention(
 
     Arguments and result are those of :func:`explicit_joint_attention`.
     """
-    scale = 1 / math.sqrt(query.size(-1))
-    query_prior, key_prior = joint_prior_channels(prior, cells, query.dtype)
-    # The kernel scales all products.
-    query = torch.cat((query, query_prior / scale), dim=-1)
-    key = torch.cat((key, key_prior.expand(-1, key.size(1), -1, -1)), dim=-1)
-    return fused_attention(query, key, value, None, dropout_p, scale)
+    channels = joint_prior_channels(prior, cells)
+    return attend_folded(query, key, value, *channels, None, dropout_p)
 
 
 def num_prior_channels(num_levels: int) -> int:
-    """Channels that the folded prior takes in full precision: two an axis, one a level.
+    """Channels that the folded prior takes: two per axis, one for both, one per level.
+
+    Images of more than ``REACH`` finest cells take more, which the content does not have to leave.
 
     Args:
         num_levels: Number of levels.
 
     Returns:
-        Number of channels of a head.
+        Number of channels per head.
     """
-    return 4 + num_levels
+    return 5 + num_levels
 
 
-def joint_prior_channels(
-    prior: JointPrior, cells: Cells, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[Tensor, Tensor]:
     """Write priors, gates and padding as a dot product of a query's and a cell's channels.
-
-    In half precision every factor becomes a sum of numbers that are exact there, see
-    :func:`.folded_attention.prior_channels`.
 
     Args:
         prior: Priors of the queries.
         cells: The cells.
-        dtype: Precision of the attention.
 
     Returns:
         Channels of the queries, (B, M, Q, P), and of the cells, (B, 1, N, P). Their products sum up
-        to :func:`joint_log_prior`, except for a term that depends on the query alone.
+        to :func:`joint_log_prior`, less the gate of the first level, where a cell is no padding.
     """
-    x = cells.coordinates - cells.origins[:, None, None]
-    a = prior.precisions
-    linear, square = 2 * a * (prior.centers - cells.origins[:, None, None]), -a
+    of_queries, of_cells = prior_channels(
+        prior.centers, prior.precisions, cells.coordinates, cells.origins
+    )
     gates = prior.gates[..., 1:] - prior.gates[..., :1]
-    of_level = cells.levels[:, None] == torch.arange(1, prior.gates.size(-1), device=x.device)
-    of_level = of_level.to(x.dtype).expand(x.size(0), 1, -1, -1)
-    ones = torch.ones_like(linear[..., :1])
-    padding = x.new_zeros(()).expand(x.size(0), 1, x.size(2), 1)
+    of_level = cells.levels[:, None] == torch.arange(1, prior.gates.size(-1), device=gates.device)
+    of_level = of_level.to(of_cells.dtype).expand(*of_cells.shape[:3], -1)
+    padding = torch.zeros_like(of_cells[..., :1])
     if cells.padding is not None:
-        padding = cells.padding[:, None, :, None] * -PADDING
-    if dtype not in (torch.bfloat16, torch.float16):
-        products = [(linear, x), (square, x.square()), (gates, of_level), (ones * PADDING, padding)]
-    else:
-        linears, squares = split_precision(linear, 3, dtype), split_precision(square, 3, dtype)
-        (x_high, x_low), (high, low) = (split_precision(y, 2, dtype) for y in (x, x.square()))
-        products = [
-            *((part, x_high) for part in linears),
-            (linears[0], x_low),
-            *((part, high) for part in squares),
-            *((part, low) for part in squares[:2]),
-            *((part, of_level) for part in split_precision(gates, 2, dtype)),
-            (ones * PADDING, padding),
-        ]
-    of_queries, of_cells = zip(*products, strict=True)
-    return torch.cat(of_queries, dim=-1).to(dtype), torch.cat(of_cells, dim=-1).to(dtype)
+        padding = cells.padding[:, None, :, None] * PADDING
+    return (
+        torch.cat((of_queries, gates, torch.ones_like(gates[..., :1])), dim=-1),
+        torch.cat((of_cells, of_level, padding), dim=-1),
+    )
 
 
 IMPLEMENTATIONS = {'explicit': explicit_joint_attention, 'folded': folded_joint_attention}
