@@ -136,9 +136,10 @@ def test_gradients(attention):
 
 
 def test_channels_fit_beside_the_content():
-    """Two channels per axis, one for both, one per level."""
+    """Two channels per axis, one for both, one for every level but the first; one for padding."""
     query, key = joint_prior_channels(random_prior(), cells_of())
-    assert query.size(-1) == key.size(-1) == num_prior_channels(len(STRIDES)) == 5 + len(STRIDES)
+    assert query.size(-1) == key.size(-1) == 4 + len(STRIDES)
+    assert num_prior_channels(len(STRIDES)) == 5 + len(STRIDES)
 
 
 def test_mirrored_map_gives_mirrored_attention():

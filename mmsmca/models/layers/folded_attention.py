@@ -23,6 +23,8 @@ from torch import Tensor
 
 from .fused_attention import fused_attention
 
+# Logit that takes a key out of the softmax, whatever the prior says.
+PADDING = -1e9
 # Cells of a side that an origin serves: with s = 6, the summands stay near 10,000.
 REACH = 96
 
@@ -73,12 +75,18 @@ def attend_folded(
         value: (B, M, N, d).
         query_prior: The prior's channels of the queries, (B, M, Q, P), in float32 at least.
         key_prior: Those of the keys, (B or 1, 1, N, P).
-        key_padding_mask: True where a key is padding, (B, N), or None.
+        key_padding_mask: True where a key is padding, (B, N), or None. It takes a channel: 1 for
+            the query, 0 or a large negative number for the key. What an image gets whose keys are
+            all padding is finite, and means nothing.
         dropout_p: Probability that an attention weight is dropped.
 
     Returns:
         Tensor of shape (B, M, Q, d), in the precision of ``value``.
     """
+    if key_padding_mask is not None:
+        query_prior = F.pad(query_prior, (0, 1), value=1.0)
+        padding = (key_padding_mask * PADDING).to(key_prior.dtype)[:, None, :, None]
+        key_prior = torch.cat((key_prior.expand(len(padding), -1, -1, -1), padding), dim=-1)
     channels = query.size(-1)
     # Fused kernels want a multiple of eight channels.
     missing = -(channels + query_prior.size(-1)) % 8
@@ -91,7 +99,7 @@ def attend_folded(
             torch.cat((query_prior, scaled), dim=-1),
             torch.cat((key_prior.expand(*key.shape[:3], -1), key), dim=-1),
             value.to(query_prior.dtype),
-            key_padding_mask,
+            None,
             dropout_p,
             scale=1.0,
         )

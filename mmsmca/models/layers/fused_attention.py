@@ -50,7 +50,8 @@ def fused_attention(
             mask = ~key_padding_mask | key_padding_mask.all(dim=1, keepdim=True)
             mask = mask[:, None, None, :]
         if channels < key.size(-1):  # fused kernels want values as wide as keys
-            value = F.pad(value, (0, key.size(-1) - channels))
+            nothing = value.new_zeros(()).expand(*value.shape[:-1], key.size(-1) - channels)
+            value = torch.cat((value, nothing), dim=-1)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
         )[..., :channels]

@@ -12,8 +12,7 @@ In coordinates that all levels share, with one width for all of them and a gate 
 
 along one axis. The Gaussian is folded as SMCA's is (:mod:`.folded_attention`). Only differences of
 gates matter, so the first level goes without, and every other has a channel: the gate for the
-query, a one for the cells of its level. One more channel takes padding out: 1 for the query, 0 or
-a large negative number for the cell.
+query, a one for the cells of its level.
 """
 
 from collections.abc import Sequence
@@ -26,8 +25,6 @@ from .box_prior import JointPrior
 from .explicit_attention import biased_attention
 from .folded_attention import attend_folded, cell_coordinates, place_origins, prior_channels
 
-# Logit that takes a cell out of the softmax, whatever the prior says.
-PADDING = -1e9
 # Finest cells of a side that an origin serves, 1,536 pixels of stride 8: as a is at most 2 where a
 # box has no area, the summands stay below 20,000.
 REACH = 192
@@ -133,11 +130,11 @@ def folded_joint_attention(
     Arguments and result are those of :func:`explicit_joint_attention`.
     """
     channels = joint_prior_channels(prior, cells)
-    return attend_folded(query, key, value, *channels, None, dropout_p)
+    return attend_folded(query, key, value, *channels, cells.padding, dropout_p)
 
 
 def num_prior_channels(num_levels: int) -> int:
-    """Channels that the folded prior takes: two per axis, one for both, one per level.
+    """Channels that the folded prior takes: two per axis, one for both, gates and padding.
 
     Images of more than ``REACH`` finest cells take more, which the content does not have to leave.
 
@@ -151,7 +148,7 @@ def num_prior_channels(num_levels: int) -> int:
 
 
 def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[Tensor, Tensor]:
-    """Write priors, gates and padding as a dot product of a query's and a cell's channels.
+    """Write priors and gates as a dot product of a query's and a cell's channels.
 
     Args:
         prior: Priors of the queries.
@@ -159,7 +156,7 @@ def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[Tensor, Tenso
 
     Returns:
         Channels of the queries, (B, M, Q, P), and of the cells, (B, 1, N, P). Their products sum up
-        to :func:`joint_log_prior`, less the gate of the first level, where a cell is no padding.
+        to :func:`joint_log_prior`, less the gate of the first level.
     """
     of_queries, of_cells = prior_channels(
         prior.centers, prior.precisions, cells.coordinates, cells.origins
@@ -167,13 +164,7 @@ def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[Tensor, Tenso
     gates = prior.gates[..., 1:] - prior.gates[..., :1]
     of_level = cells.levels[:, None] == torch.arange(1, prior.gates.size(-1), device=gates.device)
     of_level = of_level.to(of_cells.dtype).expand(*of_cells.shape[:3], -1)
-    padding = torch.zeros_like(of_cells[..., :1])
-    if cells.padding is not None:
-        padding = cells.padding[:, None, :, None] * PADDING
-    return (
-        torch.cat((of_queries, gates, torch.ones_like(gates[..., :1])), dim=-1),
-        torch.cat((of_cells, of_level, padding), dim=-1),
-    )
+    return torch.cat((of_queries, gates), dim=-1), torch.cat((of_cells, of_level), dim=-1)
 
 
 IMPLEMENTATIONS = {'explicit': explicit_joint_attention, 'folded': folded_joint_attention}
