@@ -41,7 +41,7 @@ def check_openmmlab() -> None:
 
 
 def import_quietly() -> None:
-    """Import what of MMDetection speaks of packages that nobody asked for.
+    """Import the parts of MMDetection that report missing packages which are not needed.
 
     onedl-mmdetection prints, at every import, that OneDL is missing, warns that faster-coco-eval is
     (:mod:`mmsmca.engine.coco_metric` does without), and logs that a lane detector's operator is.

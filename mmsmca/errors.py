@@ -1,4 +1,4 @@
-"""What only the user can put right, and the one way in which every tool says so."""
+"""Errors that only the user can fix, and how all tools report them."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ P = ParamSpec('P')
 
 
 class UserError(ValueError):
-    """The base of all: a single line that names the key or the file, and the remedy."""
+    """Base class. The message is one line that names the key or the file, and the remedy."""
 
 
 class ConfigError(UserError):
@@ -23,7 +23,7 @@ class DataError(UserError):
 
 
 def command(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Make a tool's ``main`` end with one line, ``tool.py: error: ...``, where it raises UserError.
+    """Let a tool's ``main`` end with one line, ``tool.py: error: ...``, if it raises UserError.
 
     Args:
         main: Runs the tool; returns its exit code, or None for 0.
@@ -45,18 +45,18 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
 
 
 def few(names: Sequence, limit: int = 5) -> str:
-    """The first of some names, and how many there are."""
+    """List the first of some names, and how many there are."""
     shown = ', '.join(map(str, names[:limit]))
     return shown if len(names) <= limit else f'{shown}, ... ({len(names)} in all)'
 
 
 def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """Where two lists of class names differ first."""
+    """Describe where two lists of class names first differ."""
     pairs = enumerate(zip_longest(there, here))
     i, (name, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
     return f'class {i} is {name!r} there and {other!r} here'
 
 
 def one_line(error: Exception) -> str:
-    """Kind and message of an error, without its line breaks and the final stop."""
+    """Kind and message of an error, without line breaks and the final full stop."""
     return ' '.join(f'{type(error).__name__}: {error}'.split()).rstrip('.')

@@ -1,4 +1,4 @@
-"""Files that are complete whenever they are there."""
+"""Files that are complete whenever they exist."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from .errors import UserError
 
-# Ends the name of what is being written. No file of a user's is named so.
+# Ends the name of a file that is being written. No file of a user has such a name.
 PARTIAL = '.mmsmca.partial'
 
 
 def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
-    """Refuse a destination that cannot be written, before there is anything to write.
+    """Refuse a destination that cannot be written, before any work is done.
 
     Args:
         path: File to write.
@@ -21,7 +21,7 @@ def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
             and the tool has no such option.
 
     Raises:
-        UserError: If it is a folder, or exists and must not, or its folder does not.
+        UserError: If it is a folder, exists although it must not, or lies in a missing folder.
     """
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
@@ -37,12 +37,12 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
 
     Args:
         path: Destination, replaced if it exists. Its folder has to be there.
-        sync: Whether the content has to be on the disk before the file is renamed, so that a
-            machine that loses its power leaves the old file or the new one. Defaults to False.
+        sync: Whether the content has to be on the disk before the file is renamed, so that the old
+            or the new file survives a power failure. Defaults to False.
 
     Yields:
-        The path to write to: ``path`` with ``PARTIAL`` appended. It is removed after an exception;
-        a killed process leaves it.
+        The path to write to: ``path`` with ``PARTIAL`` appended. It is removed after an exception,
+        but a killed process leaves it.
     """
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 
 from mmsmca.errors import first_difference
 
-# The classifier of DETR and SMCA, and that of heads with one a decoder layer.
+# The classifier of DETR and SMCA, and of heads with one per decoder layer.
 CLASS_WEIGHTS = ('bbox_head.fc_cls.weight', 'bbox_head.cls_branches.0.weight')
-# What has a row or an entry for every class, in the detectors of the DETR family.
+# Tensors of DETRs that have a row or an entry for every class.
 CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
 
 
 def other_classes(
     checkpoint: dict, head: dict, datasets: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """How the classes of a checkpoint differ from those of a run.
+    """Describe how the classes of a checkpoint differ from those of a run.
 
     Args:
         checkpoint: Its content.

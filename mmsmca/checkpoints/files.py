@@ -1,4 +1,4 @@
-"""Files of tensors: read without executing what they hold, written whole or not at all."""
+"""Files of tensors: reading executes no code, writing is whole or not at all."""
 
 import argparse
 import re
@@ -24,19 +24,19 @@ class CheckpointError(ConfigError):
 
 
 def read(path: str | Path) -> dict:
-    """Read a checkpoint, executing nothing that it holds.
+    """Read a checkpoint without executing code in it.
 
     Args:
         path: A file as ``torch.save`` writes it.
 
     Returns:
-        Its content; where the format allows it, tensors stay on disk until they are used.
+        Its content. If the format allows it, tensors stay on disk until they are used.
 
     Raises:
-        CheckpointError: If there is no such file, or it is no checkpoint, or holds other than data.
+        CheckpointError: If the file is missing, is no checkpoint, or holds more than data.
     """
     _check_file(Path(path))
-    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
+    # Once more: whenever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
     safe_globals.register()
     try:
         # The training scripts of DETR and its kin store their command line beside the weights.
@@ -63,7 +63,7 @@ def read(path: str | Path) -> dict:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, executing nothing that it holds.
+    """Read the tensors of a checkpoint without executing code in it.
 
     Args:
         path: A ``.pth`` file with the tensors under ``model`` (as the code of DETR, Deformable DETR
@@ -74,8 +74,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         Tensors under the names that they have in the file.
 
     Raises:
-        CheckpointError: If the file is of another kind, is refused by :func:`read`, or holds no
-            tensors.
+        CheckpointError: If the file is of another kind, refused by :func:`read`, or has no tensors.
     """
     path = Path(path)
     _check_suffix(path)
@@ -95,13 +94,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_destination(path: str | Path) -> None:
-    """As :func:`mmsmca.files.check_destination`, and the file's kind has to be known.
+    """Check a destination as :func:`mmsmca.files.check_destination` does, and its suffix.
 
     Args:
         path: File to write.
 
     Raises:
-        CheckpointError: If it is of an unknown kind.
+        CheckpointError: If the suffix is unknown.
         UserError: If it exists, or its folder does not.
     """
     _check_suffix(Path(path))

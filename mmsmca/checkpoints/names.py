@@ -1,6 +1,6 @@
-"""Checkpoints of the paper's authors in our names, and ours in theirs.
+"""Conversion of checkpoints between the names of the paper's authors and ours.
 
-Every tensor of the one has its place in the other; :data:`NAMES` is the whole dictionary.
+Every tensor of one has its place in the other; :data:`NAMES` is the whole dictionary.
 """
 
 import re
@@ -13,8 +13,8 @@ from mmsmca.models.layers.spatial_prior import SCALES
 
 from .files import CheckpointError
 
-# Prefixes (reference, ours); N stands for the number of a layer.
-COMMON_NAMES = (
+# Prefixes (reference, ours); N stands for the number of a layer. First those of DETR and its kin.
+DETR_NAMES = (
     ('backbone.0.body.', 'backbone.'),
     ('query_embed.', 'query_embedding.'),
     ('transformer.encoder.layers.N.linear1.', 'encoder.layers.N.ffn.layers.0.0.'),
@@ -22,12 +22,15 @@ COMMON_NAMES = (
     ('transformer.encoder.layers.N.norm1.', 'encoder.layers.N.norms.0.'),
     ('transformer.encoder.layers.N.norm2.', 'encoder.layers.N.norms.1.'),
     ('transformer.decoder.layers.N.self_attn.', 'decoder.layers.N.self_attn.attn.'),
-    ('transformer.decoder.layers.N.multihead_attn.', 'decoder.layers.N.cross_attn.attn.'),
     ('transformer.decoder.layers.N.linear1.', 'decoder.layers.N.ffn.layers.0.0.'),
     ('transformer.decoder.layers.N.linear2.', 'decoder.layers.N.ffn.layers.1.'),
+    ('transformer.decoder.layers.N.norm3.', 'decoder.layers.N.norms.2.'),
+)
+COMMON_NAMES = (
+    *DETR_NAMES,
+    ('transformer.decoder.layers.N.multihead_attn.', 'decoder.layers.N.cross_attn.attn.'),
     ('transformer.decoder.layers.N.norm1.', 'decoder.layers.N.norms.0.'),
     ('transformer.decoder.layers.N.norm2.', 'decoder.layers.N.norms.1.'),
-    ('transformer.decoder.layers.N.norm3.', 'decoder.layers.N.norms.2.'),
     ('transformer.decoder.layers.N.norm4.', 'decoder.layers.N.spatial_prior.norm.'),
     ('transformer.decoder.layers.0.point1.', 'decoder.center_head.'),
     ('transformer.decoder.layers.N.point2.', 'decoder.layers.N.spatial_prior.offsets.'),
@@ -194,7 +197,7 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def coco_rows(tensor: Tensor) -> Tensor:
-    """Rows of a classifier by COCO category id, in the order of MMDetection's classes.
+    """Take the rows of a classifier by COCO category id, in the order of MMDetection's classes.
 
     Args:
         tensor: Weight or bias with at least 91 rows, row k being COCO category id k.

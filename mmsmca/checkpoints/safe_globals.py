@@ -3,7 +3,7 @@
 Since PyTorch 2.6 ``torch.load`` refuses, by default, objects of any class that was not declared
 safe. Besides tensors, a checkpoint of MMEngine holds the history of what was logged: numpy arrays
 and scalars in ``HistoryBuffer``. MMEngine 0.10.7 calls ``torch.load`` with the default, so it can
-neither resume from nor load what it has written itself; onedl-mmengine knows the matter.
+neither resume from nor load its own checkpoints; onedl-mmengine can.
 
 Delete this module once every MMEngine that :mod:`mmsmca.compat` accepts reads its own checkpoints.
 """

@@ -1,7 +1,8 @@
 """Start SMCA from the weights of a DETR, a Deformable DETR, or an SMCA of other classes.
 
-What has the same function in both is carried over. SMCA's own (centres, offsets, scales, scale
-selection) and what means something else there start as the config initialises them.
+Tensors with the same function in both models are carried over. Those of SMCA alone (centres,
+offsets, scales, scale selection) and those with another meaning there start as the config
+initialises them.
 """
 
 import re
@@ -15,30 +16,21 @@ from mmengine.config import Config
 from torch import Tensor
 
 from .files import CheckpointError
-from .names import NAMES, coco_rows, describe_reference, new_name
+from .names import DETR_NAMES, NAMES, coco_rows, describe_reference, new_name
 
-# The names of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's; N stands for
-# the number of a layer. Norm 1 follows the co-attention there, not the self-attention.
+# The names of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's. Norm 1 there
+# follows the co-attention, not the self-attention.
 DEFORMABLE_NAMES = (
-    ('backbone.0.body.', 'backbone.'),
-    ('query_embed.', 'query_embedding.'),
+    *DETR_NAMES,
     ('transformer.level_embed', 'level_embed'),
     ('input_proj.3.0.', 'neck.extra_convs.0.conv.'),
     ('input_proj.3.1.', 'neck.extra_convs.0.gn.'),
     ('input_proj.N.0.', 'neck.convs.N.conv.'),
     ('input_proj.N.1.', 'neck.convs.N.gn.'),
     ('transformer.encoder.layers.N.self_attn.', 'encoder.layers.N.self_attn.'),
-    ('transformer.encoder.layers.N.linear1.', 'encoder.layers.N.ffn.layers.0.0.'),
-    ('transformer.encoder.layers.N.linear2.', 'encoder.layers.N.ffn.layers.1.'),
-    ('transformer.encoder.layers.N.norm1.', 'encoder.layers.N.norms.0.'),
-    ('transformer.encoder.layers.N.norm2.', 'encoder.layers.N.norms.1.'),
-    ('transformer.decoder.layers.N.self_attn.', 'decoder.layers.N.self_attn.attn.'),
     ('transformer.decoder.layers.N.cross_attn.', 'decoder.layers.N.cross_attn.'),
-    ('transformer.decoder.layers.N.linear1.', 'decoder.layers.N.ffn.layers.0.0.'),
-    ('transformer.decoder.layers.N.linear2.', 'decoder.layers.N.ffn.layers.1.'),
     ('transformer.decoder.layers.N.norm2.', 'decoder.layers.N.norms.0.'),
     ('transformer.decoder.layers.N.norm1.', 'decoder.layers.N.norms.1.'),
-    ('transformer.decoder.layers.N.norm3.', 'decoder.layers.N.norms.2.'),
     ('transformer.reference_points.', 'reference_points_fc.'),
     ('class_embed.N.', 'bbox_head.cls_branches.N.'),
     ('bbox_embed.N.layers.0.', 'bbox_head.reg_branches.N.0.'),
@@ -249,35 +241,23 @@ def _part(name: str) -> str:
     return match[0] if match else name.rpartition('.')[0] or name
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shapes by name, by part."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, tensor in tensors.items():
-        shapes.setdefault(_part(name), {})[name] = tuple(tensor.shape)
-    return shapes
-
-
 def _misfits(candidates: Mapping[str, Candidate], model: Mapping[str, Tensor]) -> dict[str, str]:
     """Why a part cannot be carried over, by part."""
-    theirs = _shapes({name: candidate.tensor for name, candidate in candidates.items()})
-    ours = _shapes(model)
-    misfits = {}
-    for part in theirs | ours:
-        if part not in ours:
-            misfits[part] = 'not in this SMCA'
-        elif part not in theirs:
-            misfits[part] = 'not in the source'
-        elif odd := sorted(
-            name
-            for name in theirs[part].keys() ^ ours[part].keys()
-            # Frozen batch norms of the originals do not count batches.
-            if not name.endswith('.num_batches_tracked')
-        ):
-            where = 'there' if odd[0] in theirs[part] else 'here'
-            misfits[part] = f'{part} is built otherwise: {odd[0]} is only {where}'
-        else:
-            for name in theirs[part].keys() & ours[part].keys():
-                there, here = theirs[part][name], ours[part][name]
-                if there != here:
-                    misfits[part] = f'{name} has shape {there} there, {here} here'
+    theirs = {name: tuple(candidate.tensor.shape) for name, candidate in candidates.items()}
+    ours = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    their_parts, our_parts = {*map(_part, theirs)}, {*map(_part, ours)}
+    misfits = dict.fromkeys(their_parts - our_parts, 'not in this SMCA')
+    misfits |= dict.fromkeys(our_parts - their_parts, 'not in the source')
+    # What only one of them has is said first.
+    in_both = theirs.keys() & ours.keys()
+    for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (name in in_both, name)):
+        part = _part(name)
+        # Frozen batch norms of the originals do not count batches.
+        if part in misfits or name.endswith('.num_batches_tracked'):
+            continue
+        if name not in in_both:
+            where = 'there' if name in theirs else 'here'
+            misfits[part] = f'{part} is built otherwise: {name} is only {where}'
+        elif theirs[name] != ours[name]:
+            misfits[part] = f'{name} has shape {theirs[name]} there, {ours[name]} here'
     return misfits

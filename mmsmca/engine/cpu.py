@@ -1,8 +1,8 @@
-"""What MMEngine does on accelerators only, on a CPU: several processes, and mixed precision.
+"""Several processes and mixed precision on a CPU, which MMEngine supports on accelerators only.
 
 ``--launcher pytorch`` calls ``torch.cuda.set_device`` and gives ``DistributedDataParallel`` a GPU
-to run on; ``--amp`` refuses to run. Both serve on a CPU too: processes communicate through gloo,
-and mixed precision is bfloat16. Our tools do so where MMEngine finds no accelerator.
+to run on; ``--amp`` refuses to run. Both work on a CPU too: processes communicate through gloo, and
+mixed precision is bfloat16. Our tools do so if MMEngine finds no accelerator.
 """
 
 from argparse import Namespace
@@ -26,18 +26,18 @@ class LauncherError(UserError):
 
 
 class BFloat16OptimWrapper(OptimWrapper):
-    """MMEngine's ``AmpOptimWrapper`` without an accelerator.
+    """MMEngine's ``AmpOptimWrapper`` for machines without an accelerator.
 
     bfloat16 has the exponents of float32, so gradients do not underflow and no loss is scaled.
 
     Args:
-        dtype: Precision of the matrix products, ``bfloat16``. Defaults to it.
+        dtype: Precision of the matrix products; only ``bfloat16``, which is the default.
         loss_scale: Without effect, kept for configs of ``AmpOptimWrapper``.
-        use_fsdp: Without effect, as it says which loss scaler to take.
+        use_fsdp: Without effect: it selects a loss scaler.
         kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
-        ValueError: If ``dtype`` is another.
+        ValueError: If ``dtype`` is another one.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 
 def support(cfg: Config, args: Namespace) -> None:
-    """Let MMDetection's script run without an accelerator as it would with one; else do nothing.
+    """Let MMDetection's scripts run without an accelerator as with one.
 
-    With a launcher, this process joins its group, and ``args.cfg_options`` tell the model's wrapper
-    that there is no GPU.
+    With a launcher, this process joins its group, and ``args.cfg_options`` tells the model's
+    wrapper that there is no GPU. If there is an accelerator, nothing happens.
 
     Args:
         cfg: The config as it will run.

@@ -1,4 +1,4 @@
-"""MMEngine's FLOPs counter: a detector's, and fused attention, which it would count as nothing."""
+"""FLOPs by MMEngine's counter, including fused attention, which it would count as zero."""
 
 from functools import partial
 from math import prod

@@ -13,8 +13,8 @@ class FSDPOptimWrapper(OptimWrapper):
     """MMEngine's ``OptimWrapper``, clipping by the norm of the whole gradient.
 
     Under ``FSDPStrategy`` a process holds a part of every gradient, or with ``NO_SHARD`` and
-    ``HYBRID_SHARD`` what others hold too. ``OptimWrapper`` would clip each part by its own norm, so
-    that the processes took steps of different lengths; FSDP knows who holds what.
+    ``HYBRID_SHARD`` the same part as others. ``OptimWrapper`` would clip each part by its own norm,
+    and processes would take steps of different lengths. FSDP knows the norm of the whole.
 
     Args:
         clip_grad: ``max_norm``, and ``norm_type``, 2 unless given. Defaults to None: no clipping.

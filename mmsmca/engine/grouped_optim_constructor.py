@@ -9,16 +9,16 @@ from torch import nn
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor with as many parameter groups as there are different settings.
 
-    With a ``paramwise_cfg`` MMEngine makes a group of every single parameter, and PyTorch's fused
-    and foreach optimizers, which take a group at a time, one call of each. The weights come out the
-    same. For any detector::
+    With a ``paramwise_cfg``, MMEngine makes a group of every single parameter, so that PyTorch's
+    fused and foreach optimizers make one call per parameter. The weights are the same. For any
+    detector::
 
         optim_wrapper = dict(
             constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True)
         )
 
-    A checkpoint that was trained without it cannot be resumed with it: the optimizer's state is
-    kept by group.
+    A run that started without this constructor cannot be resumed with it, as checkpoints have the
+    optimizer's state by group.
     """
 
     def add_params(
@@ -28,7 +28,7 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Add a module's parameters to the groups, as MMEngine does, and unite the groups.
+        """Add a module's parameters to the groups, as MMEngine does, and merge equal groups.
 
         Args:
             params: Groups, changed in place.

@@ -1,4 +1,4 @@
-"""How long training steps take here."""
+"""How long training steps take on this machine."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 
 def train_loader(cfg: Config) -> DataLoader:
-    """A config's training data, loaded in this process."""
+    """Build the data loader of a config's training data, which loads in this process."""
     register_all_modules()
     return Runner.build_dataloader(
         dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
@@ -23,7 +23,7 @@ def train_loader(cfg: Config) -> DataLoader:
 
 
 def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) -> list[float]:
-    """Train a config's model on its data for some steps, and forget it.
+    """Train a config's model on its data for some steps, and discard it.
 
     Args:
         cfg: The config; ``init_cfg`` of its model is followed.

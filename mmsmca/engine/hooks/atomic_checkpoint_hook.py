@@ -1,8 +1,8 @@
-"""Checkpoints that are complete whenever they are there, whatever ends the run.
+"""Checkpoints that are complete whenever they exist, however the run ends.
 
-MMEngine writes ``epoch_N.pth`` in place, and before it does so removes the checkpoint that
-``max_keep_ckpts`` no longer has room for, or the best one that is to be replaced. A run that is
-killed meanwhile leaves a truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
+MMEngine writes ``epoch_N.pth`` in place, after removing the checkpoint that exceeds
+``max_keep_ckpts`` or the best one that is to be replaced. A run that is killed meanwhile leaves a
+truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from mmsmca.files import written_whole
 
 @register_backend('AtomicBackend')
 class AtomicBackend(LocalBackend):
-    """The local disk, with files that appear complete and are not removed at once."""
+    """The local disk, where files appear complete and are removed later."""
 
     def __init__(self) -> None:
         self._outdated: list[str] = []
@@ -43,7 +43,7 @@ class AtomicBackend(LocalBackend):
         self._outdated.append(str(filepath))
 
     def remove_outdated(self) -> None:
-        """Remove what :meth:`remove` was called for."""
+        """Remove the files that :meth:`remove` was called for."""
         while self._outdated:
             Path(self._outdated.pop()).unlink(missing_ok=True)
 
@@ -52,15 +52,15 @@ class AtomicBackend(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """``CheckpointHook`` that removes a checkpoint only when its successor is complete.
 
-    Killed at any moment, a run leaves a complete checkpoint, once it has written a first one; and
-    besides, at most one checkpoint too many and one file ``*.partial``.
+    After its first checkpoint, a run that is killed at any moment leaves a complete one, and
+    besides at most one checkpoint too many and one file ``*.partial``.
 
     Args:
-        backend_args: None, or dict(backend='local'): it writes to the local disk. Defaults to None.
+        backend_args: None or dict(backend='local'), the local disk. Defaults to None.
         kwargs: Other arguments of ``CheckpointHook``.
 
     Raises:
-        ConfigError: If ``backend_args`` names another place.
+        ConfigError: If ``backend_args`` names another backend.
     """
 
     def __init__(self, backend_args: dict | None = None, **kwargs) -> None:

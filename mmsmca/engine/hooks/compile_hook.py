@@ -8,8 +8,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-# Between them is Python over the images of a batch, which differs with every batch: masks from the
-# images' sizes, the matching, the detections.
+# Between them, Python loops over the images of a batch: masks from the images' sizes, the matching,
+# the detections.
 PARTS = ('extract_feat', 'forward_encoder', 'forward_decoder')
 
 
@@ -17,8 +17,8 @@ PARTS = ('extract_feat', 'forward_encoder', 'forward_decoder')
 class CompileHook(Hook):
     """Compile backbone and neck, encoder, and decoder of a DETR-like detector.
 
-    MMEngine's option ``compile`` compiles the whole training step, with what is different for every
-    batch, and nothing for inference. This hook does for both::
+    MMEngine's option ``compile`` compiles the whole training step, with everything that differs
+    from batch to batch, and nothing for inference. This hook compiles for both::
 
         custom_hooks = [dict(type='CompileHook')]
 
@@ -26,7 +26,7 @@ class CompileHook(Hook):
     without, and again for batches of a single image.
 
     Args:
-        parts: Which of :data:`PARTS` are compiled. Defaults to all.
+        parts: Which of :data:`PARTS` to compile. Defaults to all.
         options: Arguments of ``torch.compile``. ``dynamic`` defaults to True.
 
     Raises:
@@ -40,7 +40,7 @@ class CompileHook(Hook):
         self.options = {'dynamic': True, **options}
 
     def before_run(self, runner: Runner) -> None:
-        """Compile the parts; that happens when each first runs."""
+        """Mark the parts for compilation, which happens when each first runs."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         for part in self.parts:
             setattr(model, part, torch.compile(getattr(model, part), **self.options))

@@ -1,4 +1,4 @@
-"""What makes the steps of any detector faster on a CPU, and changes no result."""
+"""Faster steps of any detector on a CPU, with unchanged results."""
 
 import ctypes
 import os
@@ -17,22 +17,22 @@ GLIBC_VARIABLES = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_M
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what tensors free, for the tensors to come.
+    """Let this process keep the memory that tensors free, for later tensors.
 
-    glibc gives blocks of more than 32 MiB back to the system at once. The next tensor of that size
-    gets them anew, page by page, each filled with zeros: a fifth of a DETR's training step at
-    800 x 1333 pixels.
+    glibc returns blocks of more than 32 MiB to the system at once. The next tensor of that size
+    gets new pages, each filled with zeros, which takes a fifth of a DETR's training step at 800 x
+    1333 pixels.
 
     Returns:
-        Whether it does: False where the C library is another than glibc, or one of
-        :data:`GLIBC_VARIABLES` is set: then that counts.
+        Whether it does. False if the C library is not glibc, or one of :data:`GLIBC_VARIABLES` is
+        set, which then takes precedence.
     """
     if not sys.platform.startswith('linux') or any(name in os.environ for name in GLIBC_VARIABLES):
         return False
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None:
         return False
-    # Older ones know no threshold above 32 MiB, but going without mmap.
+    # Older versions accept no threshold above 32 MiB, but can do without mmap.
     return bool(
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_MAX, 0))
@@ -41,18 +41,18 @@ def keep_freed_memory() -> bool:
 
 @HOOKS.register_module()
 class CPUSpeedHook(Hook):
-    """The backbone in channels-last layout, and freed memory kept, where there is no accelerator.
+    """Runs the backbone in channels-last layout and keeps freed memory, if there is no accelerator.
 
-    For training and inference of any detector with a convolutional ``backbone``; on a GPU it does
+    For training and inference of any detector with a convolutional ``backbone``. On a GPU it does
     nothing::
 
         custom_hooks = [dict(type='CPUSpeedHook')]
 
-    What it gives is in ``docs/performance.md``.
+    ``docs/performance.md`` says how much it gains.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Change the layout of the backbone's weights, which its maps follow, and the allocator.
+        """Set the layout of the backbone's weights, which its maps follow, and the allocator.
 
         Args:
             runner: Runner of the training, validation or test.

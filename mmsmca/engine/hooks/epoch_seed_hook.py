@@ -25,13 +25,13 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> int:
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seeds Python, NumPy and PyTorch anew before every training epoch, data loading included.
+    """Seeds Python, NumPy and PyTorch before every training epoch, data loading included.
 
-    MMEngine's checkpoints hold no state of the random generators: a resumed run draws dropout and
-    augmentation from the beginning of the seed's stream again. With this hook, and a seed in
-    ``randomness``, it repeats what the uninterrupted run draws, since the order of the images
-    (``DefaultSampler``) and now everything else follow from seed and epoch. For
-    ``EpochBasedTrainLoop`` only: an iteration-based run has one epoch.
+    MMEngine's checkpoints have no state of the random generators: a resumed run draws dropout and
+    augmentation from the start of the seed's stream again. With this hook and a seed in
+    ``randomness``, it draws what the uninterrupted run draws, since everything follows from seed
+    and epoch, as the order of the images (``DefaultSampler``) does. For ``EpochBasedTrainLoop``
+    only: an iteration-based run has one epoch.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -46,8 +46,8 @@ class EpochSeedHook(Hook):
         if runner.train_dataloader.persistent_workers:
             raise ValueError(
                 'EpochSeedHook seeds data loading workers when they start, but '
-                'train_dataloader.persistent_workers=True keeps them over all epochs. Set it to '
-                'False, or take EpochSeedHook out of custom_hooks.'
+                'train_dataloader.persistent_workers=True keeps them for all epochs. Set it to '
+                'False, or remove EpochSeedHook from custom_hooks.'
             )
 
     def before_train_epoch(self, runner: Runner) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning on other classes: everything is loaded but the classifier."""
+"""Fine-tuning on other classes: load everything but the classifier."""
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
@@ -9,14 +9,14 @@ from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 
 @HOOKS.register_module()
 class FreshClassifierHook(Hook):
-    """Leaves out the classifier of a checkpoint in ``load_from`` that has other classes.
+    """Leaves out the classifier of a ``load_from`` checkpoint that has other classes.
 
-    Without it MMEngine leaves it out only where the number of classes differs; rows of other
-    classes are loaded. ``tools/train.py`` adds the hook to a run with ``load_from``.
+    MMEngine alone leaves it out only if the number of classes differs, and otherwise loads rows of
+    other classes. ``tools/train.py`` adds the hook to a run with ``load_from``.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the classifier out of what is loaded, and say so.
+        """Remove the classifier from what is loaded, and log it.
 
         Args:
             runner: Runner of the training, which does not resume.
