@@ -55,11 +55,8 @@ def summary_figure(
         _row(inspection, query, layer, _found(inspection, query, classes, '\n'))
         for query in queries
     ]
-    figure = new_figure(_rows_height(image, rows) + 0.5)
-    figure.suptitle(f'Where the queries look, decoder layer {_layer(inspection, layer)}', size=11)
-    _draw_rows(figure, image, inspection, rows)
-    _legend(figure, rows[0].maps)
-    return figure
+    number = layer % len(inspection.layers)
+    return _rows_figure(image, inspection, rows, f'Where the queries look, decoder layer {number}')
 
 
 def layers_figure(
@@ -72,11 +69,8 @@ def layers_figure(
     rows = [
         _row(inspection, query, layer, f'layer {layer}') for layer in range(len(inspection.layers))
     ]
-    figure = new_figure(_rows_height(image, rows) + 0.5)
-    figure.suptitle(f'{_found(inspection, query, classes)}: layer by layer', size=11)
-    _draw_rows(figure, image, inspection, rows, same_part=True)
-    _legend(figure, rows[0].maps)
-    return figure
+    title = f'{_found(inspection, query, classes)}: layer by layer'
+    return _rows_figure(image, inspection, rows, title, same_part=True)
 
 
 def query_figure(
@@ -91,13 +85,12 @@ def query_figure(
     Arguments and result are those of :func:`summary_figure`, for one query.
     """
     row = _row(inspection, query, layer)
-    top_height, levels = _rows_height(image, [row]), len(row.maps.strides)
+    top_height, levels = _panel_height(image, [row]) + 1, len(row.maps.strides)
     num_heads = len(row.maps.weights[0])
     level_height = 3 * WIDTH / (num_heads + 1) * image.shape[0] / image.shape[1] + 0.75
     figure = new_figure(top_height + levels * level_height + 0.5)
-    figure.suptitle(
-        f'{_found(inspection, query, classes)}: decoder layer {_layer(inspection, layer)}', size=11
-    )
+    number = layer % len(inspection.layers)
+    figure.suptitle(f'{_found(inspection, query, classes)}: decoder layer {number}', size=11)
     heights = [top_height] + [level_height] * levels
     top, *parts = figure.subfigures(levels + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_rows(top, image, inspection, [row])
@@ -169,11 +162,6 @@ def _found(
     return f'query {query}{separator}{name} {score:.2f}'
 
 
-def _layer(inspection: Inspection, layer: int) -> str:
-    count = len(inspection.layers)
-    return f'{layer % count} of 0 to {count - 1}'
-
-
 def _head_color(head: int) -> str:
     return f'C{head % 10}'
 
@@ -187,9 +175,18 @@ def _panel_height(image: np.ndarray, rows: Sequence[Row]) -> float:
     return WIDTH / _num_columns(rows) * image.shape[0] / image.shape[1] + 0.1
 
 
-def _rows_height(image: np.ndarray, rows: Sequence[Row]) -> float:
-    """Inches that :func:`_draw_rows` needs."""
-    return _panel_height(image, rows) * len(rows) + 1.0
+def _rows_figure(
+    image: np.ndarray,
+    inspection: Inspection,
+    rows: Sequence[Row],
+    title: str,
+    same_part: bool = False,
+) -> Figure:
+    figure = new_figure(_panel_height(image, rows) * len(rows) + 1.5)
+    figure.suptitle(title, size=11)
+    _draw_rows(figure, image, inspection, rows, same_part)
+    _legend(figure, rows[0].maps)
+    return figure
 
 
 def _draw_rows(
