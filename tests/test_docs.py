@@ -38,6 +38,8 @@ COMMAND_LANGUAGES = ('shell', 'bash', 'python')
 OTHER_LANGUAGES = ('text', 'json', 'math', 'latex')
 LOADED = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="([^"]*)"')
 START = 'index.md'
+# Pages whose blocks take seconds.
+QUICK = ('configs.md', 'custom_data.md')
 NO_WORKERS = [
     f'{phase}_dataloader.{key}'
     for phase in ('train', 'val', 'test')
@@ -204,11 +206,18 @@ def test_quoted_messages(checkout, monkeypatch):
     assert str(info.value) in PAGES['configs.md']
 
 
-@pytest.mark.parametrize('page', sorted(PAGES.keys() - {START}))
+@pytest.mark.parametrize(
+    'page',
+    [
+        pytest.param(page, marks=[] if page in QUICK else pytest.mark.slow)
+        for page in sorted(PAGES.keys() - {START})
+    ],
+)
 def test_page_runs(page, checkout):
     checkout.run_page(page)
 
 
+@pytest.mark.slow
 def test_site_is_built_without_warnings_and_network(tmp_path):
     command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

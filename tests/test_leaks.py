@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 LEAKS = Path(__file__).with_name('leaks.py')
 
 

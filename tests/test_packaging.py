@@ -67,6 +67,7 @@ def wheel(distributions) -> Path:
     return distributions / f'mmsmca-{__version__}-py3-none-any.whl'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('package', ['mmsmca', DIST_INFO])
 def test_wheel_has_what_mim_needs(wheel, package):
     """openmim looks in the package, onedl-mim 0.5.1 in the folder of the metadata."""
@@ -80,18 +81,21 @@ def test_wheel_has_what_mim_needs(wheel, package):
     assert packed == MIM_FILES
 
 
+@pytest.mark.slow
 def test_wheel_has_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if re.match(r'mmsmca/(?!\.mim/)', name)}
     assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / 'mmsmca').rglob('*.py')}
 
 
+@pytest.mark.slow
 def test_wheel_has_the_licence(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = archive.read(f'{DIST_INFO}/licenses/LICENSE')
     assert packed == (ROOT / 'LICENSE').read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stack', ['lite', 'onedl', 'openmmlab'])
 def test_pins_are_within_the_optional_set(wheel, stack):
     """``make install`` and ``pip install mmsmca[...]`` agree."""
@@ -109,11 +113,13 @@ def test_pins_are_within_the_optional_set(wheel, stack):
         assert allowed[name].contains(pin.version, prereleases=True)
 
 
+@pytest.mark.slow
 def test_sdist_has_the_tests(distributions):
     folder = f'mmsmca-{__version__}'
     with tarfile.open(distributions / f'{folder}.tar.gz') as archive:
         names = set(archive.getnames())
-    assert {f'{folder}/tests/{path.name}' for path in (ROOT / 'tests').glob('*.py')} <= names
+    tests = [path.relative_to(ROOT) for path in (ROOT / 'tests').rglob('*.py')]
+    assert {f'{folder}/{path}' for path in tests} <= names
 
 
 def environment(folder: Path, *install: str | Path) -> Path:
@@ -140,6 +146,7 @@ def editable_python(source, tmp_path_factory) -> Path:
     return environment(tmp_path_factory.mktemp('editable'), '--editable', source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['wheel', 'editable'])
 def test_mim_finds_configs_and_tools(kind, request, tmp_path):
     """From any folder, by the config's bare name, with the mim of this environment."""
@@ -156,6 +163,7 @@ def test_mim_finds_configs_and_tools(kind, request, tmp_path):
     assert 'annotations/instances_train.json does not exist' in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['wheel', 'editable'])
 def test_mim_search_lists_the_models(kind, request, tmp_path):
     python = request.getfixturevalue(f'{kind}_python')

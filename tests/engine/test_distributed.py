@@ -321,6 +321,7 @@ def write_config(folder, name, cfg):
     return path
 
 
+@pytest.mark.slow
 def test_mim_trains_and_evaluates_on_two_processes(of_one, folder):
     start, weights_of_one = of_one
     config = write_config(folder, 'two', shapes_config(folder, batch_size=2))
@@ -352,6 +353,7 @@ def test_mim_trains_and_evaluates_on_two_processes(of_one, folder):
             )
 
 
+@pytest.mark.slow
 def test_fsdp_takes_the_steps_of_one_process(of_one, folder):
     start, weights_of_one = of_one
     fsdp = load_config('smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py')
@@ -368,6 +370,7 @@ def test_fsdp_takes_the_steps_of_one_process(of_one, folder):
     assert_same_step(start, weights_of_one, weights(folder / 'fsdp/epoch_1.pth'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['FULL_SHARD', 'NO_SHARD', 'HYBRID_SHARD'])
 def test_fsdp_clips_by_the_norm_of_one_process(kind, tmp_path):
     model, data = line_and_data()

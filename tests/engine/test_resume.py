@@ -59,6 +59,7 @@ def test_same_seed_same_run(expected: dict, config: Path, tmp_path: Path):
     assert equal(again, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'point',
     [

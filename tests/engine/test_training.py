@@ -105,6 +105,7 @@ def test_quick_start_estimates_its_time_from_a_few_iterations(shapes, monkeypatc
     assert len(measured) == 10 and min(measured) > 0
 
 
+@pytest.mark.slow
 def test_mim_trains_and_tests_from_any_folder(shapes, tmp_path):
     cfg_options = [f'{key}={value}' for key, value in options(shapes, max_epochs=1).items()]
 

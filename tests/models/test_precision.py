@@ -139,6 +139,7 @@ def test_mixed_precision_on_a_cpu_is_bfloat16():
         mixed_precision_wrapper(dtype='float16')
 
 
+@pytest.mark.slow
 def test_300_steps_with_amp_stay_finite(tmp_path):
     data = tmp_path / 'data'
     make_shapes(data, num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0)
