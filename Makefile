@@ -6,7 +6,8 @@
 # make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
 #                   time: hours; called again, it goes on. FULL_STUDY=smca_dino_digits: on
 #                   digits; FULL_STUDY=smca_dino_ablations_shapes: what carries it
-# make gpu          install if needed, time, memory and precision on this machine's GPU, as a page
+# make gpu          parity, time, memory and precision on this machine's GPU, as a page; MINUTES=15
+#                   limits it, and called again, it continues
 # make install      virtual environment with everything in it
 # make lint         ruff, mypy, import-linter
 # make docs         the documentation, as a site in build/site
@@ -100,5 +101,7 @@ full-study: install
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs
 
-gpu: install
-	@$(BIN)/python tools/benchmark_gpu.py
+# Needs no installation where PYTHON has what it needs: it says what is missing.
+gpu:
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/analysis_tools/benchmark_gpu.py \
+	    $(if $(MINUTES),--minutes $(MINUTES))

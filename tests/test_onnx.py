@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmarks
 import cv2
 import numpy as np
 import onnx
@@ -19,7 +20,6 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from utils import ROOT, build_detector, load_config
 
-from mmsmca.analysis import benchmarks
 from mmsmca.datasets.shapes import SHAPES_CLASSES, make_shapes
 from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
 
@@ -328,11 +328,11 @@ def test_benchmark(trained: Path, exported: Path, tmp_path: Path, monkeypatch, c
     out = tmp_path / 'rows.json'
     proto = onnx.load(exported)
     monkeypatch.setattr(onnx_export, 'export', lambda model, metadata: proto)
-    # In this process; tests/test_benchmarks.py measures memory in fresh ones.
+    # In this process; tests/tools/analysis_tools measures memory in fresh ones.
     monkeypatch.setattr(benchmarks, 'in_fresh_process', lambda function, *args: function(*args))
     measured = []
 
-    def peak_memory(call, device: str, limit: float) -> float:
+    def peak_memory(call, limit: float) -> float:
         measured.append(call())
         return float(len(measured))
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
+sys.path.append(str(Path(__file__).parent / 'analysis_tools'))
+import benchmarks
 import numpy as np
 import onnx
 import torch
@@ -27,10 +29,10 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
-from mmsmca.analysis import benchmarks
 from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.denormals import flush_denormals
 from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
+from mmsmca.engine import timing
 from mmsmca.errors import command
 from mmsmca.models import SMCADETR
 
@@ -99,7 +101,7 @@ def peak_memory(
         for _ in range(2):
             detect([image])
 
-    return benchmarks.peak_memory(run, 'cpu', args.memory_limit)
+    return benchmarks.peak_memory(run, args.memory_limit)
 
 
 def run_torch(model: SMCADETR, images: list[np.ndarray]) -> None:
@@ -120,17 +122,17 @@ def measure(
     calls = {TORCH: partial(run_torch, model, [image])}
     for name in args.variants:
         calls[name] = partial(onnx_comparison.run_onnx, start(name, folder, threads), [image])
-    times = benchmarks.interleaved_times(calls, args.rounds)
+    times = timing.interleaved_times(calls, args.rounds)
     rows = []
     for name in calls:
-        low, high = benchmarks.paired_spread(times[name], times[TORCH])
+        low, high = timing.paired_spread(times[name], times[TORCH])
         rows.append(
             dict(
                 runtime=name if name == TORCH else f'onnxruntime, {name}',
                 size='x'.join(map(str, size)),
                 threads=threads,
                 latency_ms=1e3 * statistics.median(times[name]),
-                time_vs_torch=benchmarks.paired_ratio(times[name], times[TORCH]),
+                time_vs_torch=timing.paired_ratio(times[name], times[TORCH]),
                 time_quartiles=[low, high],
                 memory_mib=benchmarks.in_fresh_process(
                     peak_memory, name, folder, size, threads, args

@@ -1,44 +1,34 @@
-"""The benchmarks' rows and ratios; what they measure depends on the machine."""
+"""Rows that are kept, parts and their process, memory, pages; and the tools that print them."""
 
 import json
 import math
 import os
 import runpy
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import benchmarks
+import measure
 import pytest
 import torch
+from benchmarks import Part, Section
+from cases import Detector, Setting
 from utils import ROOT
-
-from mmsmca.analysis import benchmarks, detector_cost
-from mmsmca.analysis.detector_cost import Setting, load_config
-from mmsmca.engine import timing
-from mmsmca.models.layers.attention import IMPLEMENTATIONS
-
-
-def run_tool(*args: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
 
 
 def allocate(mib: int) -> float | None:
     """Peak of a call that keeps nothing, under a limit of 2 GiB."""
     return benchmarks.peak_memory(
-        lambda: torch.ones(mib * benchmarks.MIB, dtype=torch.uint8), 'cpu', 2
+        lambda: torch.ones(mib * benchmarks.MIB, dtype=torch.uint8), limit_gib=2
     )
 
 
-def test_paired_ratio_is_the_median_over_rounds():
-    # The machine was ten times slower in the second round: for both.
-    assert benchmarks.paired_ratio([3, 20, 3, 90], [1, 10, 2, 10]) == (3 + 2) / 2
-
-
-def test_paired_spread_is_the_quartiles_of_the_rounds():
-    assert benchmarks.paired_spread([1, 20, 3, 40, 5], [1, 10, 1, 10, 1]) == [2, 4]
+@pytest.mark.slow
+def test_peak_memory_of_a_fresh_process():
+    before = dict(os.environ)
+    assert benchmarks.in_fresh_process(allocate, 300) == pytest.approx(300, abs=5)
+    assert benchmarks.in_fresh_process(allocate, 4000) is None
+    assert os.environ == before
 
 
 def test_rows_are_kept_if_measured_alike(tmp_path: Path):
@@ -56,37 +46,20 @@ def test_rows_are_kept_if_measured_alike(tmp_path: Path):
             benchmarks.kept_rows(path, settings)
 
 
-def test_calls_are_timed_in_turns():
-    order = []
-
-    def call(name: str, seconds: float) -> None:
-        order.append(name)
-        time.sleep(seconds)
-
-    calls = dict(slow=lambda: call('slow', 0.02), fast=lambda: call('fast', 0.01))
-    times = benchmarks.interleaved_times(calls, rounds=3, min_seconds=0)
-    assert order[-6:] == ['slow', 'fast'] * 3
-    assert [len(times['slow']), len(times['fast'])] == [3, 3]
-    assert min(times['slow']) >= 0.02
-
-
-def test_short_calls_are_repeated(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(timing, 'timer', lambda: clock[0])
-
-    def call() -> None:
-        clock[0] += 0.01
-
-    times = benchmarks.interleaved_times(dict(call=call), rounds=2, min_seconds=0.05)
-    # Twice to warm up and to see how long it takes, then five times a round.
-    assert clock[0] == pytest.approx(0.01 * (1 + 1 + 2 * 5))
-    assert times['call'] == pytest.approx([0.01, 0.01])
-
-
-def test_peak_memory_of_a_fresh_process():
-    assert benchmarks.in_fresh_process(allocate, 300) == pytest.approx(300, abs=5)
-    assert benchmarks.in_fresh_process(allocate, 4000) is None
-    assert benchmarks.in_fresh_process(os.getpid) != os.getpid()
+def test_an_error_ends_one_measurement_only():
+    outcomes = []
+    errors = [
+        torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1 GiB'),
+        RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`'),
+        ValueError('x' * 1000),
+    ]
+    for error in errors:
+        row: dict = {}
+        with benchmarks.outcome_in(row):
+            raise error
+        outcomes.append(row['outcome'])
+    assert outcomes[:2] == ['out of memory'] * 2
+    assert outcomes[2].startswith('failed: ValueError: xx') and len(outcomes[2]) == 300
 
 
 def test_markdown_table():
@@ -101,133 +74,160 @@ def test_markdown_table():
     ]
 
 
-def test_attention_tool(tmp_path: Path):
+def rows_of(outcomes: list[str]) -> list[dict]:
+    """A part whose outcome is the next of a list."""
+    outcome = outcomes.pop(0)
+    if outcome == 'interrupted':
+        raise KeyboardInterrupt
+    return [dict(outcome=outcome)]
+
+
+def test_parts_continue_after_an_interruption_and_repeat_failures(tmp_path: Path, one_process):
+    path, settings = tmp_path / 'rows.json', dict(torch='2.13')
+    pages = []
+
+    def measure_parts(*outcomes: str) -> list[str]:
+        left = list(outcomes)
+        planned = [Part('all', name, rows_of, (left,)) for name in 'abc']
+        rows = benchmarks.measure_parts(planned, path, settings, wrote=pages.append)
+        assert not left
+        return [row['outcome'] for row in rows]
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_parts('out of memory', 'interrupted')
+    assert len(pages) == 1
+    assert measure_parts('failed: of | it', 'measured') == [
+        'out of memory',
+        'failed: of | it',
+        'measured',
+    ]
+    assert measure_parts('measured') == ['out of memory', 'measured', 'measured']
+    assert measure_parts() == ['out of memory', 'measured', 'measured']
+    sections = {'none': Section('None', '', {}), 'all': Section('All', 'Text.', {})}
+    text = benchmarks.page('Title', sections, pages[2], settings)
+    assert text.startswith('# Title\n\n- torch: 2.13\n\n## All\n\nText.\n\n| part | outcome |\n')
+    assert r'| b | failed: of \| it |' in text
+
+
+def test_a_process_for_the_parts_ends_with_its_time_and_after_a_failure(tmp_path: Path, capsys):
+    path = tmp_path / 'rows.json'
+    parts = [
+        Part('all', 'empty', list, ()),
+        Part('all', 'killed', os._exit, (1,)),
+        Part('all', 'alive', list, ([dict(outcome='measured')],)),
+        Part('all', 'endless', time.sleep, (600,)),
+        Part('all', 'late', list, ()),
+    ]
+    rows = benchmarks.measure_parts(parts, path, {}, minutes=0.25)
+    assert [row['part'] for row in rows] == ['killed', 'alive']
+    assert rows[0]['outcome'].startswith('failed: BrokenProcessPool')
+    assert '4/5 endless: not measured, as the 0.25 minutes are over' in capsys.readouterr().out
+    assert json.loads(path.read_text()) == rows
+    assert not benchmarks.active_children()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    config = tmp_path / 'tiny.py'
+    config.write_text(
+        f"_base_ = '{ROOT}/configs/smca/smca_r50_8xb2-50e_coco.py'\n"
+        'model = dict(backbone=dict(depth=18), neck=dict(in_channels=[512]), num_queries=20,\n'
+        '             encoder=dict(num_layers=1), decoder=dict(num_layers=1))\n'
+    )
+    return config
+
+
+def test_attention_tool(tmp_path: Path, one_process, run_tool, capsys):
     out, picture = tmp_path / 'new/rows.json', tmp_path / 'memory.png'
     done = run_tool(
-        'tools/benchmark_attention.py', '--grids', '3x4', '--queries', '5', '--rounds', '1',
-        '--heads', '2', '--channels', '4', '--json', out, '--plot', picture,
+        'benchmark_attention', '--grids', '3x4', '--queries', 5, '--rounds', 1,
+        '--heads', 2, '--channels', 4, '--json', out, '--plot', picture,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = {row['implementation']: row for row in json.loads(out.read_text())}
-    assert list(rows) == [*IMPLEMENTATIONS, 'no_prior']
+    assert done == 0
+    rows = {row['name']: row for row in json.loads(out.read_text())}
+    assert list(rows) == ['explicit', 'folded', 'no_prior']
+    said = capsys.readouterr().out
     for name, row in rows.items():
         assert row['grid'] == '3x4'
         assert {'torch', 'hardware', 'date', 'threads', 'dtype', 'padding'} <= row.keys()
-        assert row['denormals_flushed']
-        assert row['forward_ms'] > 0
-        assert row['extra_mib'] >= 0
-        assert f'| 3x4 | 5 | {name} |' in done.stdout
+        assert row['test_ms'] > 0 and row['train_mib'] >= 0
+        assert f'| 3x4 | 5 | {name} |' in said
         # Of a single round, the median of ratios is the ratio.
         for reference in ('explicit', 'no_prior'):
-            ratio = row['forward_backward_ms'] / rows[reference]['forward_backward_ms']
-            assert math.isclose(row[f'time_vs_{reference}'], ratio)
-    hardware = f'{row["hardware"]}, 2 threads, denormal numbers flushed to zero'
-    assert done.stdout.splitlines()[0] == hardware
+            ratio = row['train_ms'] / rows[reference]['train_ms']
+            assert math.isclose(row[f'train_time_vs_{reference}'], ratio)
     assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
 
 
-def test_model_tool(tmp_path: Path):
-    tiny = tmp_path / 'tiny.py'
-    tiny.write_text(
-        f"_base_ = '{ROOT}/configs/shapes/smca_r18_shapes.py'\n"
-        'model = dict(encoder=dict(num_layers=1), decoder=dict(num_layers=1))\n'
-    )
+@pytest.mark.slow
+def test_model_tool(tmp_path: Path, tiny: Path, one_process, run_tool, monkeypatch, capsys):
     out, picture = tmp_path / 'rows.json', tmp_path / 'picture.png'
-    done = run_tool(
-        'tools/benchmark_model.py', tiny, 'mmdet::detr/detr_r18_8xb2-500e_coco.py',
-        '--shape', '64', '80', '--batch', '2', '--queries', '100', '--rounds', '1', '--json', out,
-        '--cfg-options', 'model.bbox_head.num_classes=80', '--plot', picture,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert 'hardware ' in done.stdout
+    other = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
+    arguments = [
+        tiny, other, '--shape', 64, 80, '--batch', 2, '--queries', 100, '--rounds', 1,
+        '--cfg-options', 'model.backbone.depth=18', 'model.neck.in_channels=[512]',
+        'model.decoder.num_layers=1', '--json', out, '--plot', picture,
+    ]  # fmt: skip
+    assert run_tool('benchmark_model', *arguments) == 0
+    said = capsys.readouterr().out
+    assert 'hardware ' in said
     first, second = json.loads(out.read_text())
     assert (first['config'], first['batch'], first['queries']) == (str(tiny), 2, 100)
     for row in (first, second):
         assert row['num_queries'] == 100
-        assert min(row[key] for key in ('gflops', 'train_mib', 'test_mib', 'test_ms')) > 0
-        assert row['train_mib'] > row['test_mib']
+        assert min(row[key] for key in ('gflops', 'train_mib', 'train_ms', 'test_ms')) > 0
         ratio = row['train_mib'] / first['train_mib']
         assert math.isclose(row['train_memory_vs_first'], ratio)
         # Of a single round, the quartiles are the ratio.
-        assert row['train_time_quartiles'] == [row['train_time_vs_first']] * 2
+        assert row['train_quartiles_vs_first'] == [row['train_time_vs_first']] * 2
     assert first['train_time_vs_first'] == first['test_time_vs_first'] == 1
-    assert second['train_time_vs_first'] > 0
     assert second['parameters_m'] > first['parameters_m']
-    assert f'| {second["detector"]} | 100 |' in done.stdout
+    assert '| DETR | 100 |' in said
     assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
 
-
-def test_model_tool_goes_on_after_the_last_row(tmp_path: Path, monkeypatch, capsys):
-    out = tmp_path / 'rows.json'
-    first, second, third = ('mmdet::a.py', 'mmdet::b.py', 'mmdet::c.py')
-    tool = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))
-    main, measured = tool['main'], []
-
-    def measure(name: str, of_first: dict | None, *_: object) -> dict:
-        measured.append((name, of_first and of_first['config']))
-        if name == third and len(measured) == 3:
-            raise KeyboardInterrupt
-        return dict(config=name, train_mib=len(measured))
-
-    monkeypatch.setattr(detector_cost, 'measure', measure)
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, 'argv', ['benchmark_model.py', *arguments, '--json', str(out)])
-        return main()
-
-    with pytest.raises(KeyboardInterrupt):
-        call(first, second, third)
-    assert call(first, second, third) == 0
-    assert measured == [(first, None), (second, first), (third, first), (third, first)]
-    assert [row['train_mib'] for row in json.loads(out.read_text())] == [1, 2, 4]
+    monkeypatch.setattr(measure, 'interleaved_times', None)  # Nothing is measured again.
+    assert run_tool('benchmark_model', *arguments) == 0
     assert capsys.readouterr().out.count('measured before') == 2
-
     before = out.read_text()
-    assert call(first, second, '--shape', '64', '80') == 2
-    assert 'rows.json was measured with shape [800, 1333], not' in capsys.readouterr().err
-    assert call(second, first) == 2  # Its ratios are to another.
+    assert run_tool('benchmark_model', tiny, other, '--rounds', 1, '--json', out) == 2
+    assert 'rows.json was measured with shape [64, 80], not' in capsys.readouterr().err
+    assert run_tool('benchmark_model', other, tiny, *arguments[2:]) == 2  # Ratios to another.
     assert out.read_text() == before
 
 
 def test_model_tool_without_configs_measures_what_there_is():
-    tool = runpy.run_path(str(ROOT / 'tools/benchmark_model.py'))
+    tool = runpy.run_path(str(ROOT / 'tools/analysis_tools/benchmark_model.py'))
     types = {
-        title: load_config(name if '::' in name else str(ROOT / name), Setting()).model.type
+        title: Detector(name if '::' in name else str(ROOT / name))
+        .load_config(Setting())
+        .model.type
         for name, title in tool['DETECTORS'].items()
     }
     assert types['SMCA, DC5'] == types['SMCA, convolutional'] == 'SMCADETR'
     assert types['DETR'] == 'DETR' and types['DINO'] == 'DINO'
 
 
-def test_model_tool_names_missing_config():
-    done = run_tool('tools/benchmark_model.py', 'configs/gone.py')
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith('error: config configs/gone.py does not exist')
-
-
-def test_compile_tool(tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_compile_tool(tmp_path: Path, tiny: Path, one_process, run_tool, capsys):
     """Both modes, all parts together and each by itself; kept when called again."""
-    out = tmp_path / 'compile.json'
     arguments = [
-        'configs/shapes/smca_r18_shapes.py', '--shape', '64', '96', '--rounds', '1',
-        '--backend', 'eager', '--json', str(out),
+        'benchmark_compile', tiny, '--shape', 64, 96, '--rounds', 1, '--backend', 'eager',
+        '--json', tmp_path / 'compile.json',
     ]  # fmt: skip
-    monkeypatch.setattr(sys, 'argv', ['benchmark_compile.py', *arguments])
-    # Processes are started in other tests.
-    monkeypatch.setattr(benchmarks, 'in_own_process', lambda function, *args: function(*args))
-    monkeypatch.setattr(benchmarks, 'in_fresh_process', lambda function, *args: function(*args))
-    monkeypatch.setattr(torch, 'set_num_threads', lambda number: None)
-    main = runpy.run_path(str(ROOT / 'tools/benchmark_compile.py'))['main']
-    assert main() == 0, capsys.readouterr().err
-    rows = json.loads(out.read_text())
-    assert [row['parts'].count(',') for row in rows] == [2, 0, 0, 0] * 2
+    assert run_tool(*arguments) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / 'compile.json').read_text())
+    assert [row['name'] for row in rows] == ['as it is', 'compiled'] * 4
     for row in rows:
         assert row['outcome'] == 'measured'
-        assert min(row['eager_ms'], row['compiled_ms'], row['first_call_s']) > 0
+        assert min(row['train_ms'], row['test_ms'], row['train_time_vs_as it is']) > 0
     capsys.readouterr()
-    assert main() == 0
-    assert capsys.readouterr().out.count('measured before') == 8
-    monkeypatch.setattr(sys, 'argv', ['benchmark_compile.py', 'configs/gone.py'])
+    assert run_tool(*arguments) == 0
+    assert capsys.readouterr().out.count('measured before') == 4
+
+
+@pytest.mark.parametrize('tool', ['benchmark_model', 'benchmark_compile'])
+def test_missing_configs_are_named(tool: str, run_tool, capsys):
     with pytest.raises(SystemExit):
-        main()
-    assert 'config configs/gone.py does not exist' in capsys.readouterr().err
+        run_tool(tool, 'configs/gone.py')
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith('error: config configs/gone.py does not exist')

@@ -576,17 +576,17 @@ COMMANDS = {
         ['--num-classes', "'coco'"],
     ),
     'benchmark what is not there': (
-        'benchmark_model',
+        'analysis_tools/benchmark_model',
         ['gone.py'],
         ['config gone.py does'],
     ),
     'benchmark an unknown precision': (
-        'benchmark_model',
+        'analysis_tools/benchmark_model',
         ['config.py', '--dtype', 'int8'],
         ['--dtype', 'bfloat16'],
     ),
     'benchmark a grid of one side': (
-        'benchmark_attention',
+        'analysis_tools/benchmark_attention',
         ['--grids', '25', '--json', 'rows.json'],
         ['--grids', "'25'"],
     ),

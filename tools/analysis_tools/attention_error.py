@@ -1,135 +1,118 @@
-"""Rounding errors of the co-attentions, against float64 and the prior written out."""
+"""Rounding errors of the co-attentions: output and every gradient, against ``explicit`` in float64.
 
-from collections.abc import Callable
+Queries, keys and values are in the precision of the setting, the prior in float32 at least, as
+autocast has it. Run as a command, it prints the table of docs/performance.md.
+"""
+
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
 import torch
+from benchmarks import DTYPES, markdown_table, outcome_in
+from cases import Setting
+from co_attention import CoAttention
+from numerics import relative_error
 from torch import Tensor
 
-from mmsmca.models.layers import attention, joint_attention
-from mmsmca.models.layers.box_prior import JointPrior
-from mmsmca.models.layers.joint_attention import Cells, num_prior_channels
+COLUMNS = {
+    'implementation': 'implementation',
+    'output': 'output',
+    'query': 'queries',
+    'key': 'keys',
+    'value': 'values',
+    'centers': 'centres',
+    'scales': 'scales',
+    'precisions': 'precisions',
+    'gates': 'gates',
+}
 
-from . import benchmarks
-from .attention_cases import BETA, Setting, random_joint_prior, random_level_prior
-from .attention_cost import grid_names
 
-
-def measure(setting: Setting) -> list[dict]:
-    """Errors of both ways to compute a co-attention in the precision of a setting.
-
-    Queries, keys and values are in that precision, the prior is in float32, as autocast has it. The
-    reference is ``explicit`` on the same numbers in float64.
+def measure(
+    attention: CoAttention,
+    setting: Setting,
+    implementations: Sequence[str] = ('explicit', 'folded'),
+) -> list[dict]:
+    """Errors of some implementations of a co-attention.
 
     Args:
-        setting: What is computed; ``images`` is taken as 1, for the reference's memory.
+        attention: What is computed.
+        setting: Device and precision; images are taken as 1, for the reference's memory.
+        implementations: Which.
 
     Returns:
-        A row for ``explicit`` and one for ``folded``: the ``outcome``, and the relative errors (in
-        the Frobenius norm) of the output and of the gradient of the priors' centres.
+        A row per implementation: the ``outcome``, and the relative errors (in the Frobenius norm)
+        of the output and of the gradient of every input.
     """
-    setting = replace(setting, images=1)
-    attend = level_attention(setting) if setting.is_level else joint_level_attention(setting)
     rows = []
-    for name in ('explicit', 'folded'):
-        row: dict = dict(
-            implementation=name,
-            grid=grid_names(setting),
-            queries=setting.queries,
-            dtype=setting.dtype,
-        )
-        with benchmarks.outcome_in(row):
-            output, gradient = attend(name, getattr(torch, setting.dtype))
-            expected, expected_gradient = attend('explicit', torch.float64)
-            row['output_error'] = relative_error(output, expected)
-            row['gradient_error'] = relative_error(gradient, expected_gradient)
+    for name in implementations:
+        row: dict = dict(implementation=name, queries=attention.queries, dtype=setting.dtype)
+        with outcome_in(row):
+            found = compute(replace(attention, implementation=name), setting)
+            in_float64 = replace(setting, dtype='float64')
+            expected = compute(replace(attention, implementation='explicit'), in_float64)
+            row.update({k: relative_error([found[k]], [x]) for k, x in expected.items()})
         rows.append(row)
     return rows
 
 
-def level_attention(setting: Setting) -> Callable[[str, torch.dtype], tuple[Tensor, Tensor]]:
-    """SMCA's co-attention of one level, on the same numbers in every precision.
-
-    Args:
-        setting: With one grid.
-
-    Returns:
-        Function of implementation and precision that gives output and gradient of the centres.
-    """
-    tokens = _random_tokens(setting, setting.channels)
-    centers, scales, mask = random_level_prior(setting)
-    (grid,) = setting.grids
-
-    def attend(implementation: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        wide = _prior_dtype(dtype)
-        own_centers = centers.to(wide).requires_grad_()
-        out = attention.IMPLEMENTATIONS[implementation](
-            *_cast(tokens, dtype), own_centers, scales.to(wide), grid, BETA, mask
-        )
-        return out, _gradient(out, own_centers)
-
-    return attend
-
-
-def joint_level_attention(setting: Setting) -> Callable[[str, torch.dtype], tuple[Tensor, Tensor]]:
-    """SMCA-DINO's co-attention of all levels, on the same numbers in every precision.
-
-    Args:
-        setting: With several grids.
-
-    Returns:
-        Function of implementation and precision that gives output and gradient of the centres.
-    """
-    taken = num_prior_channels(len(setting.grids))
-    tokens = _random_tokens(setting, setting.channels - taken)
-    prior, cells = random_joint_prior(setting)
-
-    def attend(implementation: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        wide = _prior_dtype(dtype)
-        own = JointPrior(*(x.to(wide) for x in prior))
-        own.centers.requires_grad_()
-        placed = Cells(
-            cells.coordinates.to(wide), cells.levels, cells.origins.to(wide), cells.padding
-        )
-        out = joint_attention.IMPLEMENTATIONS[implementation](*_cast(tokens, dtype), own, placed)
-        return out, _gradient(out, own.centers)
-
-    return attend
+def compute(attention: CoAttention, setting: Setting) -> dict[str, Tensor]:
+    """Output and gradient of every input, by name, on numbers that depend on sizes alone."""
+    setting.prepare()
+    dtype = {'tf32': torch.float32}.get(setting.dtype) or getattr(torch, setting.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    content = replace(attention, implementation='explicit').content
+    with torch.device(setting.device):
+        attend, prior = attention.attend(1)
+        inputs = {
+            name: torch.randn(1, attention.heads, *size).bfloat16().half().to(dtype)
+            for name, size in dict(
+                query=(attention.queries, content),
+                key=(attention.num_cells, content),
+                value=(attention.num_cells, attention.channels),
+                upstream=(attention.queries, attention.channels),
+            ).items()
+        }
+    upstream = inputs.pop('upstream')
+    inputs |= {name: x.to(wide) for name, x in prior.items()}
+    for x in inputs.values():
+        x.requires_grad_()
+    out = attend(*inputs.values())
+    gradients = torch.autograd.grad(out, list(inputs.values()), upstream)
+    return dict(zip(('output', *inputs), (out.detach(), *gradients), strict=True))
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over that of what is expected."""
-    return ((actual.double() - expected).norm() / expected.norm()).item()
-
-
-def _random_tokens(setting: Setting, content: int) -> list[Tensor]:
-    """Queries, keys and values that are exact in the setting's precision, in float64."""
-    torch.manual_seed(0)
-    torch.set_num_threads(setting.threads)
-    sizes = [
-        (setting.queries, content),
-        (setting.num_cells, content),
-        (setting.num_cells, setting.channels),
+def main() -> None:
+    """Print the errors of both implementations, for small and for large priors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--queries', type=int, default=100, help='default: 100')
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=['float32', 'bfloat16'])
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    args = parser.parse_args()
+    levels = ((100, 167), (50, 84), (25, 42), (13, 21))
+    cases = {
+        f'25x42, scales of {scale}': CoAttention('folded', ((25, 42),), args.queries, size=scale)
+        for scale in (1, 4)
+    }
+    cases |= {
+        f'50x84, scales of {scale}': CoAttention('folded', ((50, 84),), args.queries, size=scale)
+        for scale in (1, 4)
+    }
+    cases |= {
+        f'800x1333, boxes of {side:.0%}': CoAttention('folded', levels, args.queries, size=side)
+        for side in (0.01, 0.05, 0.2)
+    }
+    rows = [
+        dict(row, case=name)
+        for name, case in cases.items()
+        for dtype in args.dtypes
+        for row in measure(case, Setting(dtype=dtype, device=args.device))
     ]
-    dtype = getattr(torch, setting.dtype)
-    return [
-        torch.randn(1, setting.heads, *size, device=setting.device).to(dtype).double()
-        for size in sizes
-    ]
+    print(markdown_table(rows, {'case': 'keys and priors', 'dtype': 'precision', **COLUMNS}))
 
 
-def _cast(tokens: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = tokens
-    return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
-def _prior_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _gradient(out: Tensor, centers: Tensor) -> Tensor:
-    """Gradient of the centres, for an upstream gradient that is the same in every precision."""
-    generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(out.shape, generator=generator).to(out.device)
-    (gradient,) = torch.autograd.grad(out, centers, upstream.to(out.dtype))
-    return gradient
+if __name__ == '__main__':
+    main()

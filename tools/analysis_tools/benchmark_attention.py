@@ -1,30 +1,60 @@
 """Time and memory of the Gaussian-modulated attention, in every implementation and without prior.
 
-Example: python tools/benchmark_attention.py --grids 25x42 50x84 --json attention.json
+Example: python tools/analysis_tools/benchmark_attention.py --grids 25x42 50x84 --json rows.json
 For SMCA-DINO's: --joint --grids 100x167 50x84 25x42 13x21
 """
 
 import math
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+
+# isort: split
+import benchmarks
 import matplotlib.pyplot as plt
 import torch
+from cases import MODES, Setting
+from co_attention import CoAttention
+from measure import measure
 
-from mmsmca.analysis import attention_cost, benchmarks
-from mmsmca.analysis.attention_cases import Setting
 from mmsmca.denormals import flush_denormals
+from mmsmca.errors import command
+from mmsmca.files import write_json
 from mmsmca.visualization.panels import save_figure
 
 ATTENTIONS = ('explicit', 'folded', 'no_prior')
-INPUTS = ('images', 'heads', 'channels', 'padding', 'dropout', 'dtype', 'device', 'threads')
+REFERENCES = ('explicit', 'no_prior')
 COLUMNS = {
     'grid': 'keys',
     'queries': 'queries',
-    'implementation': 'implementation',
-    **attention_cost.COLUMNS,
+    'name': 'implementation',
+    'test_ms': 'forward, ms',
+    'train_ms': 'forward + backward, ms',
+    'train_mib': 'extra memory, MiB',
+    'train_time_vs_explicit': 'time vs explicit',
+    'train_time_vs_no_prior': 'time vs no prior',
+    'train_memory_vs_explicit': 'memory vs explicit',
+    'train_memory_vs_no_prior': 'memory vs no prior',
 }
+
+
+def measure_attention(
+    attention: CoAttention,
+    setting: Setting,
+    rounds: int,
+    memory_limit: float | None = None,
+    implementations: Sequence[str] = ATTENTIONS,
+) -> list[dict]:
+    """Implementations of a co-attention, in turns: rows of :func:`measure`."""
+    subjects = {name: replace(attention, implementation=name) for name in implementations}
+    modes = list(MODES) if rounds else ['train']
+    rows = measure(subjects, setting, rounds, memory_limit, modes, REFERENCES)
+    grid = ' + '.join(f'{height}x{width}' for height, width in attention.grids)
+    return [dict(row, grid=grid, queries=attention.queries) for row in rows]
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -40,10 +70,10 @@ def plot(rows: list[dict], path: Path) -> None:
     numbers = sorted({row['queries'] for row in rows})
     for i, name in enumerate(ATTENTIONS):
         for j, queries in enumerate(numbers):
-            lines = [r for r in rows if (r['implementation'], r['queries']) == (name, queries)]
+            lines = [r for r in rows if (r['name'], r['queries']) == (name, queries)]
             axes.plot(
                 list(grids),
-                [math.nan if r.get('extra_mib') is None else r['extra_mib'] for r in lines],
+                [math.nan if r.get('train_mib') is None else r['train_mib'] for r in lines],
                 f'C{i}o',
                 linestyle=('-', '--', ':')[j % 3],
                 label=f'{labels.get(name, name)}, {queries} queries',
@@ -91,24 +121,27 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
+@command
 def main() -> int:
     """Measure, print, write."""
     args = parse_args()
     flush_denormals()
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'grids', 'queries', 'plot')
-    inputs = {key: getattr(args, key) for key in INPUTS}
-    rows = [
-        {**settings, **row}
-        for grids in ([tuple(args.grids)] if args.joint else [(grid,) for grid in args.grids])
-        for queries in args.queries
-        for row in attention_cost.measure(
-            Setting(grids, queries, **inputs), ATTENTIONS, args.rounds, args.memory_limit
-        )
-    ]
-    print(f'{benchmarks.setting(settings)}\n\n{benchmarks.markdown_table(rows, COLUMNS)}')
+    setting = Setting(args.images, args.dtype, args.device, args.threads)
+    rows = []
+    for grids in [tuple(args.grids)] if args.joint else [(grid,) for grid in args.grids]:
+        for queries in args.queries:
+            attention = CoAttention(
+                'folded', grids, queries, args.heads, args.channels, args.padding, args.dropout
+            )
+            measured = measure_attention(attention, setting, args.rounds, args.memory_limit)
+            rows += [{**settings, **row} for row in measured]
+    denormals = 'flushed to zero' if settings['denormals_flushed'] else 'computed with'
+    print(f'{settings["hardware"]}, {args.threads} threads, denormal numbers {denormals}\n')
+    print(benchmarks.markdown_table(rows, COLUMNS))
     if args.json:
-        benchmarks.write_json(args.json, rows)
+        write_json(args.json, rows)
     if args.plot:
         plot(rows, args.plot)
     failures = benchmarks.failures(rows)

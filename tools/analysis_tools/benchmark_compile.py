@@ -1,22 +1,23 @@
 """What torch.compile gives SMCA and SMCA-DINO: all parts of the detector, and each by itself.
 
-Example: python tools/benchmark_compile.py --json compile.json
+Example: python tools/analysis_tools/benchmark_compile.py --json compile.json
 
-A row is written as soon as it is measured; the same command goes on after the last.
+Rows are written as soon as they are measured; the same command continues after the last.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
-import torch
+import benchmarks
+from benchmarks import Part
+from cases import MODES, Detector, Setting
+from measure import measure
 
-from mmsmca.analysis import benchmarks, compile_cost
-from mmsmca.analysis.detector_cost import MODES, Setting
-from mmsmca.analysis.parts import Part, measure_parts
 from mmsmca.denormals import flush_denormals
 from mmsmca.engine.hooks.compile_hook import PARTS
 from mmsmca.errors import command
@@ -25,6 +26,24 @@ CONFIGS = [
     'configs/smca/smca_r50_8xb2-50e_coco.py',
     'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py',
 ]
+EAGER = 'as it is'
+COLUMNS = {'name': 'detector'}
+for _mode, _title in MODES.items():
+    COLUMNS |= {
+        f'{_mode}_ms': f'{_title}, ms',
+        f'{_mode}_time_vs_{EAGER}': 'vs as it is',
+        f'{_mode}_first_s': 'first call, s',
+        f'{_mode}_mib': f'{_title}, MiB',
+    }
+
+
+def measure_compiled(
+    detector: Detector, setting: Setting, rounds: int, parts: tuple[str, ...]
+) -> list[dict]:
+    """A detector as it is and with some of its parts compiled: rows of :func:`measure`."""
+    subjects = {EAGER: detector, 'compiled': replace(detector, compiled=parts)}
+    rows = measure(subjects, setting, rounds, references=[EAGER])
+    return [dict(row, config=detector.config) for row in rows]
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,22 +70,18 @@ def main() -> int:
     """Measure what is missing, print, write."""
     args = parse_args()
     flush_denormals()
-    torch.set_num_threads(args.threads)
-    setting = Setting(
-        shape=tuple(args.shape), dtype=args.dtype, device=args.device, threads=args.threads
-    )
+    setting = Setting(1, args.dtype, args.device, args.threads)
     parts = []
     for name in args.configs:
-        for mode in MODES:
-            for of in (PARTS, *((part,) for part in PARTS)):
-                arguments = (name, setting, args.rounds, args.backend, (mode,), of)
-                title = f'{Path(name).stem}, {MODES[mode]}, {" and ".join(of)}'
-                parts.append(Part('compile', title, compile_cost.measure, arguments))
-    rows = measure_parts(parts, Path(args.json), benchmarks.settings(args, 'configs'))
-    print(benchmarks.markdown_table(rows, {'config': 'config', **compile_cost.COLUMNS}))
+        detector = Detector(name, tuple(args.shape), backend=args.backend)
+        for of in (PARTS, *((part,) for part in PARTS)):
+            title = f'{Path(name).stem}, {" and ".join(of)}'
+            arguments = (detector, setting, args.rounds, of)
+            parts.append(Part('compile', title, measure_compiled, arguments))
+    rows = benchmarks.measure_parts(parts, Path(args.json), benchmarks.settings(args, 'configs'))
+    print(benchmarks.markdown_table(rows, {'part': 'compiled', **COLUMNS}))
     failed = benchmarks.failures(rows)
-    for outcome in failed:
-        print(outcome, file=sys.stderr)
+    print(*failed, sep='\n', end='\n' if failed else '', file=sys.stderr)
     return 1 if failed else 0
 
 

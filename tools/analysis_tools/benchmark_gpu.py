@@ -1,150 +1,162 @@
-"""What SMCA and SMCA-DINO cost on a GPU: attention, precision, detectors, compiling, training.
+"""What is right, and what it costs, on a GPU: parity, precision, detectors, co-attention.
 
-Example: python tools/benchmark_gpu.py --out work_dirs/gpu
+Example: python tools/analysis_tools/benchmark_gpu.py --out work_dirs/gpu --minutes 15
 
-Writes gpu.json and gpu.md. A part is written as soon as it is measured; the same command goes on
-after the last, and measures again what failed. --small --device cpu tries all of it out.
+Writes gpu.json and gpu.md after every part, the most important part first. The same command
+continues after the last part, and measures again what failed. It needs no installation of this
+package, only what it imports. ``--small --device cpu`` tries all of it out.
 """
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
-import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+NEEDED = (
+    'torch', 'mmengine', 'mmcv', 'mmdet', 'addict', 'cv2', 'matplotlib', 'packaging',
+    'pycocotools', 'rich', 'scipy', 'shapely', 'terminaltables', 'termcolor', 'yaml', 'yapf',
+)  # fmt: skip
+if MISSING := [name for name in NEEDED if find_spec(name) is None]:
+    sys.exit(
+        f'{sys.executable} lacks {", ".join(MISSING)}: `make install` installs everything; '
+        'docs/gpu.md says how to without a network'
+    )
+
+import mmsmca  # noqa: E402, F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
-import torch
+import attention_error  # noqa: E402
+import benchmark_attention  # noqa: E402
+import benchmark_compile  # noqa: E402
+import benchmarks  # noqa: E402
+import numerics  # noqa: E402
+import torch  # noqa: E402
+from benchmark_attention import measure_attention  # noqa: E402
+from benchmark_compile import measure_compiled  # noqa: E402
+from benchmarks import Part, Section  # noqa: E402
+from cases import MODES, Detector, Setting, has_operators  # noqa: E402
+from co_attention import IMPLEMENTATIONS, CoAttention  # noqa: E402
+from measure import measure  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
-from mmsmca.analysis import (
-    amp_training,
-    attention_cases,
-    attention_cost,
-    attention_error,
-    benchmarks,
-    compile_cost,
-    detector_cost,
+from mmsmca.denormals import flush_denormals  # noqa: E402
+from mmsmca.engine.hooks.compile_hook import PARTS  # noqa: E402
+from mmsmca.errors import command  # noqa: E402
+from mmsmca.files import written_whole  # noqa: E402
+
+# The order in which half and single precision matter to those who train.
+DTYPES = ['bfloat16', 'tf32', 'float16', 'float32']
+KERNELS = ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION', 'MATH')
+IMPLEMENTATION = 'model.decoder.layer_cfg.cross_attn_cfg.implementation'
+PRIORS = {'as it is': 'folded', 'no prior': 'no_prior', 'FlexAttention': 'flex'}
+# SMCA's configs have it, MMDetection's do not.
+ONE_OPTIMIZER = {
+    'optim_wrapper.constructor': 'GroupedOptimWrapperConstructor',
+    'optim_wrapper.optimizer.fused': True,
+}
+# SMCA-DINO's.
+ONE_LOSS = {
+    'model.bbox_head.loss_cls': dict(
+        _delete_=True, type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
+    )
+}
+DETR = Detector('mmdet::detr/detr_r50_8xb2-150e_coco.py', cfg_options=ONE_OPTIMIZER)
+DINO = Detector(
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', cfg_options=ONE_OPTIMIZER | ONE_LOSS
 )
-from mmsmca.analysis.attention_cases import Setting as Attention
-from mmsmca.analysis.detector_cost import Setting as Images
-from mmsmca.analysis.parts import Part, Section, measure_parts, page
-from mmsmca.denormals import flush_denormals
-from mmsmca.errors import command
-from mmsmca.files import written_whole
-
-ROOT = Path(__file__).resolve().parents[1]
-# On a CPU, in GiB.
-MEMORY_LIMIT = 12
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured, and how often.
-
-    Attributes:
-        attentions: Co-attentions, by name.
-        detectors: Configs of detectors, by name; below ``configs/`` or ``package::path``.
-        compiled: Names of those that are compiled.
-        trained: Names of those that are trained in mixed precision.
-        images: What detectors are measured on.
-        training_images: What they are trained on.
-        dtypes: Precisions.
-        steps: Steps of that training.
-        rounds: Timings of each.
-    """
-
-    attentions: dict[str, Attention]
-    detectors: dict[str, str]
-    compiled: tuple[str, ...]
-    trained: tuple[str, ...]
-    images: Images
-    training_images: Images
-    dtypes: tuple[str, ...]
-    steps: int
-    rounds: int
-
-
-FULL = Sizes(
-    # Images of 800 x 1333 pixels: single scale, DC5, four levels.
-    attentions={
-        'SMCA 25x42': Attention(((25, 42),), queries=300),
-        'SMCA 50x84': Attention(((50, 84),), queries=300),
-        'SMCA-DINO': Attention(((100, 167), (50, 84), (25, 42), (13, 21)), queries=900),
-    },
-    detectors={
-        'DETR': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
-        'DINO': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-        'SMCA': 'smca/smca_r50_8xb2-50e_coco.py',
-        'SMCA, multi scale': 'smca/smca-multi-scale_r50_8xb1-50e_coco.py',
-        'SMCA-DINO': 'smca_dino/smca-dino_r50_8xb2-12e_coco.py',
-    },
-    compiled=('SMCA', 'SMCA, multi scale', 'SMCA-DINO'),
-    trained=('SMCA', 'SMCA-DINO'),
-    images=Images(batch=2),
-    training_images=Images(shape=(480, 640), batch=2),
-    dtypes=benchmarks.DTYPES,
-    steps=50,
-    rounds=10,
-)
-SMALL = Sizes(
-    attentions={
-        'SMCA 3x4': Attention(((3, 4),), queries=5, heads=2, channels=16),
-        'SMCA-DINO': Attention(((4, 6), (2, 3)), queries=5, heads=2, channels=16),
-    },
-    detectors={
-        'SMCA': 'shapes/smca_r18_shapes.py',
-        'SMCA-DINO': 'head_to_head/smca-dino_r18_head-to-head_shapes.py',
-    },
-    compiled=('SMCA',),
-    trained=('SMCA', 'SMCA-DINO'),
-    images=Images(shape=(64, 96), batch=2, cfg_options={'model.decoder.num_layers': 1}),
-    training_images=Images(shape=(64, 96), batch=2),
-    dtypes=('bfloat16', 'float16'),
-    steps=3,
-    rounds=1,
-)
+OWN = {
+    name: Detector(str(ROOT / 'configs' / config), cfg_options=ONE_OPTIMIZER)
+    for name, config in (
+        ('SMCA-DINO', 'smca_dino/smca-dino_r50_8xb2-12e_coco.py'),
+        ('SMCA', 'smca/smca_r50_8xb2-50e_coco.py'),
+        ('SMCA, multi scale', 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'),
+    )
+}
+# Who is beside whom; ratios are to the first.
+PAIRS = [
+    {'DINO': DINO, 'SMCA-DINO': OWN['SMCA-DINO']},
+    {'DETR': DETR, 'SMCA': OWN['SMCA']},
+]
+LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21))
+ATTENTIONS = {
+    'SMCA-DINO': CoAttention('folded', LEVELS, queries=900),
+    'SMCA 25x42': CoAttention('folded', ((25, 42),)),
+    'SMCA 50x84': CoAttention('folded', ((50, 84),)),
+}
+COSTS = {'name': 'detector', 'batch': 'batch'}
+for _mode, _title in MODES.items():
+    COSTS |= {
+        f'{_mode}_ms': f'{_title}, ms',
+        f'{_mode}_time_vs_first': 'vs first',
+        f'{_mode}_images_per_s': 'images/s',
+        f'{_mode}_mib': f'{_title}, MiB',
+    }
 SECTIONS = {
+    'parity': Section(
+        'Parity',
+        'Relative error of a detector against itself on the CPU in float64, with the same weights '
+        'and images: memory of the encoder, scores, boxes, and gradients. The decoder starts from '
+        "the reference's queries.",
+        {
+            'dtype': 'precision',
+            'memory': 'memory',
+            'scores': 'scores',
+            'boxes': 'boxes',
+            'prior_grads': "gradients of the priors' parameters",
+            'grads': 'gradients of all others',
+        },
+    ),
+    'precision': Section(
+        'Precision of the co-attention',
+        'Relative error against `explicit` in float64 on the same numbers.',
+        attention_error.COLUMNS,
+    ),
+    'detector': Section(
+        'Detectors',
+        'A training step (forward, backward, clipping, optimizer) and inference, in turns with the '
+        'first of a pair; memory with parameters and optimizer. All have the fused, grouped AdamW, '
+        'DINO the loss of SMCA-DINO. `deformable` says what computes deformable attention.',
+        {'dtype': 'precision', **COSTS, 'deformable': 'deformable'},
+    ),
+    'share': Section(
+        'What the prior costs in a step',
+        'The detector as it is, whose co-attention computes in float32 under autocast; the same '
+        'with plain attention without prior, in the precision of autocast, in its place; and with '
+        'FlexAttention in that precision. The difference to the second is the most that any other '
+        'way of computing the prior could save.',
+        COSTS,
+    ),
+    'kernel': Section(
+        'Kernels',
+        "The folded co-attention with each of PyTorch's kernels for "
+        '`scaled_dot_product_attention` alone; the next table says which one it chooses by itself.',
+        {
+            'kernel': 'kernel',
+            'test_ms': 'forward, ms',
+            'train_ms': 'forward + backward, ms',
+            **attention_error.COLUMNS,
+        },
+    ),
     'attention': Section(
         'The co-attention',
         "Forward and training pass of a decoder layer's co-attention, projections included, with a "
         'padding mask. The kernel is the one that PyTorch chose; a dash is none of its fused ones, '
-        'with attention weights in memory (`flex` brings its own). `flex` is FlexAttention, '
-        'compiled.',
-        {
-            'implementation': 'implementation',
-            'queries': 'queries',
-            'grid': 'keys',
-            **attention_cost.COLUMNS,
-            'kernel': 'kernel',
-        },
+        'with attention weights in memory (`flex` brings its own).',
+        {**benchmark_attention.COLUMNS, 'kernel': 'kernel'},
     ),
-    'precision': Section(
-        'Precision',
-        'Relative error against `explicit` in float64 on the same numbers.',
-        {
-            'implementation': 'implementation',
-            'output_error': 'output',
-            'gradient_error': 'gradient of the centres',
-        },
-    ),
-    'detector': Section(
-        'Detectors',
-        'A training step (forward, backward, clipping, optimiser) and inference, of a batch; '
-        'memory with parameters and optimiser.',
-        {
-            'num_queries': 'queries',
-            'parameters_m': 'parameters, M',
-            'gflops': 'GFLOPs',
-            'train_ms': 'training step, ms',
-            'train_mib': 'training memory, MiB',
-            'test_ms': 'inference, ms',
-            'test_mib': 'inference memory, MiB',
-        },
+    'batch': Section(
+        'Largest batch',
+        'Largest power of two of images that memory suffices for.',
+        {'name': 'detector', **{f'{mode}_batch': title for mode, title in MODES.items()}},
     ),
     'compile': Section(
         'torch.compile',
         '`CompileHook`: backbone with neck, encoder, and decoder. The first call compiles.',
-        compile_cost.COLUMNS,
+        benchmark_compile.COLUMNS,
     ),
     'training': Section(
         'Training in mixed precision',
@@ -161,40 +173,132 @@ SECTIONS = {
 }
 
 
-def parts(sizes: Sizes, device: str, backend: str) -> list[Part]:
-    """What is measured, in the order of the page."""
-    configs = {
-        title: name if '::' in name else str(ROOT / 'configs' / name)
-        for title, name in sizes.detectors.items()
-    }
-    images, training_images = (
-        replace(x, device=device) for x in (sizes.images, sizes.training_images)
-    )
+def measure_detectors(detectors: dict[str, Detector], setting: Setting, rounds: int) -> list[dict]:
+    """Detectors in turns; ratios are to the first."""
+    first, *_ = detectors
+    rows = measure(detectors, setting, rounds, references=[first])
+    return [
+        {
+            **{key.replace(f'vs_{first}', 'vs_first'): value for key, value in row.items()},
+            'dtype': setting.dtype,
+            'batch': setting.batch,
+            'deformable': detectors[row['name']].deformable,
+        }
+        for row in rows
+    ]
+
+
+def measure_kernel(
+    attention: CoAttention, setting: Setting, rounds: int, kernel: str
+) -> list[dict]:
+    """Time and errors of a co-attention with one of PyTorch's kernels alone."""
+    row: dict = dict(kernel=kernel)
+    with benchmarks.outcome_in(row, optional=True), sdpa_kernel(getattr(SDPBackend, kernel)):
+        (times,) = measure({'folded': attention}, setting, rounds)
+        (errors,) = attention_error.measure(attention, setting, ['folded'])
+        row.update({**times, **errors})
+    if benchmarks.failures([row]):  # A kernel that does not do this is no failure.
+        row['outcome'] = row['outcome'].replace(benchmarks.FAILED, benchmarks.NOT_AVAILABLE)
+    return [row]
+
+
+def measure_largest_batch(
+    name: str, detector: Detector, setting: Setting, limit: int
+) -> list[dict]:
+    """The largest power of two of images, up to a limit, that memory suffices for."""
+    row: dict = dict(name=name, dtype=setting.dtype)
+    for mode in MODES:
+        tried: dict = dict(outcome=benchmarks.MEASURED)
+        batch = 1
+        while batch <= limit and tried['outcome'] == benchmarks.MEASURED:
+            (tried,) = measure({name: detector}, replace(setting, batch=batch), 1, modes=[mode])
+            if tried['outcome'] == benchmarks.MEASURED:
+                row[f'{mode}_batch'] = batch
+            batch *= 2
+        if benchmarks.failures([tried]):
+            row['outcome'] = tried['outcome']
+    return [{'outcome': benchmarks.MEASURED, **row}]
+
+
+def parts(device: str, small: bool, backend: str) -> list[Part]:
+    """What is measured: first what is right, then what people train and run, then the rest."""
+    own, pairs, attentions = OWN, PAIRS, ATTENTIONS
+    dtypes, rounds, steps, batches, most = DTYPES, 7, 50, [1, 16], 512
+    if small:
+        own, *pairs = ({name: shrunk(x) for name, x in them.items()} for them in (OWN, *PAIRS))
+        attentions = {
+            name: replace(x, grids=((6, 8), (3, 4))[: len(x.grids)], queries=5)
+            for name, x in attentions.items()
+        }
+        dtypes, rounds, steps, batches, most = DTYPES[:2], 1, 3, [1], 2
+    dino, smca_dino = pairs[0].values()
     # A CPU trains in float16 neither through MMEngine nor through ours.
-    training_dtypes = [x for x in sizes.dtypes if device == 'cuda' or x != 'float16']
+    trained = [dtype for dtype in dtypes if device == 'cuda' or dtype != 'float16']
     found = []
-    for name, attention in sizes.attentions.items():
-        for dtype in sizes.dtypes:
-            setting = replace(attention, device=device, dtype=dtype, backend=backend)
-            arguments = (setting, attention_cases.IMPLEMENTATIONS, sizes.rounds, MEMORY_LIMIT)
-            part = f'attention of {name}, {dtype}'
-            found.append(Part('attention', part, attention_cost.measure, arguments))
-            part = f'error of {name}, {dtype}'
-            found.append(Part('precision', part, attention_error.measure, (setting,)))
-    for dtype in training_dtypes:
-        for title, config in configs.items():
-            arguments = (config, replace(images, dtype=dtype), sizes.rounds, MEMORY_LIMIT)
-            part = f'{title}, {dtype}'
-            found.append(Part('detector', part, detector_cost.measure_alone, arguments))
-        for title in sizes.trained:
-            arguments = (configs[title], replace(training_images, dtype=dtype), sizes.steps)
-            part = f'training of {title}, {dtype}'
-            found.append(Part('training', part, amp_training.measure, arguments))
-        for title in sizes.compiled:
-            arguments = (configs[title], replace(images, dtype=dtype), sizes.rounds, backend)
-            part = f'{title} compiled, {dtype}'
-            found.append(Part('compile', part, compile_cost.measure, arguments))
+
+    def add(section: str, name: str, function: Callable, *arguments: object) -> None:
+        found.append(Part(section, f'{section}: {name}', function, arguments))
+
+    def on(dtype: str, batch: int = 2) -> Setting:
+        return Setting(batch, dtype, device)
+
+    def add_pairs(pairs: Sequence[dict[str, Detector]], dtypes: Sequence[str], batch: int) -> None:
+        for dtype in dtypes:
+            for pair in pairs:
+                name = f'{" and ".join(pair)}, {batch} images, {dtype}'
+                add('detector', name, measure_detectors, pair, on(dtype, batch), rounds)
+
+    for name, detector in {**own, 'DINO': dino}.items():
+        for dtype in ('float64', *dtypes):
+            add('parity', f'{name}, {dtype}', numerics.parity, detector, on(dtype))
+    for name, attention in attentions.items():
+        for dtype in dtypes:
+            add('precision', f'{name}, {dtype}', attention_error.measure, attention, on(dtype))
+    add_pairs(pairs, trained, batch=2)
+    for name in ('SMCA-DINO', 'SMCA'):
+        ways = {
+            title: with_option(own[name], IMPLEMENTATION, way, optional=way == 'flex')
+            for title, way in PRIORS.items()
+        }
+        add('share', name, measure_detectors, ways, on('bfloat16'), rounds)
+    for batch in batches:
+        add_pairs(pairs, trained, batch)
+    for deformable in ('float32', 'pytorch'):
+        other = {
+            'SMCA-DINO': smca_dino,
+            f'DINO, {deformable}': replace(dino, deformable=deformable),
+        }
+        add_pairs([other], ['bfloat16'], batch=2)
+    for name, attention in attentions.items():
+        attention = replace(attention, backend=backend)
+        for dtype in dtypes:
+            for kernel in KERNELS:
+                forced = attention, on(dtype), rounds, kernel
+                add('kernel', f'{name}, {dtype}, {kernel}', measure_kernel, *forced)
+            every_way = attention, on(dtype), rounds, None, IMPLEMENTATIONS
+            add('attention', f'{name}, {dtype}', measure_attention, *every_way)
+    for name, detector in {**pairs[0], **pairs[1]}.items():
+        add('batch', name, measure_largest_batch, name, detector, on('bfloat16'), most)
+    for name in ('SMCA-DINO', 'SMCA'):
+        for dtype in trained[:2]:
+            compiled = replace(own[name], backend=backend), on(dtype), rounds, PARTS
+            add('compile', f'{name}, {dtype}', measure_compiled, *compiled)
+    for name in ('SMCA-DINO', 'SMCA'):
+        for dtype in trained:
+            add('training', f'{name}, {dtype}', numerics.training, own[name], on(dtype), steps)
     return found
+
+
+def shrunk(detector: Detector) -> Detector:
+    """A detector of one decoder layer on tiny images: to see that it runs."""
+    detector = with_option(detector, 'model.decoder.num_layers', 1)
+    return replace(detector, shape=(64, 96), queries=20)
+
+
+def with_option(detector: Detector, key: str, value: object, optional: bool = False) -> Detector:
+    """A detector with one more option of its config."""
+    options = {**detector.cfg_options, key: value}
+    return replace(detector, cfg_options=options, optional=optional)
 
 
 def parse_args() -> argparse.Namespace:
@@ -203,6 +307,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/gpu'), help='folder for gpu.json and gpu.md'
+    )
+    parser.add_argument(
+        '--minutes', type=float, help='time for all parts; call again for what is missing then'
     )
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
     parser.add_argument(
@@ -224,13 +331,18 @@ def main() -> int:
         )
         return 1
     flush_denormals()
-    settings = benchmarks.settings(args, 'out')
-    sizes = SMALL if args.small else FULL
-    measured = parts(sizes, args.device, args.backend)
-    rows = measure_parts(measured, args.out / 'gpu.json', settings)
-    with written_whole(args.out / 'gpu.md') as partial:
-        partial.write_text(page('On this GPU', SECTIONS, rows, settings))
-    print(args.out / 'gpu.md')
+    settings = benchmarks.settings(args, 'out', 'minutes')
+    settings['operators'] = has_operators()
+
+    def write_page(rows: list[dict]) -> None:
+        with written_whole(args.out / 'gpu.md') as partial:
+            partial.write_text(benchmarks.page('On this GPU', SECTIONS, rows, settings))
+
+    planned = parts(args.device, args.small, args.backend)
+    path = args.out / 'gpu.json'
+    rows = benchmarks.measure_parts(planned, path, settings, args.minutes, write_page)
+    measured = {row['part'] for row in rows}
+    print(f'{args.out / "gpu.md"}: {len(measured)} of {len(planned)} parts')
     failed = [row for row in rows if benchmarks.failures([row])]
     for row in failed:
         print(f'{row["part"]}: {row["outcome"]}', file=sys.stderr)

@@ -1,28 +1,32 @@
 """Time and memory of a training step and of inference of whole detectors, on random images.
 
-Example: python tools/benchmark_model.py --json detectors.json --plot detectors.png
+Example: python tools/analysis_tools/benchmark_model.py --json detectors.json --plot detectors.png
 
 Each detector is timed in turns with the first, so that its ratio to it holds on a machine that
-others use too. With --json a row is written as soon as it is measured, and a call that was cut off
-goes on after the last.
+others use too. With --json a row is written as soon as it is measured, and the same command
+continues after the last row.
 """
 
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
+import benchmarks
 import torch
+from cases import MODES, Detector, Setting
 from matplotlib.figure import Figure
+from measure import measure
 from mmengine.config import DictAction
 
-from mmsmca.analysis import benchmarks, detector_cost
-from mmsmca.analysis.detector_cost import MODES, Setting
 from mmsmca.denormals import flush_denormals
+from mmsmca.engine.flops import complexity
 from mmsmca.engine.hooks.cpu_speed_hook import keep_freed_memory
 from mmsmca.errors import command
+from mmsmca.files import write_json
 from mmsmca.visualization.panels import save_figure
 
 # What is measured if no config is named; the ratios are to the first.
@@ -58,6 +62,17 @@ COLUMNS = {
 }
 
 
+def cost(detector: Detector, setting: Setting) -> dict[str, float]:
+    """Queries, parameters in millions, and 10^9 multiply-adds of a forward pass on the batch.
+
+    On the CPU, whatever the device: nobody counts the operators of a GPU.
+    """
+    case = detector.build(replace(setting, device='cpu', dtype='float32'))
+    parameters, multiply_adds = complexity(case.model.eval(), case.data)
+    queries = case.model.num_queries
+    return dict(num_queries=queries, parameters_m=parameters / 1e6, gflops=multiply_adds / 1e9)
+
+
 def table(rows: list[dict]) -> str:
     """The rows in Markdown; beside a ratio of times its quartiles over the rounds."""
     shown = []
@@ -65,7 +80,7 @@ def table(rows: list[dict]) -> str:
         ratios = {}
         for mode in MODES:
             if f'{mode}_time_vs_first' in row:
-                low, high = row[f'{mode}_time_quartiles']
+                low, high = row[f'{mode}_quartiles_vs_first']
                 ratio = row[f'{mode}_time_vs_first']
                 ratios[f'{mode}_time'] = f'{ratio:.3g} ({low:.3g} to {high:.3g})'
         shown.append({**row, **ratios})
@@ -145,15 +160,7 @@ def main() -> None:
     # For all alike: a config of ours would do it for whoever is measured after it.
     settings['freed_memory_kept'] = keep_freed_memory()
     kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
-    setting = Setting(
-        shape=tuple(args.shape),
-        batch=args.batch,
-        queries=args.queries,
-        cfg_options=args.cfg_options or {},
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads,
-    )
+    setting = Setting(args.batch, args.dtype, args.device, args.threads)
     print(', '.join(f'{key} {value}' for key, value in settings.items()))
     rows: list[dict] = []
     for name in args.configs:
@@ -161,14 +168,22 @@ def main() -> None:
             print(f'{name}: measured before')
         else:
             print(f'{name}: being measured', flush=True)
-            first = kept.get(args.configs[0])
-            row = detector_cost.measure(
-                name, first, setting, args.rounds, args.memory_limit, args.modes
-            )
+            # The first and this one; of the first itself, both are the same.
+            subjects = {
+                key: Detector(config, tuple(args.shape), args.queries, args.cfg_options or {})
+                for key, config in (('first', args.configs[0]), ('this', name))
+            }
+            if not rows:
+                del subjects['this']
+            first = {'first': rows[0]} if rows else {}
+            row = measure(
+                subjects, setting, args.rounds, args.memory_limit, args.modes, ['first'], first
+            )[-1]
             title = DETECTORS.get(name, Path(name).stem)
-            kept[name] = {**row, 'detector': title, **settings}
+            row.update(cost(subjects[row.pop('name')], setting))
+            kept[name] = {**row, 'config': name, 'detector': title, **settings}
             if args.json:
-                benchmarks.write_json(args.json, list(kept.values()))
+                write_json(args.json, list(kept.values()))
         rows.append(kept[name])
     print(table(rows))
     if args.plot:

@@ -1,43 +1,38 @@
-"""Time and peak memory, measured so that ratios hold on a machine that others use too."""
+"""What the benchmarks share: command line, rows that are kept, memory, processes, pages."""
 
 import argparse
 import gc
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
-from mmsmca.engine.timing import (  # noqa: F401
-    _seconds,
-    cpu_name,
-    driver_version,
-    environment,
-    in_own_process,
-    interleaved_times,
-    paired_ratio,
-    paired_spread,
-    timer,
-)
+from mmsmca.engine.timing import environment, in_own_process
 from mmsmca.errors import UserError, one_line
-from mmsmca.files import write_json  # noqa: F401
+from mmsmca.files import write_json
 
 MIB = 2**20
-DTYPES = ('float32', 'bfloat16', 'float16')
+# tf32: float32 whose matrix products and convolutions may round to TF32; in float32 they may not.
+DTYPES = ('float32', 'tf32', 'bfloat16', 'float16')
 # How a measurement ends; behind the last two, the error.
 MEASURED, NO_MEMORY = 'measured', 'out of memory'
 NOT_AVAILABLE, FAILED = 'not available: ', 'failed: '
 # What PyTorch, CUDA, cuBLAS and cuDNN say.
 NO_MEMORY_MESSAGES = ('out of memory', "can't allocate memory", 'ALLOC_FAILED')
-# Of a message: errors of compilers go on for pages.
+# Errors of compilers go on for pages.
 MESSAGE_LENGTH = 300
 
 
 def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """Command line that all benchmarks have in common.
+    """Command line that the benchmarks have in common.
 
     Args:
         description: What the benchmark measures.
@@ -61,14 +56,14 @@ def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
 def add_torch_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a benchmark of PyTorch runs on: ``--dtype``, ``--device`` and ``--threads``."""
     parser.add_argument(
-        '--dtype', choices=DTYPES, default='float32', help='other than float32: by autocast'
+        '--dtype', choices=DTYPES, default='float32', help='half precision is by autocast'
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
 
 
 def settings(args: argparse.Namespace, *others: str) -> dict:
-    """What rows say about how they were measured: the command line and :func:`environment`.
+    """What rows say about how they were measured: the command line and the environment.
 
     Args:
         args: The command line, of :func:`argument_parser`.
@@ -79,7 +74,7 @@ def settings(args: argparse.Namespace, *others: str) -> dict:
 
 
 def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
-    """Rows that an earlier call wrote and this one goes on from.
+    """Rows that an earlier call wrote and this one continues.
 
     Args:
         path: Their file; None, or a file that does not exist yet, has none.
@@ -105,47 +100,6 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
     return found
 
 
-def in_fresh_process(function: Callable, *args: object) -> Any:
-    """Result of a module's function in a process of its own, where nothing was allocated before.
-
-    There, glibc gives whatever is freed back at once, as long as it is not tiny. Otherwise
-    it keeps some of it, and how much differs from run to run.
-
-    Raises:
-        BrokenProcessPool: If the process was killed, for example for its memory.
-    """
-    os.environ['MALLOC_MMAP_THRESHOLD_'] = '65536'
-    return in_own_process(function, *args)
-
-
-def in_clean_memory(function: Callable, *args: object, device: str) -> Any:
-    """Result of a module's function that calls :func:`peak_memory`, where that tells something.
-
-    Args:
-        function: On a CPU it is called in a fresh process. A GPU's allocator counts exactly: there
-            it is called here, after what earlier calls left is given back.
-        args: Its arguments.
-        device: ``cpu`` or ``cuda``.
-    """
-    if device == 'cpu':
-        return in_fresh_process(function, *args)
-    give_memory_back()
-    return function(*args)
-
-
-def give_memory_back() -> None:
-    """Free what nobody refers to any more, a GPU's memory too."""
-    gc.collect()
-    torch.cuda.empty_cache()  # Without effect where there is no GPU.
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory did not suffice, whichever library says so."""
-    return isinstance(error, RuntimeError) and any(
-        message in str(error) for message in NO_MEMORY_MESSAGES
-    )
-
-
 @contextmanager
 def outcome_in(row: dict, optional: bool = False) -> Iterator[None]:
     """Let a row say how its measurement ended, so that an error does not end the others.
@@ -161,8 +115,7 @@ def outcome_in(row: dict, optional: bool = False) -> Iterator[None]:
     except Exception as error:
         message = (NOT_AVAILABLE if optional else FAILED) + one_line(error)
         row['outcome'] = NO_MEMORY if out_of_memory(error) else message[:MESSAGE_LENGTH]
-        # Its frames hold on to tensors.
-        error.__traceback__ = None
+        error.__traceback__ = None  # Its frames hold on to tensors.
         give_memory_back()
 
 
@@ -171,47 +124,59 @@ def failures(rows: Sequence[dict]) -> list[str]:
     return [row['outcome'] for row in rows if row['outcome'].startswith(FAILED)]
 
 
-def peak_memory(
-    call: Callable[[], object], device: str, limit_gib: float | None = None
-) -> float | None:
-    """Memory that a call needs on top of what is allocated when it starts, at its peak.
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice, whichever library says so."""
+    return isinstance(error, RuntimeError) and any(
+        message in str(error) for message in NO_MEMORY_MESSAGES
+    )
 
-    On a CPU that is the growth of the process's resident memory, from Linux's account of it. Only
-    in a fresh process does it tell anything: a later call reuses what an earlier one freed.
+
+def give_memory_back() -> None:
+    """Free what nobody refers to any more, a GPU's memory too."""
+    gc.collect()
+    torch.cuda.empty_cache()  # Without effect where there is no GPU.
+
+
+def in_fresh_process(function: Callable, *args: object) -> Any:
+    """Result of a module's function in a process of its own, where nothing was allocated before.
+
+    There, glibc returns whatever is freed at once, unless it is tiny. Otherwise it keeps some of
+    it, and how much differs from run to run.
+
+    Raises:
+        BrokenProcessPool: If the process was killed, for example for its memory.
+    """
+    with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536'):
+        return in_own_process(function, *args)
+
+
+def peak_memory(call: Callable[[], object], limit_gib: float | None = None) -> float | None:
+    """Memory that a call needs on a CPU on top of what this process has when it starts.
+
+    That is the growth of the process's resident memory, from Linux's account of it. Only in a fresh
+    process does it tell anything: a later call reuses what an earlier one freed.
 
     Args:
         call: What to measure.
-        device: ``cpu`` or ``cuda``.
-        limit_gib: On a CPU, the most memory that the process may have, in GiB. Defaults to None:
-            no limit.
+        limit_gib: Most memory that the process may have, in GiB. Defaults to None: no limit.
 
     Returns:
-        MiB, or None if the memory did not suffice.
+        MiB at the peak, or None if the memory did not suffice.
     """
-    peak: Callable[[], int]
-    if device != 'cpu':
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        peak = torch.cuda.max_memory_allocated
-    else:
-        if limit_gib is not None:
-            import resource  # Windows has none.
+    if limit_gib is not None:
+        import resource  # Windows has none.
 
-            limit = round(limit_gib * 2**30)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        Path('/proc/self/clear_refs').write_text('5')  # Resets the peak to what is resident now.
-        before = _peak_resident()
-        peak = _peak_resident
+        limit = round(limit_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    Path('/proc/self/clear_refs').write_text('5')  # Resets the peak to what is resident now.
+    before = _peak_resident()
     try:
         call()
-        if device != 'cpu':
-            torch.cuda.synchronize()
     except RuntimeError as error:
         if out_of_memory(error):
             return None
         raise
-    return (peak() - before) / MIB
+    return (_peak_resident() - before) / MIB
 
 
 def _peak_resident() -> int:
@@ -223,12 +188,138 @@ def _peak_resident() -> int:
     return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
 
-def setting(environment: dict) -> str:
-    """One line on where numbers were measured, from what :func:`environment` returns."""
-    denormals = 'flushed to zero' if environment['denormals_flushed'] else 'computed with'
-    return (
-        f'{environment["hardware"]}, {environment["threads"]} threads, denormal numbers {denormals}'
-    )
+class Section(NamedTuple):
+    """What a table of a page is about.
+
+    Attributes:
+        title: Heading.
+        text: What is measured, in Markdown.
+        columns: Head of every column, by key of the rows.
+    """
+
+    title: str
+    text: str
+    columns: dict[str, str]
+
+
+class Part(NamedTuple):
+    """What is measured, and kept, at a time.
+
+    Attributes:
+        section: Key of the section that it belongs to.
+        name: Tells it from all others.
+        measure: A module's function that returns rows, each with its ``outcome``.
+        arguments: Of that function.
+    """
+
+    section: str
+    name: str
+    measure: Callable[..., list[dict]]
+    arguments: tuple
+
+
+class Worker:
+    """A process that measures one part after the other, and a new one after a failure.
+
+    An error on a GPU may leave a process useless; one for every part would take longer than most.
+    """
+
+    def __init__(self) -> None:
+        self.pool: futures.ProcessPoolExecutor | None = None
+
+    def measure(self, part: Part, seconds: float | None) -> list[dict]:
+        """Rows of a part.
+
+        Raises:
+            concurrent.futures.TimeoutError: If it takes longer than ``seconds``.
+        """
+        if self.pool is None:
+            self.pool = futures.ProcessPoolExecutor(1, mp_context=get_context('spawn'))
+        try:
+            rows = self.pool.submit(part.measure, *part.arguments).result(seconds)
+        except futures.TimeoutError:
+            raise
+        except Exception as error:
+            rows = [dict(outcome=(FAILED + one_line(error))[:MESSAGE_LENGTH])]
+        if failures(rows):
+            self.end()
+        return rows
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        if self.pool is not None:
+            for child in active_children():
+                child.kill()
+            self.pool.shutdown()
+            self.pool = None
+
+
+def measure_parts(
+    parts: Sequence[Part],
+    path: Path,
+    settings: dict,
+    minutes: float | None = None,
+    wrote: Callable[[list[dict]], object] = lambda rows: None,
+) -> list[dict]:
+    """Measure what is not measured yet, and what failed before; what memory lacked is a result.
+
+    Args:
+        parts: What to measure, in this order.
+        path: JSON file with the rows, written after every part.
+        settings: What :func:`settings` gives.
+        minutes: Time for all of it; a part that has not ended by then is ended and left for the
+            next call. Defaults to None: as long as it takes.
+        wrote: Called with the rows after every part.
+
+    Returns:
+        The rows of all parts that are measured, with the settings, ``section`` and ``part``.
+
+    Raises:
+        UserError: If the file is there with rows that were measured otherwise.
+    """
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    measured: dict[str, list[dict]] = {}
+    for row in kept_rows(path, settings):
+        measured.setdefault(row['part'], []).append(row)
+    worker = Worker()
+    try:
+        for number, part in enumerate(parts, start=1):
+            progress = f'{number}/{len(parts)} {part.name}'
+            if part.name in measured and not failures(measured[part.name]):
+                print(f'{progress}: measured before')
+                continue
+            seconds = None if end is None else end - time.monotonic()
+            if seconds is not None and seconds <= 0:
+                raise futures.TimeoutError
+            print(f'{progress}: being measured', flush=True)
+            common = dict(settings, section=part.section, part=part.name)
+            measured[part.name] = [{**row, **common} for row in worker.measure(part, seconds)]
+            rows = [row for rows in measured.values() for row in rows]
+            write_json(path, rows)
+            wrote(rows)
+    except futures.TimeoutError:
+        print(f'{progress}: not measured, as the {minutes:g} minutes are over')
+    finally:
+        worker.end()
+    return [row for part in parts for row in measured.get(part.name, [])]
+
+
+def page(title: str, sections: dict[str, Section], rows: Sequence[dict], settings: dict) -> str:
+    """Write rows as a page of Markdown.
+
+    Args:
+        title: Heading of the page.
+        sections: By key, in the order of the page; one without rows is left out.
+        rows: What :func:`measure_parts` returns.
+        settings: What all rows have in common.
+    """
+    lines = [f'# {title}', '', *(f'- {key}: {value}' for key, value in settings.items())]
+    for key, section in sections.items():
+        if of_section := [row for row in rows if row['section'] == key]:
+            columns = {'part': 'part', **section.columns, 'outcome': 'outcome'}
+            table = markdown_table(of_section, columns)
+            lines += ['', f'## {section.title}', '', section.text, '', table]
+    return '\n'.join(lines) + '\n'
 
 
 def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:

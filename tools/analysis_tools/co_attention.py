@@ -1,19 +1,18 @@
-"""Co-attentions with random inputs, to be timed: SMCA's of one level, SMCA-DINO's of all levels."""
+"""The co-attention of a decoder layer: SMCA's of one level, or SMCA-DINO's of all levels."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import other_attention
 import torch
-import torch.nn.functional as F  # noqa: N812
+from cases import Case, Setting
 from torch import Tensor, nn
 
-from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers import attention, joint_attention
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.joint_attention import Cells, num_prior_channels, place_cells
 
-from .flex_attention import compiled, flex_joint_attention, flex_level_attention
-
-# The package's two ways, attention without prior, and FlexAttention.
+# The package's two, attention without prior, and FlexAttention.
 IMPLEMENTATIONS = ('explicit', 'folded', 'no_prior', 'flex')
 BETA = 8.0
 # Of SMCA-DINO's levels, as many as there are.
@@ -21,35 +20,47 @@ STRIDES = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a co-attention is measured on.
+class CoAttention:
+    """A co-attention, projections included.
 
     Attributes:
+        implementation: One of :data:`IMPLEMENTATIONS`.
         grids: Height and width of every feature map, in cells. One is SMCA's co-attention; several
             are SMCA-DINO's, with one softmax over all of them, the finest first.
-        queries: Queries Q of an image.
-        images: Images B.
+        queries: Queries Q per image.
         heads: Heads M.
-        channels: Channels d of a head.
+        channels: Channels d per head.
         padding: Padded share of the last image; at 0 there is no mask.
         dropout: Probability that an attention weight is dropped.
-        dtype: Name of the precision; another than float32 is by autocast.
-        device: ``cpu`` or ``cuda``.
-        threads: Threads on a CPU.
+        size: Scales of SMCA's priors, or sides of SMCA-DINO's boxes in images. Defaults to None: as
+            in training, about 1, and between a fiftieth and three fifths.
         backend: Backend of ``torch.compile``, for FlexAttention.
     """
 
+    implementation: str
     grids: tuple[tuple[int, int], ...]
     queries: int = 300
-    images: int = 2
     heads: int = 8
     channels: int = 32
     padding: float = 0.1
     dropout: float = 0.0
-    dtype: str = 'float32'
-    device: str = 'cpu'
-    threads: int = 2
+    size: float | None = None
     backend: str = 'inductor'
+
+    @property
+    def optional(self) -> bool:
+        """FlexAttention is not part of every PyTorch on every device."""
+        return self.compiled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the first call compiles."""
+        return self.implementation == 'flex'
+
+    @property
+    def is_level(self) -> bool:
+        """Whether it is SMCA's, of a single level."""
+        return len(self.grids) == 1
 
     @property
     def num_cells(self) -> int:
@@ -57,205 +68,115 @@ class Setting:
         return sum(height * width for height, width in self.grids)
 
     @property
-    def is_level(self) -> bool:
-        """Whether it is about SMCA's co-attention, of a single level."""
-        return len(self.grids) == 1
+    def content(self) -> int:
+        """Channels per head that queries and keys have: SMCA-DINO's prior takes part of them."""
+        if self.is_level or self.implementation == 'no_prior':
+            return self.channels
+        return self.channels - num_prior_channels(len(self.grids))
 
+    def small(self) -> 'CoAttention':
+        """The same of next to no size."""
+        return replace(self, grids=tuple((2, 2) for _ in self.grids), queries=1)
 
-class Case:
-    """Random inputs of one implementation, and what is measured: a forward and a training pass.
+    def attend(self, images: int) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+        """The attention itself under random priors.
 
-    Args:
-        implementation: One of ``IMPLEMENTATIONS``.
-        setting: What it is measured on.
-        content: Channels of a head that queries and keys have.
-    """
+        Args:
+            images: Images B.
 
-    def __init__(self, implementation: str, setting: Setting, content: int) -> None:
-        torch.manual_seed(0)
-        torch.set_num_threads(setting.threads)
-        flush_denormals()  # As a detector does.
-        self.implementation = implementation
-        self.setting = setting
-        embed_dims = setting.heads * setting.channels
-        tokens = (setting.images, setting.queries), (setting.images, setting.num_cells)
+        Returns:
+            Function of queries (B, M, Q, k), keys (B, M, N, k), values (B, M, N, d) and what the
+            prior is made of; and the latter, by name.
+        """
+        other_attention.BACKEND = self.backend
+        if self.is_level:
+            centers, scales, mask = random_level_prior(self, images)
+            (grid,) = self.grids
+            attend: Callable[..., Tensor] = attention.IMPLEMENTATIONS[self.implementation]
+
+            def attend_level(q: Tensor, k: Tensor, v: Tensor, *prior: Tensor) -> Tensor:
+                return attend(q, k, v, *prior, grid, BETA, mask, self.dropout)
+
+            return attend_level, dict(centers=centers, scales=scales)
+        prior, cells = random_joint_prior(self, images)
+        attend_joint = joint_attention.IMPLEMENTATIONS[self.implementation]
+
+        def attend_levels(q: Tensor, k: Tensor, v: Tensor, *prior: Tensor) -> Tensor:
+            return attend_joint(q, k, v, JointPrior(*prior), cells, self.dropout)
+
+        return attend_levels, prior._asdict()
+
+    def build(self, setting: Setting) -> Case:
+        """Make inputs; a training step is forward and backward, to everything with a gradient."""
+        setting.prepare()
+        embed_dims = self.heads * self.channels
+        tokens = (setting.batch, self.queries), (setting.batch, self.num_cells)
         with torch.device(setting.device):
-            self.query, self.memory, self.query_pos, self.memory_pos = (
-                torch.randn(*n, embed_dims) for n in tokens * 2
+            query, memory, query_pos, memory_pos = (torch.randn(*n, embed_dims) for n in tokens * 2)
+            upstream = torch.randn(*tokens[0], embed_dims)
+            linears = nn.ModuleList(
+                nn.Linear(embed_dims, self.heads * channels)
+                for channels in (self.content, self.content, self.channels, self.channels)
             )
-            self.upstream = torch.randn(*tokens[0], embed_dims)
-            self.query_proj, self.key_proj = (
-                nn.Linear(embed_dims, setting.heads * content) for _ in range(2)
-            )
-            self.value_proj, self.output_proj = (
-                nn.Linear(embed_dims, embed_dims) for _ in range(2)
-            )
-        self.inputs = [self.query, self.query_pos, self.memory, *self.prior_inputs()]
-        self.inputs = [x.requires_grad_() for x in self.inputs]
-        for linear in (self.query_proj, self.key_proj, self.value_proj, self.output_proj):
-            self.inputs += linear.parameters()
+            attend, prior = self.attend(setting.batch)
+        inputs = [query, query_pos, memory, *prior.values()]
+        inputs = [*(x.requires_grad_() for x in inputs), *linears.parameters()]
 
-    def prior_inputs(self) -> list[Tensor]:
-        """Make what the prior is computed from, and return what of it gets gradients."""
-        raise NotImplementedError
+        def run() -> Tensor:
+            with setting.autocast():
+                of_queries, of_keys, of_values, output = linears
+                out = attend(
+                    self._split_heads(of_queries(query + query_pos)),
+                    self._split_heads(of_keys(memory + memory_pos)),
+                    self._split_heads(of_values(memory)),
+                    *prior.values(),
+                )
+                return output(out.transpose(1, 2).flatten(2))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The attention itself, of (B, M, Q, k), (B, M, N, k) and (B, M, N, d)."""
-        raise NotImplementedError
+        def train() -> Tensor:
+            out = run()
+            # Without prior, what it is computed from has no gradient.
+            torch.autograd.grad(out, inputs, upstream.to(out.dtype), allow_unused=True)
+            return out
 
-    def _run(self) -> Tensor:
-        """Co-attention as a decoder layer has it, without the residual."""
-        dtype = getattr(torch, self.setting.dtype)
-        with torch.autocast(self.setting.device, dtype, enabled=dtype != torch.float32):
-            out = self.attend(
-                self._split_heads(self.query_proj(self.query + self.query_pos)),
-                self._split_heads(self.key_proj(self.memory + self.memory_pos)),
-                self._split_heads(self.value_proj(self.memory)),
-            )
-            return self.output_proj(out.transpose(1, 2).flatten(2))
+        return Case(train, torch.no_grad()(run), linears)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.setting.heads, -1)).transpose(1, 2)
-
-    @torch.no_grad()
-    def forward(self) -> None:
-        """As in inference."""
-        self._run()
-
-    def forward_backward(self) -> None:
-        """As in training; gradients of everything that has one."""
-        out = self._run()
-        # Without prior, what it is computed from has none.
-        torch.autograd.grad(out, self.inputs, self.upstream.to(out.dtype), allow_unused=True)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class LevelCase(Case):
-    """SMCA's co-attention of one level; arguments are those of :class:`Case`."""
-
-    def __init__(self, implementation: str, setting: Setting) -> None:
-        super().__init__(implementation, setting, setting.channels)
-
-    def prior_inputs(self) -> list[Tensor]:
-        """Centres all over the map, scales of about 1, as where training starts."""
-        self.centers, self.scales, mask = random_level_prior(self.setting)
-        self.mask = mask if self.setting.padding else None
-        return [self.centers, self.scales]
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The attention itself."""
-        setting = self.setting
-        if self.implementation == 'no_prior':
-            return without_prior(query, key, value, self.mask, setting.dropout)
-        (grid,) = setting.grids
-        arguments = (query, key, value, self.centers, self.scales, grid, BETA, self.mask)
-        if self.implementation == 'flex':
-            return compiled(flex_level_attention, setting.backend)(*arguments)
-        return attention.IMPLEMENTATIONS[self.implementation](*arguments, setting.dropout)
-
-
-class JointCase(Case):
-    """SMCA-DINO's co-attention of all levels; arguments are those of :class:`Case`."""
-
-    def __init__(self, implementation: str, setting: Setting) -> None:
-        # The prior has part of a head's channels.
-        taken = 0 if implementation == 'no_prior' else num_prior_channels(len(setting.grids))
-        super().__init__(implementation, setting, setting.channels - taken)
-
-    def prior_inputs(self) -> list[Tensor]:
-        """Priors as training starts with, of boxes all over the image."""
-        self.prior, self.cells = random_joint_prior(self.setting)
-        return list(self.prior)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The attention itself."""
-        setting = self.setting
-        if self.implementation == 'no_prior':
-            return without_prior(query, key, value, self.cells.padding, setting.dropout)
-        arguments = (query, key, value, self.prior, self.cells)
-        if self.implementation == 'flex':
-            return compiled(flex_joint_attention, setting.backend)(*arguments)
-        return joint_attention.IMPLEMENTATIONS[self.implementation](*arguments, setting.dropout)
-
-
-def case_of(implementation: str, setting: Setting) -> Case:
-    """What is measured of an implementation, see :class:`Case`."""
-    return (LevelCase if setting.is_level else JointCase)(implementation, setting)
-
-
-def random_level_prior(
-    setting: Setting, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres all over a map, scales of about 1, as where training starts, and a padding mask.
-
-    Args:
-        setting: With one grid.
-        dtype: Of centres and scales. Defaults to float32.
+def random_level_prior(of: CoAttention, images: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Centres all over a map, scales, and a padding mask.
 
     Returns:
         Centres in cells and scales, (B, M, Q, 2) each; True where a cell is padding, (B, H * W).
     """
-    ((height, width),) = setting.grids
-    with torch.device(setting.device):
-        centers = torch.rand(setting.images, setting.heads, setting.queries, 2, dtype=dtype)
-        centers *= torch.tensor([width, height])
-        scales = torch.randn(centers.shape, dtype=dtype).mul_(0.25).add_(1)
-        mask = torch.zeros(setting.images, height, width, dtype=torch.bool)
-        mask[-1, :, round(width * (1 - setting.padding)) :] = True
+    ((height, width),) = of.grids
+    centers = torch.rand(images, of.heads, of.queries, 2) * torch.tensor([width, height])
+    scales = torch.randn(centers.shape).mul_(0.25).add_(1)
+    if of.size is not None:
+        scales = of.size * (0.9 + 0.2 * torch.rand(centers.shape))
+    if not of.padding:
+        return centers, scales, None
+    mask = torch.zeros(images, height, width, dtype=torch.bool)
+    mask[-1, :, round(width * (1 - of.padding)) :] = True
     return centers, scales, mask.flatten(1)
 
 
-def random_joint_prior(
-    setting: Setting, dtype: torch.dtype = torch.float32
-) -> tuple[JointPrior, Cells]:
-    """Priors as training starts with, of boxes all over the image, and the cells.
-
-    Args:
-        setting: With several grids.
-        dtype: Of priors and coordinates. Defaults to float32.
-
-    Returns:
-        The priors, without gradients, and the cells.
-    """
-    strides = STRIDES[: len(setting.grids)]
-    height, width = (side * strides[0] for side in setting.grids[0])
-    with torch.device(setting.device):
-        image_sizes = torch.tensor([[width, height]] * setting.images, dtype=dtype)
-        image_sizes[-1, 0] *= 1 - setting.padding
-        features = torch.zeros(setting.images, setting.queries, setting.heads, dtype=dtype)
-        boxes = torch.rand(setting.images, setting.queries, 4, dtype=dtype)
-        # A fiftieth of the image to three fifths.
-        boxes[..., 2:] = boxes[..., 2:] * 0.58 + 0.02
-        place = BoxPrior(setting.heads, setting.heads, strides).to(dtype)
-        padding = torch.cat(
-            [
-                ((torch.arange(columns) + 0.5) * stride > image_sizes[:, :1])
-                .unsqueeze(1)
-                .expand(-1, rows, -1)
-                .flatten(1)
-                for (rows, columns), stride in zip(setting.grids, strides, strict=True)
-            ],
-            dim=1,
-        )
+def random_joint_prior(of: CoAttention, images: int) -> tuple[JointPrior, Cells]:
+    """Priors as training starts with, of boxes all over the image, and the cells."""
+    strides = STRIDES[: len(of.grids)]
+    height, width = (side * strides[0] for side in of.grids[0])
+    image_sizes = torch.tensor([[float(width), float(height)]]).repeat(images, 1)
+    image_sizes[-1, 0] *= 1 - of.padding
+    boxes = torch.rand(images, of.queries, 4)
+    boxes[..., 2:] = boxes[..., 2:] * 0.58 + 0.02 if of.size is None else of.size
+    masks = [
+        ((torch.arange(columns) + 0.5) * stride > image_sizes[:, :1]).repeat(1, rows)
+        for (rows, columns), stride in zip(of.grids, strides, strict=True)
+    ]
     with torch.no_grad():
-        prior = place(features, boxes, image_sizes)
-    mask = padding if setting.padding else None
-    return prior, place_cells(setting.grids, strides, image_sizes, mask)
-
-
-def without_prior(
-    query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, dropout_p: float
-) -> Tensor:
-    """Plain attention, called as the package's self-attention calls it.
-
-    Args:
-        query: (B, M, Q, d).
-        key: (B, M, N, d).
-        value: (B, M, N, d).
-        padding: True where a cell is padding, (B, N), or None.
-        dropout_p: Probability that an attention weight is dropped.
-
-    Returns:
-        Tensor of shape (B, M, Q, d).
-    """
-    mask = None if padding is None else ~padding[:, None, None, :]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+        place = BoxPrior(of.heads, of.heads, strides)
+        prior = place(torch.zeros(images, of.queries, of.heads), boxes, image_sizes)
+    padding = torch.cat(masks, dim=1) if of.padding else None
+    return prior, place_cells(of.grids, strides, image_sizes, padding)

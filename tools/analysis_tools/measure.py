@@ -1,98 +1,155 @@
-"""Time and memory of a co-attention, in every implementation and without prior."""
+"""Time and memory of detectors and co-attentions, in turns."""
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
+from benchmarks import (
+    MIB,
+    NO_MEMORY,
+    give_memory_back,
+    in_fresh_process,
+    outcome_in,
+    peak_memory,
+)
+from cases import MODES, Case, Detector, Setting
+from co_attention import CoAttention
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import timer
 
-from . import benchmarks
-from .attention_cases import Setting, case_of
+from mmsmca.engine.timing import interleaved_times, paired_ratio, paired_spread
 
-REFERENCES = ('explicit', 'no_prior')
 # How PyTorch's names of its fused kernels begin.
 KERNELS = '_scaled_dot_product_'
-# Heads of what is measured, by key of a row.
-COLUMNS = {
-    'forward_ms': 'forward, ms',
-    'forward_backward_ms': 'forward + backward, ms',
-    'extra_mib': 'extra memory, MiB',
-    'time_vs_explicit': 'time vs explicit',
-    'time_vs_no_prior': 'time vs no prior',
-    'memory_vs_explicit': 'memory vs explicit',
-    'memory_vs_no_prior': 'memory vs no prior',
-}
 
 
 def measure(
-    setting: Setting, implementations: Sequence[str], rounds: int, memory_limit: float
+    subjects: Mapping[str, Detector | CoAttention],
+    setting: Setting,
+    rounds: int,
+    memory_limit: float | None = None,
+    modes: Sequence[str] = tuple(MODES),
+    references: Sequence[str] = (),
+    known: Mapping[str, dict] | None = None,
 ) -> list[dict]:
-    """Measure implementations of a co-attention, timed in turns.
+    """Measure subjects in turns.
+
+    Memory is a detector's with its parameters and optimizer, a co-attention's without its inputs.
+    On a CPU it is measured in a process of its own, except that of what is compiled: the compiler
+    would be counted.
 
     Args:
-        setting: What they are measured on.
-        implementations: Some of :data:`.attention_cases.IMPLEMENTATIONS`.
+        subjects: What to measure, by name.
+        setting: What it is measured on.
         rounds: Timings of each; at 0, memory only.
-        memory_limit: Most memory that a process may have on a CPU, in GiB.
+        memory_limit: Most memory that a process may have on a CPU, in GiB. Defaults to None: memory
+            is not measured there.
+        modes: Which of :data:`.cases.MODES`. Defaults to all.
+        references: Names of subjects that ratios are to. Defaults to none.
+        known: Rows with memory that was measured before, by name. Defaults to none.
 
     Returns:
-        One row an implementation: its ``outcome``, times, extra memory, the kernel that PyTorch
-        chose, and its ratios to explicit and to no prior. What could not be measured is missing.
+        A row per subject: its ``name`` and ``outcome``, and for every mode (``train`` as an
+        example) ``train_ms``, the median; ``train_mib``, the peak, None if memory did not suffice;
+        ``train_first_s``, the first call, and ``train_images_per_s``; to every reference
+        ``train_time_vs_...``, the median over the rounds of the ratio within one,
+        ``train_quartiles_vs_...`` and ``train_memory_vs_...``; and ``kernel``, the fused attention
+        that ran last in training. What could not be measured is missing.
     """
-    rows: dict[str, dict] = {name: {} for name in implementations}
-    for name, row in rows.items():
-        row.update(implementation=name, grid=grid_names(setting), queries=setting.queries)
-        # It is not part of every PyTorch on every device.
-        with benchmarks.outcome_in(row, optional=name == 'flex'):
-            row['extra_mib'] = benchmarks.in_clean_memory(
-                extra_memory, name, setting, memory_limit, device=setting.device
-            )
-        if row.get('extra_mib', 0) is None:
-            row['outcome'] = benchmarks.NO_MEMORY
-    if rounds:
-        forward, training = _times(rows, setting, rounds)
-    else:
-        forward, training = {}, {}
-    for name, row in rows.items():
-        if name in forward:
-            row['forward_ms'] = 1e3 * statistics.median(forward[name])
-        if name in training:
-            row['forward_backward_ms'] = 1e3 * statistics.median(training[name])
-        for reference in REFERENCES:
-            of_reference = rows.get(reference, {}).get('extra_mib')
-            if row.get('extra_mib') is not None and of_reference:
-                row[f'memory_vs_{reference}'] = row['extra_mib'] / of_reference
-            if name in training and reference in training:
-                row[f'time_vs_{reference}'] = benchmarks.paired_ratio(
-                    training[name], training[reference]
-                )
+    rows: dict[str, dict] = {name: dict(name=name) for name in subjects}
+    calls: dict[str, dict] = {mode: {} for mode in modes}
+    for name, subject in subjects.items():
+        row = rows[name]
+        with outcome_in(row, subject.optional):
+            before = (known or {}).get(name, {})
+            row.update({k: x for k, x in before.items() if k.endswith('_mib')})
+            on_cpu = setting.device == 'cpu' and memory_limit is not None
+            if on_cpu and not subject.compiled:
+                for mode in modes:
+                    if f'{mode}_mib' not in row:
+                        row[f'{mode}_mib'] = in_fresh_process(
+                            _memory, subject, mode, setting, memory_limit
+                        )
+                        if row[f'{mode}_mib'] is None:
+                            row['outcome'] = NO_MEMORY
+            if rounds:
+                _start(subject, setting, row, calls)
+    for mode in modes:
+        times = interleaved_times(calls[mode], rounds)
+        for name, row in rows.items():
+            if name in times:
+                row[f'{mode}_ms'] = 1e3 * statistics.median(times[name])
+                row[f'{mode}_images_per_s'] = 1e3 * setting.batch / row[f'{mode}_ms']
+            for reference in references:
+                if name in times and reference in times:
+                    pair = times[name], times[reference]
+                    row[f'{mode}_time_vs_{reference}'] = paired_ratio(*pair)
+                    row[f'{mode}_quartiles_vs_{reference}'] = paired_spread(*pair)
+                mib, of_reference = (x.get(f'{mode}_mib') for x in (row, rows[reference]))
+                if mib and of_reference:
+                    row[f'{mode}_memory_vs_{reference}'] = mib / of_reference
     return list(rows.values())
 
 
-def grid_names(setting: Setting) -> str:
-    """The feature maps of a setting, in words."""
-    return ' + '.join(f'{height}x{width}' for height, width in setting.grids)
+def _start(
+    subject: Detector | CoAttention, setting: Setting, row: dict, calls: dict[str, dict]
+) -> None:
+    """Build a subject, call every mode for the first time, and add it to what is to be timed.
+
+    A GPU's allocator counts exactly: there, memory is measured here.
+    """
+    on_gpu = setting.device != 'cpu'
+    allocated = torch.cuda.memory_allocated() if on_gpu else 0
+    case = subject.build(setting)
+    if on_gpu and isinstance(subject, CoAttention):
+        allocated = torch.cuda.memory_allocated()
+    # Inference first: gradients and the optimizer's state stay once there are some.
+    for mode in sorted(calls):  # test, train
+        if row.get(f'{mode}_mib', 0) is None:
+            continue
+        call = getattr(case, mode)
+        if on_gpu:
+            give_memory_back()
+            torch.cuda.reset_peak_memory_stats()
+        start = timer()
+        # The compiler works under no dispatch mode.
+        with nullcontext() if subject.compiled else KernelSpy() as spy:
+            call()
+        row[f'{mode}_first_s'] = timer() - start
+        if spy is not None:
+            row['kernel'] = spy.kernel
+        if on_gpu:
+            call()  # With the state of the optimizer.
+            torch.cuda.synchronize()
+            row[f'{mode}_mib'] = (torch.cuda.max_memory_allocated() - allocated) / MIB
+        calls[mode][row['name']] = call
 
 
-def extra_memory(implementation: str, setting: Setting, limit_gib: float) -> float | None:
-    """Peak of forward and backward over the inputs, in MiB; None if it exceeds the limit."""
+def _memory(
+    subject: Detector | CoAttention, mode: str, setting: Setting, limit_gib: float | None
+) -> float | None:
+    """Peak memory of a subject on a CPU, in MiB; None if it exceeds the limit."""
+    if isinstance(subject, Detector):
+        # The optimizer's state is there from the second step on.
+        return peak_memory(lambda: _call_twice(subject.build(setting), mode), limit_gib)
     # The first call also loads code and starts threads: not what is measured.
-    small = replace(setting, grids=tuple((2, 2) for _ in setting.grids), queries=1)
-    case_of(implementation, small).forward_backward()
-    case = case_of(implementation, setting)
-    if implementation == 'flex':
-        # Compiled for these sizes first; the compiler tries kernels out.
-        case.forward_backward()
-    return benchmarks.peak_memory(case.forward_backward, setting.device, limit_gib)
+    getattr(subject.small().build(setting), mode)()
+    return peak_memory(getattr(subject.build(setting), mode), limit_gib)
+
+
+def _call_twice(case: Case, mode: str) -> None:
+    for _ in range(2):
+        getattr(case, mode)()
 
 
 class KernelSpy(TorchDispatchMode):
     """Hears which fused attention kernel PyTorch runs, which depends on device, precision, mask.
 
     Attributes:
-        kernel: Its name; None if none was run, so that attention weights were in memory.
+        kernel: Name of the last one; None if none was run: attention weights were in memory.
     """
 
     kernel: str | None = None
@@ -104,28 +161,3 @@ class KernelSpy(TorchDispatchMode):
         if name.startswith(KERNELS) and not name.endswith('_backward'):
             self.kernel = name.removeprefix(KERNELS)
         return func(*args, **(kwargs or {}))
-
-
-def _times(
-    rows: dict[str, dict], setting: Setting, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of the forward and of the training pass, by name; notes failures in the rows."""
-    forward: dict[str, Callable[[], object]] = {}
-    training: dict[str, Callable[[], object]] = {}
-    for name, row in rows.items():
-        if row['outcome'] == benchmarks.NO_MEMORY:
-            continue
-        with benchmarks.outcome_in(row, optional=name == 'flex'):
-            case = case_of(name, setting)
-            case.forward()
-            forward[name] = case.forward
-            # FlexAttention on a CPU, for example, has no backward pass.
-            if row['outcome'] == benchmarks.MEASURED:
-                with KernelSpy() as spy:
-                    case.forward_backward()
-                row['kernel'] = spy.kernel
-                training[name] = case.forward_backward
-    return (
-        benchmarks.interleaved_times(forward, rounds),
-        benchmarks.interleaved_times(training, rounds),
-    )

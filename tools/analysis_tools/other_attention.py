@@ -1,22 +1,33 @@
-"""The priors through PyTorch's FlexAttention: another way to do without a bias in memory.
+"""What the co-attention is compared with: no prior, and the prior through PyTorch's FlexAttention.
 
-FlexAttention compiles a function of a logit's indices into its kernel. The detectors do not use it,
-the benchmarks compare with it: it has to be compiled, wants a GPU for training, and is new in every
-version of PyTorch.
+FlexAttention compiles a function of a logit's indices into its kernel. The detectors do not use it:
+it has to be compiled, needs a GPU for training, and is new in every version of PyTorch. Imported,
+both are values of ``cross_attn_cfg.implementation``: ``no_prior`` and ``flex``.
 """
 
 import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from mmsmca.models.layers import attention, joint_attention
 from mmsmca.models.layers.box_prior import JointPrior
 from mmsmca.models.layers.joint_attention import Cells
 
+# Of torch.compile, for FlexAttention; uncompiled, it writes all logits to memory.
+BACKEND = 'inductor'
 
-def flex_level_attention(
+
+@functools.cache
+def compiled_flex_attention(backend: str) -> Callable[..., Tensor]:
+    """FlexAttention, compiled for every shape anew."""
+    return torch.compile(flex_attention, backend=backend, dynamic=False)
+
+
+def level_flex_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -24,13 +35,10 @@ def flex_level_attention(
     scales: Tensor,
     grid_size: tuple[int, int],
     beta: float,
-    key_padding_mask: Tensor | None,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
-    """Gaussian-modulated attention of one level.
-
-    Arguments and result are those of :func:`.gaussian_attention`, with two scales and without
-    dropout.
-    """
+    """SMCA's attention of one level; arguments of :func:`.gaussian_attention`, but no dropout."""
     width = grid_size[1]
     factors = scales.square() / beta
 
@@ -43,16 +51,18 @@ def flex_level_attention(
             return modulated
         return torch.where(key_padding_mask[image, cell], -torch.inf, modulated)
 
-    return flex_attention(query, key, value, score_mod=add_prior)
+    return compiled_flex_attention(BACKEND)(query, key, value, score_mod=add_prior)
 
 
-def flex_joint_attention(
-    query: Tensor, key: Tensor, value: Tensor, prior: JointPrior, cells: Cells
+def joint_flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior: JointPrior,
+    cells: Cells,
+    dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attention with one softmax over the cells of all levels.
-
-    Arguments and result are those of :func:`.explicit_joint_attention`, without dropout.
-    """
+    """SMCA-DINO's; arguments of :func:`.explicit_joint_attention`, but no dropout."""
     (centers, precisions, gates), padding = prior, cells.padding
     x, y = cells.coordinates.unbind(-1)
 
@@ -60,23 +70,50 @@ def flex_joint_attention(
         dx = x[cell] - centers[image, head, i, 0]
         dy = y[cell] - centers[image, head, i, 1]
         exponent = precisions[image, head, i, 0] * dx * dx + precisions[image, head, i, 1] * dy * dy
-        gated = logit + gates[image, head, i, cells.levels[cell]]
-        modulated = gated - exponent
-        return (
-            modulated
-            if padding is None
-            else torch.where(padding[image, cell], -torch.inf, modulated)
-        )
+        modulated = logit + gates[image, head, i, cells.levels[cell]] - exponent
+        if padding is None:
+            return modulated
+        return torch.where(padding[image, cell], -torch.inf, modulated)
 
-    return flex_attention(query, key, value, score_mod=add_prior)
+    return compiled_flex_attention(BACKEND)(query, key, value, score_mod=add_prior)
 
 
-@functools.cache
-def compiled(attention: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
-    """One of the functions above, compiled: uncompiled, FlexAttention writes all logits to memory.
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, dropout_p: float
+) -> Tensor:
+    """``scaled_dot_product_attention``, called as the package's self-attention calls it."""
+    if value.size(-1) > key.size(-1):
+        query, key = (F.pad(x, (0, value.size(-1) - key.size(-1))) for x in (query, key))
+    mask = None if padding is None else ~padding[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
-    Args:
-        attention: The function.
-        backend: Backend of ``torch.compile``.
-    """
-    return torch.compile(attention, backend=backend, dynamic=False)
+
+def level_no_prior(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    centers: Tensor,
+    scales: Tensor,
+    grid_size: tuple[int, int],
+    beta: float,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Plain attention, called as :func:`level_flex_attention` is."""
+    return plain_attention(query, key, value, key_padding_mask, dropout_p)
+
+
+def joint_no_prior(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior: JointPrior,
+    cells: Cells,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Plain attention, called as :func:`joint_flex_attention` is."""
+    return plain_attention(query, key, value, cells.padding, dropout_p)
+
+
+attention.IMPLEMENTATIONS.update(no_prior=level_no_prior, flex=level_flex_attention)
+joint_attention.IMPLEMENTATIONS.update(no_prior=joint_no_prior, flex=joint_flex_attention)
