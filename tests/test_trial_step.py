@@ -14,14 +14,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from runs import write_data
-from test_sweep import real_study
+from studies.test_sweep import real_study
 from utils import load_config
 
 from mmsmca.checks.load_image import naming_images
 from mmsmca.checks.trial_step import trial_step
 from mmsmca.errors import ConfigError, DataError
 from mmsmca.launch import run_tool
-from mmsmca.studies.errors import StudyError
+from mmsmca.studies.record import StudyError
 from mmsmca.studies.study import load_study
 from mmsmca.studies.sweep import Resources, Sweep, try_experiments
 

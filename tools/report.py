@@ -16,8 +16,8 @@ from mmsmca.errors import command
 from mmsmca.files import written_whole
 from mmsmca.studies.report import costs as model_costs
 from mmsmca.studies.report.figures import write_figures
-from mmsmca.studies.report.runs import ReportError, Study, budgets_of, read_study
-from mmsmca.studies.report.summary import csv_table, summary
+from mmsmca.studies.report.results import ReportError, Study, budgets_of, read_study
+from mmsmca.studies.report.writers import csv_table, summary
 from mmsmca.studies.report.tables import latex, markdown, tables
 
 

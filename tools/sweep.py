@@ -57,7 +57,7 @@ def positive(text: str) -> int:
 
 
 def slurm_parameters(pairs: list[str]) -> dict:
-    from mmsmca.studies.errors import StudyError
+    from mmsmca.studies.record import StudyError
     from mmsmca.studies.sweep import check_slurm
 
     parameters: dict[str, int | str] = {}
@@ -71,7 +71,7 @@ def slurm_parameters(pairs: list[str]) -> dict:
 
 
 def gpus_per_job(args: argparse.Namespace) -> int:
-    from mmsmca.studies.errors import StudyError
+    from mmsmca.studies.record import StudyError
     from mmsmca.studies.sweep import visible_gpus
 
     available = len(visible_gpus())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mmengine.config import Config, ConfigDict
 
-from .errors import StudyError
+from .record import StudyError
 
 BUDGET_KEYS = {'iterations', 'time_of'}
 

@@ -13,7 +13,7 @@ from mmsmca.engine.step_time import step_seconds, train_loader
 from mmsmca.engine.timing import in_own_process
 from mmsmca.files import write_json
 
-from .errors import StudyError
+from .record import StudyError
 from .run_process import hardware, versions
 
 FILE = 'calibration.json'

@@ -37,7 +37,7 @@ from mmsmca.errors import ConfigError
 from .budget import Budget, fit, read_budgets
 from .calibration import FILE as CALIBRATION
 from .calibration import calibrated_seconds
-from .errors import StudyError
+from .record import StudyError
 
 REQUIRED_KEYS = {'baseline', 'seeds', 'experiments'}
 STUDY_KEYS = REQUIRED_KEYS | {'budgets', 'chosen'}

@@ -19,7 +19,7 @@ from mmsmca.checks.preflight import PHASES, ConfigError, DataError, check_config
 from mmsmca.checks.trial_step import trial_step
 from mmsmca.files import write_json
 
-from .errors import StudyError
+from .record import StudyError
 from .run_process import TrainRun, end_run, is_held, state
 from .study import Run, Study
 

@@ -18,7 +18,7 @@ from mmsmca.engine.flops import complexity
 from mmsmca.engine.timing import environment, interleaved_times
 from mmsmca.files import write_json
 
-from .runs import ReportError, Study
+from .results import ReportError, Study
 
 FILE = 'costs.json'
 

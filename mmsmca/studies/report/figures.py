@@ -11,7 +11,7 @@ matplotlib.use('agg')
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from .runs import Study  # noqa: E402
+from .results import Study  # noqa: E402
 from .statistics import Point, curve, final_metrics, total_seconds, value  # noqa: E402
 from .tables import time_unit  # noqa: E402
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from .logs import METRICS, Evaluation
-from .runs import Experiment, Run, Study
+from .results import Experiment, Run, Study
 
 
 @dataclass(frozen=True)

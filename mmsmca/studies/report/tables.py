@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from .logs import METRICS
 from .published import Published, literature
-from .runs import Study
+from .results import Study
 from .statistics import (
     FEWEST_SEEDS,
     Paired,

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from .logs import METRICS
 from .published import literature
-from .runs import Experiment, Run, Study
+from .results import Experiment, Run, Study
 from .statistics import (
     Point,
     Value,

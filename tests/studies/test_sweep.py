@@ -14,7 +14,7 @@ from rich.console import Console
 from utils import ROOT
 
 from mmsmca.datasets.shapes import make_shapes
-from mmsmca.studies.errors import StudyError
+from mmsmca.studies.record import StudyError
 from mmsmca.studies.progress import SweepProgress
 from mmsmca.studies.report.logs import last_evaluation, read_records
 from mmsmca.studies.run_process import HeldError, TrainRun, end_run, hold, is_held, state

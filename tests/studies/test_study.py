@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from utils import ROOT
 
-from mmsmca.studies.errors import StudyError
+from mmsmca.studies.record import StudyError
 from mmsmca.studies.run_process import hardware
 from mmsmca.studies.study import digest, load_study, study_configs
 

@@ -10,8 +10,8 @@ from utils import ROOT
 
 from mmsmca.studies import calibration, console
 from mmsmca.studies.budget import Budget, fit
-from mmsmca.studies.errors import StudyError
-from mmsmca.studies.report.runs import read_study
+from mmsmca.studies.record import StudyError
+from mmsmca.studies.report.results import read_study
 from mmsmca.studies.report.tables import calibration as calibration_table
 from mmsmca.studies.run_process import hardware
 from mmsmca.studies.study import digest, load_study, study_configs

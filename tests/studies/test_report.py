@@ -17,7 +17,7 @@ from mmsmca.studies.report import costs as model_costs
 from mmsmca.studies.report import figures
 from mmsmca.studies.report.logs import METRICS, read_log
 from mmsmca.studies.report.published import PublishedError, find_published, literature
-from mmsmca.studies.report.runs import ReportError, read_study
+from mmsmca.studies.report.results import ReportError, read_study
 from mmsmca.studies.report.statistics import (
     Paired,
     Value,
@@ -30,7 +30,7 @@ from mmsmca.studies.report.statistics import (
     reached,
     value,
 )
-from mmsmca.studies.report.summary import csv_table, summary
+from mmsmca.studies.report.writers import csv_table, summary
 from mmsmca.studies.report.tables import latex, markdown, tables
 
 # Of the slower method every iteration takes 0.2 s, of the other 0.1 s; evaluated every 100.
