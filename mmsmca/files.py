@@ -61,5 +61,14 @@ def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
     """Write rows, or one object, to a JSON file, whole or not at all; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
+    with written_whole(path, sync=True) as partial:
         partial.write_text(json.dumps(rows, indent=2) + '\n')
+
+
+def read_json(path: str | Path) -> dict | None:
+    """The object in a JSON file; None if there is no such file, or it holds none."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

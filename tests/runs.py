@@ -106,3 +106,31 @@ def run(monkeypatch, *arguments: str) -> int:
     """Run a tool in this process."""
     monkeypatch.setattr(sys, 'argv', [f'{arguments[0]}.py', *arguments[1:]])
     return run_tool(arguments[0])
+
+
+def real_study(folder: Path, data: Path, **options: object) -> Path:
+    """One experiment, two seeds of eight iterations each, with a checkpoint after every second."""
+    config = ROOT / 'configs/head_to_head/smca_r18_head-to-head_shapes.py'
+    cfg_options = {
+        **{
+            f'{loader}_dataloader.{key}': value
+            for loader in ('train', 'val', 'test')
+            for key, value in (
+                ('dataset.data_root', f'{data}/'),
+                ('num_workers', 0),
+                ('persistent_workers', False),
+            )
+        },
+        'val_evaluator.ann_file': f'{data}/annotations/instances_val.json',
+        'test_evaluator.ann_file': f'{data}/annotations/instances_val.json',
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': 8,
+        'train_cfg.val_interval': 8,
+        'default_hooks.checkpoint.interval': 2,
+        'default_hooks.logger.interval': 1,
+        **options,
+    }
+    path = folder / 'real.py'
+    experiment = dict(name='small', config=str(config), cfg_options=cfg_options)
+    path.write_text(f"baseline = 'small'\nseeds = [0, 1]\nexperiments = [{experiment!r}]")
+    return path

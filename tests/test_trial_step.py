@@ -13,8 +13,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
-from runs import write_data
-from studies.test_sweep import real_study
+from runs import real_study, write_data
 from utils import load_config
 
 from mmsmca.checks.load_image import naming_images
@@ -23,7 +22,7 @@ from mmsmca.errors import ConfigError, DataError
 from mmsmca.launch import run_tool
 from mmsmca.studies.record import StudyError
 from mmsmca.studies.study import load_study
-from mmsmca.studies.sweep import Resources, Sweep, try_experiments
+from mmsmca.studies.sweep import Resources, Sweep
 
 # A small SMCA, and a Deformable DETR as small.
 SMALL = dict(num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=1))
@@ -181,13 +180,13 @@ def test_sweep_tries_every_experiment_that_has_not_begun(tmp_path: Path, root: P
         'optim_wrapper.optimizer.momentum': 1,
     }
     study = load_study(real_study(tmp_path, root, **options))
-    sweep = Sweep(study, tmp_path / 'work', Path('train.py'), Resources())
+    sweep = Sweep(study, study.runs, tmp_path / 'work', Path('train.py'), Resources())
     with pytest.raises(StudyError, match='^small: the first training step fails: TypeError'):
-        try_experiments(sweep)
+        sweep.try_experiments()
     assert not sweep.work_dir.exists()
     run_dir = sweep.dir_of(study.runs[1])
     run_dir.mkdir(parents=True)
     (run_dir / 'run.json').write_text('{}')
-    try_experiments(sweep)
+    sweep.try_experiments()
     # Its runs do not try again.
     assert '--no-trial-step' in sweep._command(Path('config.py'), run_dir)

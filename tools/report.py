@@ -1,24 +1,27 @@
 """Report on a study, or on any of MMDetection's work directories: tables and curves.
 
-Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG.
+Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG;
+from a report.json, writes them again. Config dumps that lie in the folder are executed.
 
 Example: python tools/report.py work_dirs/head_to_head_shapes --costs
 """
 
 import argparse
-import json
 import shlex
 import sys
 from argparse import Namespace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from mmsmca.errors import command
 from mmsmca.files import written_whole
-from mmsmca.studies.report import costs as model_costs
+from mmsmca.studies.record import StudyError
+from mmsmca.studies.report.costs import add_costs
 from mmsmca.studies.report.figures import write_figures
-from mmsmca.studies.report.results import ReportError, Study, budgets_of, read_study
-from mmsmca.studies.report.writers import csv_table, summary
-from mmsmca.studies.report.tables import latex, markdown, tables
+from mmsmca.studies.report.results import Report, read_reports
+from mmsmca.studies.report.statistics import numbers
+from mmsmca.studies.report.tables import tables
+from mmsmca.studies.report.writers import csv_text, json_text, latex, markdown
 
 
 def parse_args() -> Namespace:
@@ -26,17 +29,16 @@ def parse_args() -> Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'work_dir', type=Path, help='of a study, of a run, or a folder with several runs'
-    )
-    parser.add_argument('--out', type=Path, help='folder for the report, default WORK_DIR/report')
+        'work_dir', type=Path,
+        help='of a study, of a run, or a folder with several runs; or a report.json',
+    )  # fmt: skip
+    parser.add_argument(
+        '--out', type=Path, help='folder for the report, default WORK_DIR/report, or that of the '
+        'report.json',
+    )  # fmt: skip
     parser.add_argument(
         '--baseline', metavar='EXPERIMENT', help="default the study's, or the first by name"
     )
-    parser.add_argument(
-        '--compare', nargs='+', default=[], metavar='EXPERIMENT',
-        help='what the others are compared to in pairs at equal training time, default the best '
-        'one then, and the baseline',
-    )  # fmt: skip
     parser.add_argument(
         '--ap', nargs='+', type=float, metavar='AP',
         help="APs between 0 and 1 to reach, default half, 3/4 and 9/10 of the baseline's final "
@@ -50,58 +52,41 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def check(args: Namespace, study: Study) -> None:
-    """Refuse arguments that fit no experiment or no AP."""
-    names = [experiment.name for experiment in study.experiments]
-    for name in args.compare:
-        if name not in names:
-            raise ReportError(f"--compare '{name}' is none of the experiments: {', '.join(names)}")
-    for ap in args.ap or []:
-        if not 0 < ap < 1:
-            raise ReportError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
-
-
-def report(args: Namespace) -> None:
-    """Read, measure if asked to, write, print; every budget of a study into a folder of its own."""
-    out = args.out or args.work_dir / 'report'
-    budgets = budgets_of(args.work_dir)
-    for budget in budgets or [None]:
-        study = read_study(args.work_dir, args.baseline, budget)
-        check(args, study)
-        report_study(args, study, out if budget is None else out / budget)
-
-
-def report_study(args: Namespace, study: Study, out: Path) -> None:
-    """Write one study's, or one budget's, report."""
-    load = model_costs.load_or_measure if args.costs else model_costs.load
-    costs = load(args.work_dir, study)
-    found = tables(study, costs, args.ap, args.compare)
-    command_line = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
-    content = summary(study, costs, args.ap, args.compare, command_line)
-
+def write_report(report: Report, aps: list[float] | None, out: Path) -> None:
+    """Write a report's files into a folder, and print its tables."""
+    found = numbers(report, aps)
+    rows = tables(report, found)
     out.mkdir(parents=True, exist_ok=True)
-    figures = write_figures(study, costs, out)
-    text = markdown(found)
-    pictures = [path.name for path in figures if path.suffix == '.png']
-    text += ''.join(f'\n![{Path(name).stem.replace("_", " ")}]({name})\n' for name in pictures)
-    if study.problems:
-        text += '\n## Left out\n\n'
-        text += ''.join(f'- {problem}\n' for problem in study.problems)
-    for suffix, content_of_file in (
-        ('md', f'# {study.name}\n\n{text}'),
-        ('tex', latex(found)),
-        ('csv', csv_table(content)),
-        ('json', json.dumps(content, indent=1) + '\n'),
+    figures = [path.name for path in write_figures(report, found, out) if path.suffix == '.png']
+    text = markdown(report, rows, figures)
+    for suffix, content in (
+        ('md', text),
+        ('tex', latex(rows)),
+        ('csv', csv_text(report, found)),
+        ('json', json_text(report, found)),
     ):
         with written_whole(out / f'report.{suffix}') as partial:
-            partial.write_text(content_of_file)
+            partial.write_text(content)
     print(text)
-    print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(pictures)} (and .svg)')
+    print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(figures)} (and .svg)')
 
 
 @command
 def main() -> None:
-    report(parse_args())
+    args = parse_args()
+    for ap in args.ap or []:
+        if not 0 < ap < 1:
+            raise StudyError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
+    is_report = args.work_dir.is_file()
+    if is_report and args.costs:
+        raise StudyError('--costs measures the models of runs: name the folder with the runs')
+    out = args.out or (args.work_dir.parent if is_report else args.work_dir / 'report')
+    for budget, report in read_reports(args.work_dir, args.baseline).items():
+        if not is_report:
+            report.date = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
+            report.command = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
+            add_costs(report, args.work_dir, args.costs)
+        write_report(report, args.ap, out / budget)
 
 
 if __name__ == '__main__':

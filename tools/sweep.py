@@ -7,7 +7,6 @@ run is finished, 1 when one is not, 2 when the study cannot be run.
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +22,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--jobs', type=positive, default=1, help='runs at one time (default: 1)')
     parser.add_argument(
         '--gpus-per-job', type=int, help='default: 1 where there is a GPU or with --slurm, else 0'
+    )
+    parser.add_argument(
+        '--share-gpus',
+        action='store_true',
+        help='put several runs on one GPU, in turn, where there are fewer GPUs than --jobs need',
     )
     parser.add_argument(
         '--slurm',
@@ -70,51 +74,35 @@ def slurm_parameters(pairs: list[str]) -> dict:
     return parameters
 
 
-def gpus_per_job(args: argparse.Namespace) -> int:
-    from mmsmca.studies.record import StudyError
-    from mmsmca.studies.sweep import visible_gpus
+def sweep(args: argparse.Namespace) -> int:
+    from mmsmca.studies.console import calibrate_study, print_plan, run_sweep
+    from mmsmca.studies.record import CALIBRATION
+    from mmsmca.studies.study import load_study
+    from mmsmca.studies.sweep import Resources, Sweep, select, visible_gpus
 
-    available = len(visible_gpus())
+    work_dir = (args.work_dir or Path('work_dirs') / args.study.stem).resolve()
+    if args.calibrate:
+        return calibrate_study(args.study, work_dir / CALIBRATION)
+    slurm = None if args.slurm is None else slurm_parameters(args.slurm)
     gpus = args.gpus_per_job
     if gpus is None:
-        gpus = int(args.slurm is not None or available > 0)
-    if args.slurm is None and args.jobs * gpus > available:
-        raise StudyError(
-            f'--jobs {args.jobs} with --gpus-per-job {gpus} need {args.jobs * gpus} GPUs; this '
-            f'machine has {available}.'
-        )
-    return gpus
-
-
-def sweep(args: argparse.Namespace) -> int:
-    from mmsmca.studies.calibration import FILE
-    from mmsmca.studies.console import calibrate_study, sweep_study
-    from mmsmca.studies.study import load_study
-    from mmsmca.studies.sweep import Resources, select
-
-    work_dir = args.work_dir or Path('work_dirs') / args.study.stem
-    if args.calibrate:
-        return calibrate_study(args.study, work_dir / FILE)
-    slurm = None if args.slurm is None else slurm_parameters(args.slurm)
-    gpus = gpus_per_job(args)
-    study = load_study(args.study, max(1, gpus), work_dir / FILE)
-    return sweep_study(
-        study,
-        select(study, args.only, args.seeds, args.budgets),
-        work_dir,
-        Path(__file__).resolve().with_name('train.py'),
-        Resources(args.jobs, gpus, slurm),
-        dry_run=args.dry_run,
-        trial_steps=not args.no_trial_step,
-        retry_failed=args.retry_failed,
-    )
+        gpus = int(slurm is not None or bool(visible_gpus()))
+    resources = Resources(args.jobs, gpus, slurm, args.share_gpus)
+    if not args.dry_run:
+        resources.check()
+    study = load_study(args.study, resources.world_size, work_dir / CALIBRATION, args.dry_run)
+    runs = select(study, args.only, args.seeds, args.budgets)
+    train_script = Path(__file__).resolve().with_name('train.py')
+    made = Sweep(study, runs, work_dir, train_script, resources)
+    if args.dry_run:
+        return print_plan(made)
+    return run_sweep(made, not args.no_trial_step, args.retry_failed)
 
 
 def main() -> int:
     args = parse_args()
     # Side by side, runs share the cores; threads that wait for each other spin.
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from mmsmca.errors import command
 
     return command(sweep)(args)

@@ -1,53 +1,29 @@
 """Budgets: how long every run of a study trains, and its whole schedule fitted to that."""
 
-from dataclasses import dataclass
+import re
+from itertools import accumulate, pairwise
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from .record import StudyError
+from .record import Budget, StudyError
 
 BUDGET_KEYS = {'iterations', 'time_of'}
+# What MMEngine's schedulers say in iterations, counted from their begin.
+SCHEDULERS = {
+    'Constant': (),
+    'Linear': (),
+    'QuadraticWarmup': (),
+    'Poly': (),
+    'MultiStep': ('milestones',),
+    'Step': ('step_size',),
+    'CosineAnnealing': ('T_max',),
+    'CosineRestart': ('periods',),
+    'OneCycle': ('total_steps',),
+}
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long runs train.
-
-    Attributes:
-        iterations: Of every experiment, or of the one that ``time_of`` names.
-        time_of: Name of the experiment whose training time all get; None: all get the iterations.
-    """
-
-    iterations: int
-    time_of: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Names a folder."""
-        if self.time_of is None:
-            return f'{self.iterations}-iterations'
-        return f'time-of-{self.iterations}-iterations-of-{self.time_of}'
-
-    @property
-    def title(self) -> str:
-        """For readers."""
-        if self.time_of is None:
-            return f'{self.iterations:,} iterations each'
-        return f'the training time of {self.iterations:,} iterations of {self.time_of}'
-
-    def iterations_of(self, experiment: str, seconds: dict[str, float]) -> int:
-        """Iterations that an experiment trains.
-
-        Args:
-            experiment: Its name.
-            seconds: Calibrated time per iteration of every experiment.
-        """
-        if self.time_of in (None, experiment):
-            return self.iterations
-        return round(self.iterations * seconds[self.time_of] / seconds[experiment])
-
-
-def read_budgets(entries: object, names: list[str], where: str) -> tuple[Budget, ...]:
+def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
     """The budgets of a study's file.
 
     Args:
@@ -60,7 +36,7 @@ def read_budgets(entries: object, names: list[str], where: str) -> tuple[Budget,
     """
     if not isinstance(entries, list) or not entries:
         raise StudyError(f'{where}: budgets: give a list, as [dict(iterations=1500)].')
-    budgets = []
+    budgets: list[Budget] = []
     for i, entry in enumerate(entries):
         what = f'{where}: budgets[{i}]'
         if not isinstance(entry, dict) or not {'iterations'} <= entry.keys() <= BUDGET_KEYS:
@@ -68,26 +44,44 @@ def read_budgets(entries: object, names: list[str], where: str) -> tuple[Budget,
                 f'{what}: {entry!r} is not dict(iterations=...) or '
                 "dict(iterations=..., time_of='<experiment>')."
             )
-        iterations, time_of = entry['iterations'], entry.get('time_of')
-        if type(iterations) is not int or iterations < 1:
-            raise StudyError(f'{what}: iterations: {iterations!r} is no integer from 1 on.')
-        if time_of is not None and time_of not in names:
+        budget = Budget(**entry)
+        if type(budget.iterations) is not int or budget.iterations < 1:
+            raise StudyError(f'{what}: iterations: {budget.iterations!r} is no integer from 1 on.')
+        if budget.time_of not in (None, *names):
             raise StudyError(
-                f'{what}: time_of: {time_of!r} is no experiment of the study ({", ".join(names)}).'
+                f'{what}: time_of: {budget.time_of!r} is no experiment of the study '
+                f'({", ".join(names)}).'
             )
-        budgets.append(Budget(iterations, time_of))
-    if len(set(budgets)) < len(budgets):
-        raise StudyError(f'{where}: budgets: one is named twice.')
-    return tuple(budgets)
+        if budget in budgets:
+            raise StudyError(f'{where}: budgets: one is named twice.')
+        budgets.append(budget)
+    return budgets
+
+
+def iterations_of(budget: Budget, experiment: str, seconds: dict[str, float]) -> int | None:
+    """Iterations that an experiment trains with a budget.
+
+    Args:
+        budget: The budget.
+        experiment: Name of the experiment.
+        seconds: Calibrated time per iteration of every experiment; empty if it is not known.
+
+    Returns:
+        Their number; None if it takes times that are not known.
+    """
+    if budget.time_of in (None, experiment):
+        return budget.iterations
+    if not seconds:
+        return None
+    return round(budget.iterations * seconds[str(budget.time_of)] / seconds[experiment])
 
 
 def fit(cfg: Config, iterations: int, where: str) -> Config:
     """Fit a config's whole schedule to a number of iterations.
 
-    Warm-up, a scheduler that begins at 0 and ends before the training, stays as it is. What the
-    other schedulers say in iterations (``begin``, ``end``, ``milestones``, ``T_max``), the
-    intervals of evaluations and of checkpoints shrink or grow with the training, so that there are
-    as many of them.
+    Warm-up, a scheduler that begins at 0, raises the rate and ends before the training, stays as it
+    is. What the other schedulers say in iterations, the intervals of evaluations and of checkpoints
+    shrink or grow with the training, so that there are as many of them.
 
     Args:
         cfg: Resolved config that counts iterations.
@@ -98,7 +92,8 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
         The fitted config.
 
     Raises:
-        StudyError: If the config counts epochs, or the learning rate would drop during warm-up.
+        StudyError: If the config counts epochs, has a scheduler that cannot be fitted, or the
+            learning rate would drop during warm-up.
     """
     cfg = Config(cfg.to_dict())
     length = cfg.get('train_cfg', {}).get('max_iters')
@@ -107,32 +102,35 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
             f'{where}: budgets are in iterations, but its train_cfg has no max_iters: train with '
             "train_cfg=dict(type='IterBasedTrainLoop', max_iters=...), or leave out budgets."
         )
-
-    def scaled(number: int) -> int:
-        return max(1, round(number * iterations / length))
-
-    warm_up = 0
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    kinds = [_kind(s, f'{where}: param_scheduler[{i}]') for i, s in enumerate(schedulers)]
+    warm_ups = [
+        s.end for s, kind in zip(schedulers, kinds, strict=True) if _raises(s, kind, length)
+    ]
+    warm_up = max(warm_ups, default=0)
+
+    def scaled(iteration: int) -> int:
+        return max(1, round(iteration * iterations / length))
+
     drops = [iterations]
-    for i, scheduler in enumerate(schedulers):
-        if scheduler.get('by_epoch', True):
-            raise StudyError(
-                f'{where}: param_scheduler[{i}] counts epochs: give it by_epoch=False, as budgets '
-                'are in iterations.'
-            )
-        if scheduler.get('begin', 0) == 0 and scheduler.get('end', length) < length:
-            warm_up = max(warm_up, scheduler.end)
+    for scheduler, kind in zip(schedulers, kinds, strict=True):
+        if _raises(scheduler, kind, length):
             continue
-        for key in ('end', 'T_max'):
+        begin, end = scheduler.get('begin', 0), min(scheduler.get('end', length), length)
+        new_begin = scaled(begin) if begin > warm_up else begin
+        factor = (scaled(end) - new_begin) / (end - begin)
+        if begin > warm_up:
+            scheduler.begin = new_begin
+            drops.append(new_begin)
+        if 'end' in scheduler:
+            scheduler.end = scaled(end)
+        for key in SCHEDULERS[kind]:
             if key in scheduler:
-                scheduler[key] = scaled(scheduler[key])
-        if scheduler.get('begin', 0) > warm_up:
-            scheduler.begin = scaled(scheduler.begin)
-            drops.append(scheduler.begin)
-        if 'milestones' in scheduler:
-            scheduler.milestones = [scaled(milestone) for milestone in scheduler.milestones]
-            drops += scheduler.milestones
+                scheduler[key] = _times(scheduler[key], factor, sums=key == 'periods')
+        if kind in ('MultiStep', 'Step'):
+            (key,) = SCHEDULERS[kind]
+            drops += [new_begin + step for step in [*_as_list(scheduler[key])][:1]]
     if min(drops) <= warm_up:
         raise StudyError(
             f'{where}: a budget of {iterations} iterations is too small: its warm-up takes '
@@ -146,3 +144,41 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
     if checkpoint is not None and checkpoint.get('interval', -1) > 0:
         checkpoint.interval = scaled(checkpoint.interval)
     return cfg
+
+
+def _kind(scheduler: ConfigDict, where: str) -> str:
+    """The scheduler's name in ``SCHEDULERS``; refused if it is not there or counts epochs."""
+    name = getattr(scheduler.type, '__name__', str(scheduler.type).split('.')[-1])
+    kind = re.sub('(LR|Momentum|ParamScheduler)$', '', name)
+    if kind not in SCHEDULERS:
+        raise StudyError(
+            f'{where}: budgets cannot be fitted to {name}: train with one of '
+            f'{", ".join(f"{kind}LR" for kind in SCHEDULERS)}, or leave out budgets.'
+        )
+    if scheduler.get('by_epoch', True):
+        raise StudyError(
+            f'{where} counts epochs: give it by_epoch=False, as budgets are in iterations.'
+        )
+    return kind
+
+
+def _raises(scheduler: ConfigDict, kind: str, length: int) -> bool:
+    """Whether a scheduler is a warm-up."""
+    if scheduler.get('begin', 0) > 0 or scheduler.get('end', length) >= length:
+        return False
+    if kind == 'Linear':
+        return scheduler.get('start_factor', 1 / 3) < scheduler.get('end_factor', 1.0)
+    return kind == 'QuadraticWarmup' or (kind == 'Constant' and scheduler.get('factor', 1 / 3) < 1)
+
+
+def _times(numbers: Any, factor: float, sums: bool = False) -> Any:
+    """A number, or a list of them, times a factor; of summands the sums are scaled."""
+    if not isinstance(numbers, (list, tuple)):
+        return max(1, round(numbers * factor))
+    if not sums:
+        return [max(1, round(number * factor)) for number in numbers]
+    return [b - a for a, b in pairwise([0, *(round(s * factor) for s in accumulate(numbers))])]
+
+
+def _as_list(numbers: Any) -> list[int]:
+    return list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]

@@ -1,6 +1,5 @@
 """Time per iteration of a study's experiments, measured alone, for budgets in training time."""
 
-import json
 import os
 import statistics
 from collections.abc import Iterator
@@ -11,16 +10,20 @@ from mmengine.config import Config
 
 from mmsmca.engine.step_time import step_seconds, train_loader
 from mmsmca.engine.timing import in_own_process
-from mmsmca.files import write_json
+from mmsmca.files import read_json, write_json
 
+from .provenance import hardware, versions
 from .record import StudyError
-from .run_process import hardware, versions
 
-FILE = 'calibration.json'
 WARM_UP = 5
 TIMED = 30
 # Cores that others keep busy, beyond which what is measured is theirs too.
 BUSY_CORES = 0.3
+
+
+def conditions() -> dict[str, Any]:
+    """What times per iteration depend on besides the config."""
+    return dict(hardware=hardware(), threads=os.environ.get('OMP_NUM_THREADS'), versions=versions())
 
 
 def calibrate(
@@ -29,7 +32,8 @@ def calibrate(
     """Measure every experiment, one after the other, and write what was measured.
 
     Every experiment has a process of its own, with the threads that ``OMP_NUM_THREADS`` gives a run
-    of the sweep. What is in the file already, measured on this machine from the same config, stays.
+    of the sweep. What is in the file already, measured under the same conditions from the same
+    config, stays.
 
     Args:
         cfgs: Resolved config by name of the experiment.
@@ -40,16 +44,10 @@ def calibrate(
     Yields:
         Name of the experiment and its median seconds per iteration, once they are known.
     """
-    content: dict[str, Any] = dict(
-        hardware=hardware(),
-        threads=os.environ.get('OMP_NUM_THREADS'),
-        versions=versions(),
-        iterations=timed,
-        experiments={},
-    )
+    content: dict[str, Any] = dict(conditions(), iterations=timed, experiments={})
     if path.exists():
         before = _read(path)
-        if all(before.get(key) == content[key] for key in ('hardware', 'threads', 'iterations')):
+        if all(before.get(key) == content[key] for key in content if key != 'experiments'):
             content['experiments'] = before['experiments']
     for name, cfg in cfgs.items():
         known = content['experiments'].get(name)
@@ -64,7 +62,7 @@ def calibrate(
 
 
 def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict[str, float]:
-    """Seconds per iteration of the experiments, as measured on this machine.
+    """Seconds per iteration of the experiments, as measured under the conditions of a run here.
 
     Args:
         path: File that :func:`calibrate` wrote.
@@ -72,8 +70,8 @@ def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict
         remedy: The command that calibrates, for messages.
 
     Raises:
-        StudyError: If there is none, or it is another machine's, or does not know an experiment as
-            it is now.
+        StudyError: If there is none, or it was measured on other hardware, with other threads or
+            versions, or does not know an experiment as it is now.
     """
     if not path.is_file():
         raise StudyError(
@@ -81,12 +79,12 @@ def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict
             f'every experiment, measured while nothing else runs: {remedy}'
         )
     content = _read(path)
-    here = hardware()
-    if content.get('hardware') != here:
-        raise StudyError(
-            f'{path}: measured on another machine, {content.get("hardware")}; this one is {here}. '
-            f'Move the file away and calibrate here: {remedy}'
-        )
+    for key, here in conditions().items():
+        if (there := content.get(key)) != here:
+            raise StudyError(
+                f'{path}: measured with other {key}, {there}; here they are {here}. Calibrate '
+                f'again: {remedy}'
+            )
     measured = content['experiments']
     for name, digest in digests.items():
         if name not in measured:
@@ -114,11 +112,7 @@ def _step_seconds(cfg: Config, timed: int) -> list[float]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        if isinstance(content.get('experiments'), dict):
-            return content
-        reason = 'it names no experiments'
-    except (ValueError, AttributeError) as error:
-        reason = str(error)
-    raise StudyError(f'{path}: cannot be read ({reason}). Remove it and calibrate again.')
+    content = read_json(path)
+    if content is None or not isinstance(content.get('experiments'), dict):
+        raise StudyError(f'{path}: cannot be read. Remove it and calibrate again.')
+    return content

@@ -10,59 +10,42 @@ from rich.table import Table
 
 from .calibration import busy_warning, calibrate
 from .progress import SweepProgress
-from .run_process import hold, log_tail
-from .study import Study, digest, lengths, study_configs
-from .sweep import Resources, Sweep, check_runs, try_experiments
+from .run_process import LOCK, Signals, hold, log_tail
+from .study import digest, study_configs
+from .sweep import Sweep
 
 POLL_SECONDS = 1.0
 # Where output is no terminal, a line this often says how far things are.
 LINE_SECONDS = 60.0
 
 
-def sweep_study(
-    study: Study,
-    selected: Study,
-    work_dir: Path,
-    train_script: Path,
-    resources: Resources,
-    dry_run: bool,
-    trial_steps: bool,
-    retry_failed: bool,
-) -> int:
-    """Run runs of a study, or print the plan.
+def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False) -> int:
+    """Check a sweep, run it, and print how it ended.
 
     Args:
-        study: The study, for its record.
-        selected: The runs of it to see to.
-        work_dir: Where it lives on disk.
-        train_script: mmsmca's ``tools/train.py``.
-        resources: What each run gets.
-        dry_run: Print the plan and stop.
-        trial_steps: Whether every experiment is tried before anything starts.
-        retry_failed: Whether failed runs are started again.
+        sweep: The sweep.
+        trial_steps: Whether every experiment is tried before anything starts. Defaults to True.
+        retry_failed: Whether failed runs are started again. Defaults to False.
 
     Returns:
-        Exit status: 0 when every selected run is finished, else 1.
+        Exit status: 0 when every run is finished, else 1.
 
     Raises:
         StudyError: If an experiment cannot work.
         HeldError: If another process works in the folder.
     """
     console = Console()
-    sweep = Sweep(selected, work_dir.resolve(), train_script, resources)
-    if dry_run:
-        console.print(plan(sweep))
-        return 0
-    check_runs(selected)
-    if not study.budgets and len(set((each := lengths(study.runs)).values())) > 1:
-        said = ', '.join(f'{name} {length}' for name, length in each.items())
+    sweep.check()
+    lengths = {run.experiment: run.length for run in sweep.study.runs}
+    if not sweep.study.budgets and len(set(lengths.values())) > 1:
+        said = ', '.join(f'{name} {length}' for name, length in lengths.items())
         console.print(f'[yellow]Experiments train for different lengths: {said}.[/]')
     if trial_steps:
-        try_experiments(sweep)
-    with hold(work_dir / '.lock'):
-        Sweep(study, sweep.work_dir, train_script, resources).write_study()
-        run_all(sweep, retry_failed, console)
-        return report(sweep, console)
+        sweep.try_experiments()
+    with hold(sweep.work_dir / LOCK):
+        sweep.study.write(sweep.work_dir)
+        _run_all(sweep, retry_failed, console)
+        return _print_end(sweep, console)
 
 
 def calibrate_study(study: Path, path: Path) -> int:
@@ -85,26 +68,38 @@ def calibrate_study(study: Path, path: Path) -> int:
     return 0
 
 
-def plan(sweep: Sweep) -> Table:
-    """What would run, as a table."""
+def print_plan(sweep: Sweep) -> int:
+    """Print what would run, and what is still unknown of it.
+
+    Returns:
+        Exit status 0.
+    """
+    console = Console()
     table = Table(title=f'{sweep.study.name} in {sweep.work_dir}', title_justify='left')
-    for column in ('experiment', 'seed', 'run', 'state'):
+    for column in ('experiment', 'seed', 'length', 'run', 'state'):
         table.add_column(column, no_wrap=True)
     table.add_column('config and cfg_options', overflow='fold')
-    for run in sweep.study.runs:
+    experiments = {experiment.name: experiment for experiment in sweep.study.experiments}
+    for run in sweep.runs:
+        experiment = experiments[run.experiment]
         table.add_row(
-            run.experiment.name,
+            run.experiment,
             str(run.seed),
-            run.id,
+            f'{run.length:,}' if run.length else '?',
+            run.id or '?',
             sweep.state_of(run),
-            escape(
-                f'{" + ".join(map(str, run.experiment.configs))} {run.experiment.cfg_options or ""}'
-            ),
+            escape(f'{" + ".join(experiment.configs)} {experiment.cfg_options or ""}'),
         )
-    return table
+    console.print(table)
+    if any(not run.id for run in sweep.runs):
+        console.print(
+            '? depends on times per iteration that have not been measured here: --calibrate '
+            'measures them.'
+        )
+    return 0
 
 
-def run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
+def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
     """Keep the places taken until nothing is left to start and nothing runs."""
     waiting = sweep.pending(retry_failed)
     progress = SweepProgress(sweep)
@@ -113,44 +108,46 @@ def run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
     if console.is_terminal:
         live.start()
     try:
-        while waiting or sweep.active:
-            while waiting and len(sweep.active) < sweep.resources.jobs:
-                run = waiting.pop(0)
-                sweep.start(run)
-                console.print(f'{run.dir_name}: started')
-            for run in sweep.collect():
-                console.print(f'{run.dir_name}: {sweep.state_of(run)}')
-            if not console.is_terminal and time.monotonic() >= next_line:
-                console.print(progress)
-                next_line = time.monotonic() + LINE_SECONDS
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        console.print('Interrupted: ending the runs; the same command resumes them.')
-        for run in sweep.cancel():
-            console.print(f'{run.dir_name} goes on: it was started on another machine.')
-        while sweep.active:
-            sweep.collect()
-            time.sleep(POLL_SECONDS)
+        # Nothing is interrupted half started.
+        with Signals() as signals:
+            while (waiting or sweep.active) and not signals.received:
+                while waiting and len(sweep.active) < sweep.resources.jobs:
+                    run = waiting.pop(0)
+                    sweep.start(run)
+                    console.print(f'{run.dir}: started')
+                for run in sweep.collect():
+                    console.print(f'{run.dir}: {sweep.state_of(run)}')
+                if not console.is_terminal and time.monotonic() >= next_line:
+                    console.print(progress)
+                    next_line = time.monotonic() + LINE_SECONDS
+                time.sleep(POLL_SECONDS)
+        if signals.received:
+            console.print('Interrupted: ending the runs; the same command resumes them.')
+            for run in sweep.cancel():
+                console.print(f'{run.dir} goes on: it was started on another machine.')
+            while sweep.active:
+                sweep.collect()
+                time.sleep(POLL_SECONDS)
     finally:
         if console.is_terminal:
             live.stop()
 
 
-def report(sweep: Sweep, console: Console) -> int:
+def _print_end(sweep: Sweep, console: Console) -> int:
     """Print how it ended; the exit status."""
     console.print(SweepProgress(sweep))
     unfinished = 0
-    for run in sweep.study.runs:
+    for run in sweep.runs:
         state = sweep.state_of(run)
-        run_dir = sweep.dir_of(run)
         if state == 'failed':
-            console.print(f'[red]{run.dir_name} failed.[/] The end of {run_dir / "train.log"}:')
-            for line in log_tail(run_dir / 'train.log'):
+            log = sweep.dir_of(run) / 'train.log'
+            console.print(f'[red]{run.dir} failed.[/] The end of {log}:')
+            for line in log_tail(sweep.dir_of(run)):
                 console.print(f'  {line}', markup=False, highlight=False)
         unfinished += state != 'finished'
     if unfinished:
         console.print(
-            f'{unfinished} of {len(sweep.study.runs)} runs are not finished. The same command goes '
-            'on with those cut off; --retry-failed starts failed ones again.'
+            f'{unfinished} of {len(sweep.runs)} runs are not finished. The same command resumes '
+            'those cut off; --retry-failed starts failed ones again.'
         )
     return int(unfinished > 0)

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from rich.table import Table
 
+from .record import Run
 from .report.logs import epoch_length, last_evaluation, read_records
-from .study import Run
 from .sweep import Sweep
 
 AP = 'coco/bbox_mAP'
@@ -24,31 +24,29 @@ class SweepProgress:
         self._finished: dict[str, tuple[str, str, str, str]] = {}  # Their logs do not change.
 
     def __rich__(self) -> Table:
-        study = self.sweep.study
-        table = Table(title=f'{study.name}: {self.summary()}', title_justify='left')
+        table = Table(title=f'{self.sweep.study.name}: {self.summary()}', title_justify='left')
         table.add_column('experiment', overflow='fold')
         for column in ('seed', 'state', 'progress', 'loss', 'AP so far', 'time left'):
             table.add_column(column, justify='left' if column == 'state' else 'right')
-        for run in study.runs:
+        for run in self.sweep.runs:
             state = self.sweep.state_of(run)
             cells = ('', '', '', '') if state in ('new', 'queued') else self._figures(run, state)
-            table.add_row(
-                run.experiment.name, str(run.seed), state, *cells, style=STYLES.get(state, 'dim')
-            )
+            style = STYLES.get(state, 'dim')
+            table.add_row(run.experiment, str(run.seed), state, *cells, style=style)
         return table
 
     def summary(self) -> str:
         """How many runs are in which state, on one line."""
-        states = [self.sweep.state_of(run) for run in self.sweep.study.runs]
+        states = [self.sweep.state_of(run) for run in self.sweep.runs]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         return ', '.join(f'{count} {state}' for state, count in counts.items())
 
     def _figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
         if state != 'finished':
             return self._read_figures(run, state)
-        if run.id not in self._finished:
-            self._finished[run.id] = self._read_figures(run, state)
-        return self._finished[run.id]
+        if run.dir not in self._finished:
+            self._finished[run.dir] = self._read_figures(run, state)
+        return self._finished[run.dir]
 
     def _read_figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
         entries = read_records(self.sweep.dir_of(run))
@@ -58,9 +56,9 @@ class SweepProgress:
         if not training:
             return '', '', ap, ''
         last = training[-1]
-        train_cfg = run.cfg.train_cfg
+        train_cfg = run.cfg.train_cfg if run.cfg else {}
         by_epoch = train_cfg.get('by_epoch', 'max_epochs' in train_cfg)
-        total = train_cfg.max_epochs if by_epoch else train_cfg.max_iters
+        total = run.length or 0
         if by_epoch:
             progress = f'epoch {last["epoch"]}/{total}'
             per_epoch = epoch_length(entries)

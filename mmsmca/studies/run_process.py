@@ -1,9 +1,8 @@
-"""One run in its folder: who holds it, its training process, and what it was trained on.
+"""One run in its folder: who holds it, its training process, and how it ended.
 
 A run's folder below the study's work dir:
 
-- ``run.json``: what runs, written before it starts: experiment, seed, config; and for every attempt
-  when, at which revision, with which versions and on which hardware, written by the attempt.
+- ``run.json``: what runs, see :class:`.record.RunRecord`.
 - ``result.json``: written last; its presence says that the run is finished.
 - ``failed.json``: the last attempt failed of itself. It is not tried again unless asked for.
 - ``.lock``: held by the run's processes, so that nobody starts it twice.
@@ -11,9 +10,7 @@ A run's folder below the study's work dir:
 """
 
 import fcntl
-import json
 import os
-import platform
 import resource
 import signal
 import socket
@@ -22,23 +19,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import distributions
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
-import torch
 from submitit.helpers import DelayedSubmission
 
-from mmsmca.engine.timing import cpu_name
 from mmsmca.errors import UserError
-from mmsmca.files import write_json
+from mmsmca.files import read_json, write_json
 
+from .provenance import git_revision, hardware, versions
+from .record import RUN, Attempt, RunRecord
 from .report.logs import last_evaluation, read_records
 
+LOCK = '.lock'
 LOG_TAIL_LINES = 15
-PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'mmdetection', 'mmsmca', 'numpy')
 # A run that the system kills (most often for its memory) so often has failed.
 MAX_KILLED = 3
 
@@ -86,7 +82,7 @@ def _now() -> str:
 
 def is_held(run_dir: Path) -> bool:
     """Whether a process of this run is alive, from this sweep or an earlier one."""
-    lock = run_dir / '.lock'
+    lock = run_dir / LOCK
     if not lock.exists():
         return False
     with lock.open() as file:
@@ -99,11 +95,11 @@ def is_held(run_dir: Path) -> bool:
 
 def state(run_dir: Path) -> str:
     """What disk says: ``'finished'``, ``'failed'``, ``'cut off'`` (to be resumed) or ``'new'``."""
-    if (run_dir / 'result.json').exists():
+    if read_json(run_dir / 'result.json') is not None:
         return 'finished'
     if (run_dir / 'failed.json').exists():
         return 'failed'
-    return 'cut off' if (run_dir / 'run.json').exists() else 'new'
+    return 'cut off' if (run_dir / RUN).exists() else 'new'
 
 
 def end_run(run_dir: Path) -> bool:
@@ -115,41 +111,44 @@ def end_run(run_dir: Path) -> bool:
     Returns:
         Whether they were told to: False where they are not of this machine, or not there.
     """
-    try:
-        processes = json.loads((run_dir / 'processes.json').read_text())
-    except (OSError, ValueError):
+    processes = read_json(run_dir / 'processes.json') or {}
+    if processes.get('host') != socket.gethostname():
         return False
-    if processes['host'] != socket.gethostname() or not is_held(run_dir):
-        return False
-    # The first forwards the signal to the second, and may be gone.
+    # The first forwards the signal to the second, and may be gone, its number another's by now.
     for process in processes['ids']:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
-            return True
+        if _has_open(process, run_dir / LOCK):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+                return True
     return False
 
 
+def _has_open(process: int, path: Path) -> bool:
+    """Whether a process has a file open; where the system does not tell, whether anyone has."""
+    files = Path(f'/proc/{process}/fd')
+    if not Path('/proc/self/fd').is_dir():
+        return is_held(path.parent)
+    try:
+        return any(file.exists() and file.samefile(path) for file in files.iterdir())
+    except OSError:  # It is gone, or another user's.
+        return False
+
+
+@dataclass
 class TrainRun:
     """Train one run to its end and record how it ended. This is what a job of submitit calls.
 
-    Args:
+    Attributes:
         run_dir: Folder of the run.
         command: The training command; it resumes by itself.
+        record: What runs. Its revision is that of the first config's repository.
         gpus: What the command sees as CUDA_VISIBLE_DEVICES. Defaults to None: what the job sees.
-        revision_of: A folder in the repository whose revision is recorded.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        command: Sequence[str],
-        revision_of: Path,
-        gpus: Sequence[str] | None = None,
-    ) -> None:
-        self.run_dir = run_dir
-        self.command = list(command)
-        self.revision_of = revision_of
-        self.gpus = gpus
+    run_dir: Path
+    command: list[str]
+    record: RunRecord
+    gpus: Sequence[str] | None = None
 
     def __call__(self) -> None:
         """Train.
@@ -157,60 +156,55 @@ class TrainRun:
         Raises:
             HeldError: If another process is training this run.
         """
-        run_dir = self.run_dir
         environment = dict(os.environ)
         if self.gpus is not None:
             environment['CUDA_VISIBLE_DEVICES'] = ','.join(self.gpus)
         # Patience: whoever asks is_held() has the lock for a moment.
-        with hold(run_dir / '.lock', patience=5.0) as lock:
-            log = run_dir / 'train.log'
+        with hold(self.run_dir / LOCK, patience=5.0) as lock:
             start = time.monotonic()
-            attempt: dict[str, Any] = dict(
-                started=_now(),
-                git=git_revision(self.revision_of),
-                versions=versions(),
-                hardware=hardware(),
-            )
-            _record_attempt(run_dir, attempt)
+            folder = Path(self.record.experiment.configs[0]).resolve().parent
+            attempt = Attempt(_now(), git_revision(folder), versions(), hardware())
+            self.record.attempts = [attempt]
+            self.record.write(self.run_dir)
             # The child inherits the lock: should this process be killed, the run is still held.
-            with log.open('ab') as output, _forward_signals() as forward:
-                forward.process = subprocess.Popen(
+            with (self.run_dir / 'train.log').open('ab') as output, Signals() as signals:
+                training = subprocess.Popen(
                     self.command,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     pass_fds=[lock.fileno()],
                     env=environment,
                 )
-                ids = [os.getpid(), forward.process.pid]
-                write_json(run_dir / 'processes.json', dict(host=socket.gethostname(), ids=ids))
-                exit_code = forward.process.wait()
-            attempt['exit_code'] = exit_code
-            attempts = _record_attempt(run_dir, attempt)
-            killed = sum(attempt.get('exit_code') == -signal.SIGKILL for attempt in attempts)
-            if exit_code == 0:
-                peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-                metrics, steps = last_evaluation(read_records(run_dir))
+                signals.forward_to(training)
+                ids = [os.getpid(), training.pid]
                 write_json(
-                    run_dir / 'result.json',
-                    dict(
-                        finished=_now(),
-                        iterations=steps,
-                        seconds=round(time.monotonic() - start, 1),
-                        # Kibibytes, but bytes on macOS.
-                        peak_memory_mib=round(
-                            peak / (1024**2 if sys.platform == 'darwin' else 1024)
-                        ),
-                        metrics=metrics,
-                    ),
+                    self.run_dir / 'processes.json', dict(host=socket.gethostname(), ids=ids)
                 )
-            elif exit_code > 0 and not forward.received:
-                # Below 0 a signal ended it: cut off, not failed.
-                failure = dict(exit_code=exit_code, log_tail=log_tail(log))
-                write_json(run_dir / 'failed.json', failure)
-            elif killed >= MAX_KILLED:
-                reason = f'killed {killed} times by SIGKILL: most often the memory is too small'
-                failure = dict(exit_code=exit_code, log_tail=[*log_tail(log), reason])
-                write_json(run_dir / 'failed.json', failure)
+                attempt.exit_code = training.wait()
+            self.record.write(self.run_dir)
+            self._record_end(attempt.exit_code, time.monotonic() - start, signals.received)
+
+    def _record_end(self, exit_code: int, seconds: float, interrupted: bool) -> None:
+        killed = sum(attempt.exit_code == -signal.SIGKILL for attempt in self.record.attempts)
+        if exit_code == 0:
+            # Kibibytes, but bytes on macOS.
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            metrics, iterations = last_evaluation(read_records(self.run_dir))
+            result = dict(
+                finished=_now(),
+                iterations=iterations,
+                seconds=round(seconds, 1),
+                peak_memory_mib=round(peak / (1024**2 if sys.platform == 'darwin' else 1024)),
+                metrics=metrics,
+            )
+            write_json(self.run_dir / 'result.json', result)
+            return
+        tail = log_tail(self.run_dir)
+        if killed >= MAX_KILLED:
+            tail.append(f'killed {killed} times by SIGKILL: most often the memory is too small')
+        # Below 0 a signal ended it: cut off, not failed.
+        if killed >= MAX_KILLED or (exit_code > 0 and not interrupted):
+            write_json(self.run_dir / 'failed.json', dict(exit_code=exit_code, log_tail=tail))
 
     def checkpoint(self) -> DelayedSubmission:
         """Before Slurm's time limit: end the training, and queue the run again.
@@ -222,67 +216,39 @@ class TrainRun:
         return DelayedSubmission(self)
 
 
-def _record_attempt(run_dir: Path, attempt: dict) -> list[dict]:
-    """Write an attempt into ``run.json``, over what was written of it before; all attempts."""
-    path = run_dir / 'run.json'
-    record = json.loads(path.read_text()) if path.exists() else {}
-    earlier = [x for x in record.get('attempts', []) if x['started'] != attempt['started']]
-    record['attempts'] = [*earlier, attempt]
-    write_json(path, record)
-    return record['attempts']
+class Signals:
+    """Takes SIGINT and SIGTERM, and hands them on to a process, which leaves its last checkpoint.
 
+    Attributes:
+        received: Whether one has come, before or after the process was there.
+    """
 
-class _Forward:
-    process: subprocess.Popen | None = None
-    received = False
+    def __init__(self) -> None:
+        self.received = False
+        self.process: subprocess.Popen | None = None
 
+    def forward_to(self, process: subprocess.Popen) -> None:
+        """Name the process; what came while it started is handed on now."""
+        self.process = process
+        if self.received:
+            process.terminate()
 
-@contextmanager
-def _forward_signals() -> Iterator[_Forward]:
-    """Hand SIGINT and SIGTERM on to the training process, which leaves its last checkpoint."""
-    forward = _Forward()
+    def _handle(self, number: int, frame: object) -> None:
+        self.received = True
+        if self.process is not None:
+            self.process.terminate()
 
-    def handle(number: int, frame: object) -> None:
-        forward.received = True
-        if forward.process is not None:
-            forward.process.terminate()
+    def __enter__(self) -> 'Signals':
+        both = (signal.SIGINT, signal.SIGTERM)
+        self.previous = {number: signal.signal(number, self._handle) for number in both}
+        return self
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield forward
-    finally:
-        for number, handler in previous.items():
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
 
-def log_tail(log: Path) -> list[str]:
-    """The last lines of a log."""
-    return log.read_text(errors='replace').splitlines()[-LOG_TAIL_LINES:]
-
-
-def git_revision(folder: Path) -> str | None:
-    """The commit that the folder's repository is at, marked when files differ from it."""
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--match=']
-    try:
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
-    names = {f'{prefix}{name}' for name in PACKAGES for prefix in ('', 'onedl-')}
-    found = {
-        str(distribution.name): distribution.version
-        for distribution in distributions()
-        if distribution.name in names
-    }
-    return dict(python=platform.python_version(), **dict(sorted(found.items())))
-
-
-def hardware() -> dict:
-    """Processor, cores and GPUs of this machine."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return dict(cpu=cpu_name(), cores=os.cpu_count(), gpus=gpus)
+def log_tail(run_dir: Path) -> list[str]:
+    """The last lines that a run printed."""
+    text = (run_dir / 'train.log').read_text(errors='replace')
+    return text.splitlines()[-LOG_TAIL_LINES:]

@@ -21,12 +21,13 @@ schedule fitted to it, and ``chosen``, what was chosen on which data, for the re
     chosen = 'The recipe was chosen on the split tune.'
 """
 
+import copy
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -34,10 +35,9 @@ from mmengine.config import Config, ConfigDict
 from mmsmca.checks.preflight import merge_options
 from mmsmca.errors import ConfigError
 
-from .budget import Budget, fit, read_budgets
-from .calibration import FILE as CALIBRATION
+from .budget import fit, iterations_of, read_budgets
 from .calibration import calibrated_seconds
-from .record import StudyError
+from .record import CALIBRATION, Budget, Experiment, Run, Study, StudyError
 
 REQUIRED_KEYS = {'baseline', 'seeds', 'experiments'}
 STUDY_KEYS = REQUIRED_KEYS | {'budgets', 'chosen'}
@@ -47,76 +47,12 @@ NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 ID_DIGITS = 10
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One configuration of a study.
-
-    Attributes:
-        name: Unique in the study; the name of a folder.
-        configs: Paths of its config files, each laid over those before it.
-        cfg_options: What is changed in the config: dotted keys and their values.
-        published: The config whose published figures belong beside this one's, or None.
-    """
-
-    name: str
-    configs: tuple[Path, ...]
-    cfg_options: dict
-    published: str | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One experiment with one seed.
-
-    Attributes:
-        experiment: The experiment.
-        seed: Seed of everything random.
-        cfg: The resolved config, seed included.
-        world_size: Processes (GPUs) that train it together: the batch is as many times larger.
-        budgets: What its schedule is fitted to, several if they come to the same; none: the
-            schedule is the config's.
-        id: Digest of ``cfg``: a change of the experiment, the config files or their bases makes
-            another run of it.
-    """
-
-    experiment: Experiment
-    seed: int
-    cfg: Config
-    world_size: int
-    budgets: tuple[Budget, ...]
-    id: str
-
-    @property
-    def dir_name(self) -> str:
-        """Folder of the run below the study's."""
-        return f'{self.experiment.name}/seed{self.seed}-{self.id}'
-
-
-@dataclass(frozen=True)
-class Study:
-    """Experiments that are compared.
-
-    Attributes:
-        name: The file's name without its suffix.
-        baseline: Name of the experiment that the others are compared with.
-        experiments: In the order of the file.
-        seeds: Every experiment is trained once with each.
-        budgets: And with each of these; none: as its config says.
-        chosen: What was chosen on which data; may be empty.
-        runs: The experiments with the first seed, then with the second, and so on, so that an
-            unfinished study compares all experiments.
-    """
-
-    name: str
-    baseline: str
-    experiments: tuple[Experiment, ...]
-    seeds: tuple[int, ...]
-    budgets: tuple[Budget, ...]
-    chosen: str
-    runs: tuple[Run, ...]
-
-
-def load_study(path: str | Path, world_size: int = 1, calibration: Path | None = None) -> Study:
+def load_study(
+    path: str | Path,
+    world_size: int = 1,
+    calibration: Path | None = None,
+    uncalibrated: bool = False,
+) -> Study:
     """Read a study and resolve the configs of its runs.
 
     Args:
@@ -125,6 +61,8 @@ def load_study(path: str | Path, world_size: int = 1, calibration: Path | None =
         world_size: Processes (GPUs) that train a run together. Defaults to 1.
         calibration: File with the experiments' time per iteration, for budgets in training time.
             Defaults to None: ``calibration.json`` in ``work_dirs/<name of the study>``.
+        uncalibrated: Whether the file may be missing, for a look at the plan: runs whose length
+            depends on it then have neither config nor id. Defaults to False.
 
     Returns:
         The study.
@@ -147,38 +85,33 @@ def load_study(path: str | Path, world_size: int = 1, calibration: Path | None =
     chosen = content.get('chosen', '')
     if not isinstance(chosen, str):
         raise StudyError(f'{path}: chosen: {chosen!r} is not a sentence on what was chosen how.')
-    budgets: tuple[Budget, ...] = ()
-    if 'budgets' in content:
-        budgets = read_budgets(content['budgets'], names, str(path))
+    budgets = read_budgets(content['budgets'], names, str(path)) if 'budgets' in content else []
     cfgs = _configs(experiments, path)
     seconds: dict[str, float] = {}
     if any(budget.time_of for budget in budgets):
-        seconds = calibrated_seconds(
-            calibration or Path('work_dirs') / path.stem / CALIBRATION,
-            {name: digest(cfg) for name, cfg in cfgs.items()},
-            f'python tools/sweep.py {path} --calibrate',
-        )
-    schedules: list[tuple[dict[str, Config], tuple[Budget, ...]]] = [
-        (
-            {
-                name: fit(cfg, budget.iterations_of(name, seconds), f'{path}: {name}')
-                for name, cfg in cfgs.items()
-            },
-            (budget,),
-        )
-        for budget in budgets
+        digests = {name: digest(cfg) for name, cfg in cfgs.items()}
+        file = calibration or Path('work_dirs') / path.stem / CALIBRATION
+        try:
+            remedy = f'python tools/sweep.py {path} --calibrate'
+            seconds = calibrated_seconds(file, digests, remedy)
+        except StudyError:
+            if not uncalibrated:
+                raise
+    schedules: list[tuple[Budget | None, Mapping[str, Config | None]]] = [
+        (budget, _fitted(cfgs, budget, seconds, path)) for budget in budgets
     ]
-    runs: dict[str, Run] = {}
+    runs: dict[tuple[str, ...], Run] = {}
     for seed in seeds:
-        for fitted, fitted_to in schedules or [(cfgs, ())]:
-            for experiment in experiments:
-                run = _run(experiment, seed, fitted[experiment.name], world_size, fitted_to)
+        for budget, fitted in schedules or [(None, cfgs)]:
+            for name, cfg in fitted.items():
+                run = _run(name, seed, cfg, world_size, budget)
                 # Two budgets that come to the same length have one run.
-                if run.dir_name in runs:
-                    run = replace(run, budgets=runs[run.dir_name].budgets + fitted_to)
-                runs[run.dir_name] = run
+                key = (run.dir, *([] if run.id else run.budgets))
+                if key in runs:
+                    run = replace(run, budgets=runs[key].budgets + run.budgets)
+                runs[key] = run
     return Study(
-        path.stem, content['baseline'], experiments, seeds, budgets, chosen, tuple(runs.values())
+        path.stem, content['baseline'], experiments, seeds, budgets, chosen, [*runs.values()]
     )
 
 
@@ -201,13 +134,13 @@ def digest(cfg: Config, **others: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
 
-def lengths(runs: Sequence[Run]) -> dict[str, int | None]:
-    """Iterations or epochs that each experiment trains, of runs of one budget."""
+def _fitted(
+    cfgs: dict[str, Config], budget: Budget, seconds: dict[str, float], path: Path
+) -> dict[str, Config | None]:
+    lengths = {name: iterations_of(budget, name, seconds) for name in cfgs}
     return {
-        run.experiment.name: (train_cfg := run.cfg.get('train_cfg', {})).get(
-            'max_epochs', train_cfg.get('max_iters')
-        )
-        for run in runs
+        name: None if (length := lengths[name]) is None else fit(cfg, length, f'{path}: {name}')
+        for name, cfg in cfgs.items()
     }
 
 
@@ -223,10 +156,6 @@ def _read(path: Path) -> dict:
     return content
 
 
-def _configs(experiments: Sequence[Experiment], path: Path) -> dict[str, Config]:
-    return {e.name: _resolve(e, f'{path}: {e.name}') for e in experiments}
-
-
 def _check_keys(content: dict, known: set[str], required: set[str], where: str) -> None:
     for key in content:
         if key not in known:
@@ -235,7 +164,7 @@ def _check_keys(content: dict, known: set[str], required: set[str], where: str) 
         raise StudyError(f'{where}: key {key!r} is missing.')
 
 
-def _experiments(entries: object, path: Path) -> tuple[Experiment, ...]:
+def _experiments(entries: object, path: Path) -> list[Experiment]:
     if not isinstance(entries, list) or not entries:
         raise StudyError(f'{path}: experiments: give a list of at least one experiment.')
     experiments: dict[str, Experiment] = {}
@@ -253,9 +182,9 @@ def _experiments(entries: object, path: Path) -> tuple[Experiment, ...]:
         if name in experiments:
             raise StudyError(f'{path}: two experiments are named {name!r}. Rename one.')
         files = entry['config'] if isinstance(entry['config'], list) else [entry['config']]
-        configs = tuple(Path(os.path.normpath(path.parent / str(file))) for file in files)
+        configs = [os.path.normpath(path.parent / str(file)) for file in files]
         for config in configs:
-            if not config.is_file():
+            if not os.path.isfile(config):
                 raise StudyError(
                     f'{where} ({name}): config: {config} does not exist. The path is relative to '
                     'the study.'
@@ -269,10 +198,10 @@ def _experiments(entries: object, path: Path) -> tuple[Experiment, ...]:
         if published is not None and not isinstance(published, str):
             raise StudyError(f'{where} ({name}): published: {published!r} is not a string.')
         experiments[name] = Experiment(name, configs, cfg_options, published)
-    return tuple(experiments.values())
+    return list(experiments.values())
 
 
-def _seeds(seeds: object, path: Path) -> tuple[int, ...]:
+def _seeds(seeds: object, path: Path) -> list[int]:
     if (
         not isinstance(seeds, list)
         or not seeds
@@ -280,21 +209,27 @@ def _seeds(seeds: object, path: Path) -> tuple[int, ...]:
         or len(set(seeds)) < len(seeds)
     ):
         raise StudyError(f'{path}: seeds: {seeds!r} is not a list of different integers from 0 on.')
-    return tuple(seeds)
+    return seeds
 
 
-def _resolve(experiment: Experiment, where: str) -> Config:
+def _configs(experiments: Sequence[Experiment], path: Path) -> dict[str, Config]:
+    files: dict[str, dict] = {}  # Reading one takes a second, and many experiments have the same.
+    return {e.name: _resolve(e, files, f'{path}: {e.name}') for e in experiments}
+
+
+def _resolve(experiment: Experiment, files: dict[str, dict], where: str) -> Config:
     cfg = Config()
-    for i, path in enumerate(experiment.configs):
+    for i, file in enumerate(experiment.configs):
         try:
-            read = Config.fromfile(path)
+            if file not in files:
+                files[file] = Config.fromfile(file).to_dict()
         except Exception as error:
-            raise StudyError(f'{where}: {path} cannot be read: {error}') from error
+            raise StudyError(f'{where}: {file} cannot be read: {error}') from error
         try:
-            cfg.merge_from_dict(read.to_dict())
+            cfg.merge_from_dict(copy.deepcopy(files[file]))
         except (TypeError, KeyError) as error:
-            below = ', '.join(map(str, experiment.configs[:i]))
-            raise StudyError(f'{where}: {path} cannot be merged over {below}: {error}') from error
+            below = ', '.join(experiment.configs[:i])
+            raise StudyError(f'{where}: {file} cannot be merged over {below}: {error}') from error
     for key in experiment.cfg_options:
         parent: object = cfg
         *parents, leaf = key.split('.')
@@ -304,10 +239,10 @@ def _resolve(experiment: Experiment, where: str) -> Config:
         if not isinstance(parent, (Config, ConfigDict, dict, list)) or leaf == '':
             raise StudyError(
                 f'{where}: cfg_options: {key!r} changes nothing that '
-                f'{", ".join(map(str, experiment.configs))} has.'
+                f'{", ".join(experiment.configs)} has.'
             )
     try:
-        merge_options(cfg, experiment.cfg_options, f'{where}: cfg_options')
+        merge_options(cfg, copy.deepcopy(experiment.cfg_options), f'{where}: cfg_options')
     except ConfigError as error:
         raise StudyError(str(error)) from error
     return cfg
@@ -322,13 +257,12 @@ def _child(node: object, part: str) -> object:
 
 
 def _run(
-    experiment: Experiment,
-    seed: int,
-    cfg: Config,
-    world_size: int,
-    budgets: tuple[Budget, ...],
+    experiment: str, seed: int, cfg: Config | None, world_size: int, budget: Budget | None
 ) -> Run:
+    budgets = [budget.name] if budget else []
+    if cfg is None:
+        return Run(experiment, seed, '', budgets)
     cfg = Config(cfg.to_dict())
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     others = dict(world_size=world_size) if world_size > 1 else {}
-    return Run(experiment, seed, cfg, world_size, budgets, digest(cfg, **others))
+    return Run(experiment, seed, digest(cfg, **others), budgets, cfg)

@@ -1,12 +1,10 @@
 """Run the runs of a study: what is left to do, who gets which GPUs, on this machine or Slurm."""
 
 import difflib
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import submitit
@@ -15,13 +13,13 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmsmca.checks.preflight import PHASES, ConfigError, DataError, check_config
+from mmsmca.checks.preflight import PHASES, check_config
 from mmsmca.checks.trial_step import trial_step
-from mmsmca.files import write_json
+from mmsmca.errors import ConfigError, DataError
+from mmsmca.files import read_json, write_json
 
-from .record import StudyError
+from .record import Run, RunRecord, Study, StudyError
 from .run_process import TrainRun, end_run, is_held, state
-from .study import Run, Study
 
 # submitit ends a job after its time limit and defaults to minutes: 30 days, on this machine.
 UNLIMITED_MINUTES = 30 * 24 * 60
@@ -29,51 +27,39 @@ UNLIMITED_MINUTES = 30 * 24 * 60
 
 def select(
     study: Study,
-    experiments: Sequence[str] | None,
-    seeds: Sequence[int] | None,
+    experiments: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
     budgets: Sequence[str] | None = None,
-) -> Study:
-    """A part of a study's runs.
+) -> list[Run]:
+    """Some of a study's runs.
 
     Args:
         study: The study.
-        experiments: Names of experiments, or None for all.
-        seeds: Seeds, or None for all.
-        budgets: Names of budgets, or None for all. Defaults to None.
-
-    Returns:
-        The study with these runs only.
+        experiments: Names of experiments. Defaults to None: all.
+        seeds: Seeds. Defaults to None: all.
+        budgets: Names of budgets. Defaults to None: all.
 
     Raises:
         StudyError: If the study has no such experiment, seed or budget.
     """
-    names = [experiment.name for experiment in study.experiments]
-    for name in experiments or ():
-        if name not in names:
-            raise StudyError(f'--only {name}: the study has the experiments {", ".join(names)}.')
-    for seed in seeds or ():
-        if seed not in study.seeds:
-            raise StudyError(f'--seeds {seed}: the study has the seeds {list(study.seeds)}.')
-    known = [budget.name for budget in study.budgets]
-    for name in budgets or ():
-        if name not in known:
-            raise StudyError(f'--budgets {name}: the study has {", ".join(known) or "none"}.')
-    runs = tuple(
+    known: dict[str, Sequence[object]] = dict(
+        only=[experiment.name for experiment in study.experiments],
+        seeds=study.seeds,
+        budgets=[budget.name for budget in study.budgets],
+    )
+    wanted = dict(only=experiments, seeds=seeds, budgets=budgets)
+    for option, names in wanted.items():
+        for name in names or ():
+            if name not in known[option]:
+                has = ', '.join(map(str, known[option])) or 'none'
+                raise StudyError(f'--{option} {name}: the study has {has}.')
+    return [
         run
         for run in study.runs
-        if (experiments is None or run.experiment.name in experiments)
+        if (experiments is None or run.experiment in experiments)
         and (seeds is None or run.seed in seeds)
-        and (budgets is None or any(budget.name in budgets for budget in run.budgets))
-    )
-    return replace(study, runs=runs)
-
-
-def first_runs(study: Study) -> list[Run]:
-    """The first run of every experiment that has one."""
-    runs: dict[str, Run] = {}
-    for run in study.runs:
-        runs.setdefault(run.experiment.name, run)
-    return list(runs.values())
+        and (budgets is None or set(budgets) & set(run.budgets))
+    ]
 
 
 def check_slurm(parameters: dict) -> None:
@@ -98,44 +84,6 @@ def check_slurm(parameters: dict) -> None:
         )
 
 
-def check_runs(study: Study) -> None:
-    """Check data and models of a study before anything of it starts.
-
-    Args:
-        study: The study.
-
-    Raises:
-        StudyError: If an experiment's config, data or model cannot work; the message names the
-            experiment and the remedy.
-    """
-    for run in first_runs(study):
-        cfg = Config(run.cfg.to_dict())
-        try:
-            init_default_scope(cfg.get('default_scope', 'mmdet'))
-            register_all_modules(init_default_scope=False)
-            check_config(cfg, PHASES['train'])
-        except (ConfigError, DataError) as error:
-            raise StudyError(f'{run.experiment.name}: {error}') from error
-
-
-def try_experiments(sweep: 'Sweep') -> None:
-    """Run one training step of every experiment of which no run has begun.
-
-    Args:
-        sweep: The sweep.
-
-    Raises:
-        StudyError: If it fails; the message names the experiment, the error and the module.
-    """
-    begun = {r.experiment.name for r in sweep.study.runs if sweep.state_of(r) != 'new'}
-    for run in first_runs(sweep.study):
-        if run.experiment.name not in begun:
-            try:
-                trial_step(Config(run.cfg.to_dict()))
-            except (ConfigError, DataError) as error:
-                raise StudyError(f'{run.experiment.name}: {error}') from error
-
-
 @dataclass
 class Resources:
     """What each run gets.
@@ -145,77 +93,112 @@ class Resources:
         gpus_per_job: GPUs of each run; several are used through torchrun.
         slurm: submitit's parameters for Slurm without their ``slurm_`` (``partition``, ``time``,
             ...), or None for this machine.
+        share_gpus: Whether runs at one time may have the same GPUs, in turn. Defaults to False.
     """
 
     jobs: int = 1
     gpus_per_job: int = 0
     slurm: dict | None = None
+    share_gpus: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train a run together."""
+        return max(1, self.gpus_per_job)
+
+    def check(self) -> None:
+        """Refuse more GPUs than this machine has.
+
+        Raises:
+            StudyError: If there are too few; the message says how many are needed.
+        """
+        available = len(visible_gpus())
+        needed = self.gpus_per_job * (1 if self.share_gpus else self.jobs)
+        if self.slurm is None and needed > available:
+            hint = '; --share-gpus puts several runs on one' if available else ''
+            raise StudyError(
+                f'--jobs {self.jobs} with --gpus-per-job {self.gpus_per_job} need {needed} GPUs; '
+                f'this machine has {available}{hint}.'
+            )
+
+    def gpus(self, place: int) -> list[str]:
+        """The GPUs of the run at a place among the jobs, of those that this process may use."""
+        visible, count = visible_gpus(), self.gpus_per_job
+        return [visible[i % len(visible)] for i in range(place * count, (place + 1) * count)]
 
 
 @dataclass
 class Sweep:
-    """The runs of one study in one folder.
+    """Runs of one study in one folder.
 
     Attributes:
         study: The study.
+        runs: Those of its runs to see to.
         work_dir: Where it lives on disk.
         train_script: mmsmca's ``tools/train.py``.
         resources: What each run gets.
-        active: The runs at work, with submitit's job, or None for one left by an earlier sweep.
+        active: The runs at work, by folder, with submitit's job, or None for one left by an earlier
+            sweep.
     """
 
     study: Study
+    runs: list[Run]
     work_dir: Path
     train_script: Path
     resources: Resources
     active: dict[str, submitit.Job | None] = field(default_factory=dict)
-    _slots: dict[str, int] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
 
     def dir_of(self, run: Run) -> Path:
         """Folder of a run."""
-        return self.work_dir / run.dir_name
+        return self.work_dir / run.dir
 
     def state_of(self, run: Run) -> str:
-        """State on disk, or ``'running'`` or ``'queued'``."""
-        if run.id in self.active:
-            return 'running' if is_held(self.dir_of(run)) else 'queued'
-        return state(self.dir_of(run))
+        """State on disk, or ``'running'``, ``'queued'`` or, of unknown length, ``'unknown'``."""
+        if not run.id:
+            return 'unknown'
+        if is_held(self.dir_of(run)):
+            return 'running'
+        return 'queued' if run.dir in self.active else state(self.dir_of(run))
 
-    def write_study(self) -> None:
-        """Say on disk which runs belong to the study as it is defined now."""
-        study = self.study
-        content = dict(
-            name=study.name,
-            baseline=study.baseline,
-            experiments=[
-                dict(
-                    name=experiment.name,
-                    config=list(map(str, experiment.configs)),
-                    cfg_options=experiment.cfg_options,
-                    published=experiment.published,
-                )
-                for experiment in study.experiments
-            ],
-            seeds=list(study.seeds),
-            runs=[
-                dict(
-                    experiment=run.experiment.name,
-                    seed=run.seed,
-                    id=run.id,
-                    dir=run.dir_name,
-                    budgets=[budget.name for budget in run.budgets],
-                )
-                for run in study.runs
-            ],
-            chosen=study.chosen,
-            budgets=[dict(name=budget.name, title=budget.title) for budget in study.budgets],
-        )
-        write_json(self.work_dir / 'study.json', content)
+    def first_runs(self) -> list[Run]:
+        """The first run of every experiment that has one."""
+        return list({run.experiment: run for run in reversed(self.runs)}.values())[::-1]
+
+    def check(self) -> None:
+        """Check data and models before anything starts.
+
+        Raises:
+            StudyError: If an experiment's config, data or model cannot work; the message names the
+                experiment and the remedy.
+        """
+        for run in self.first_runs():
+            cfg = _copy(run)
+            try:
+                init_default_scope(cfg.get('default_scope', 'mmdet'))
+                register_all_modules(init_default_scope=False)
+                check_config(cfg, PHASES['train'])
+            except (ConfigError, DataError) as error:
+                raise StudyError(f'{run.experiment}: {error}') from error
+
+    def try_experiments(self) -> None:
+        """Run one training step of every experiment of which no run has begun.
+
+        Raises:
+            StudyError: If it fails; the message names the experiment, the error and the module.
+        """
+        begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
+        for run in self.first_runs():
+            if run.experiment not in begun:
+                try:
+                    trial_step(_copy(run))
+                except (ConfigError, DataError) as error:
+                    raise StudyError(f'{run.experiment}: {error}') from error
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """The runs to start: new ones and those cut off; those that failed only if asked for."""
         wanted = {'new', 'cut off', 'failed'} if retry_failed else {'new', 'cut off'}
-        return [run for run in self.study.runs if state(self.dir_of(run)) in wanted]
+        return [run for run in self.runs if state(self.dir_of(run)) in wanted]
 
     def start(self, run: Run) -> None:
         """Hand a run to submitit, unless an earlier sweep's process is still at it.
@@ -225,59 +208,31 @@ class Sweep:
         """
         run_dir = self.dir_of(run)
         if is_held(run_dir):
-            self.active[run.id] = None
+            self.active[run.dir] = None
             return
-        job_file = run_dir / 'job.json'
         cluster = 'local' if self.resources.slurm is None else 'slurm'
-        if cluster == 'slurm' and job_file.exists():
-            job = json.loads(job_file.read_text())
-            # Still in Slurm's queue from an earlier sweep, or ended there. A process of a machine
-            # has a number too, but no place in the queue.
-            if job.get('cluster') == 'slurm':
-                earlier: submitit.Job = submitit.SlurmJob(self.work_dir / 'jobs', job['id'])
-                if not earlier.done(force_check=True):
-                    self.active[run.id] = earlier
-                    return
+        job = read_json(run_dir / 'job.json') or {}
+        # Still in Slurm's queue from an earlier sweep, or ended there. A process of a machine has a
+        # number too, but no place in the queue.
+        if cluster == job.get('cluster') == 'slurm':
+            earlier: submitit.Job = submitit.SlurmJob(self.work_dir / 'jobs', job['id'])
+            if not earlier.done(force_check=True):
+                self.active[run.dir] = earlier
+                return
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / 'failed.json').unlink(missing_ok=True)
-        config = self.work_dir / 'jobs' / f'{run.experiment.name}-seed{run.seed}-{run.id}.py'
+        config = self.work_dir / 'jobs' / f'{run.experiment}-seed{run.seed}-{run.id}.py'
         config.parent.mkdir(exist_ok=True)
-        _with_atomic_checkpoints(run.cfg).dump(config)
-        self._describe(run)
+        _with_atomic_checkpoints(_copy(run)).dump(config)
+        (experiment,) = (e for e in self.study.experiments if e.name == run.experiment)
+        world_size = self.resources.world_size
+        record = RunRecord(self.study.name, experiment, run.seed, run.id, world_size)
+        record.write(run_dir)
         executor = self._executor(run)
-        train = TrainRun(
-            run_dir,
-            self._command(config, run_dir),
-            revision_of=run.experiment.configs[0].resolve().parent,
-            gpus=None if cluster == 'slurm' else self._gpus_of(run),
-        )
-        job = executor.submit(train)
-        write_json(job_file, dict(id=job.job_id, cluster=cluster))
-        self.active[run.id] = job
-
-    def _describe(self, run: Run) -> None:
-        """Write what identifies a run into its ``run.json``; its attempts stay there."""
-        path = self.dir_of(run) / 'run.json'
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        experiment = run.experiment
-        record = dict(
-            study=self.study.name,
-            experiment=experiment.name,
-            seed=run.seed,
-            id=run.id,
-            config=list(map(str, experiment.configs)),
-            cfg_options=experiment.cfg_options,
-            world_size=run.world_size,
-            started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-            attempts=earlier.get('attempts', []),
-        )
-        write_json(path, record)
-
-    def _gpus_of(self, run: Run) -> list[str]:
-        """The GPUs of a run's place among those that this process may use."""
-        count = self.resources.gpus_per_job
-        first = self._slots[run.id] * count
-        return visible_gpus()[first : first + count]
+        gpus = None if cluster == 'slurm' else self.resources.gpus(self._places[run.dir])
+        submitted = executor.submit(TrainRun(run_dir, self._command(config, run_dir), record, gpus))
+        self.active[run.dir] = submitted
+        write_json(run_dir / 'job.json', dict(id=submitted.job_id, cluster=cluster))
 
     def _command(self, config: Path, run_dir: Path) -> list[str]:
         gpus = self.resources.gpus_per_job
@@ -294,14 +249,13 @@ class Sweep:
         if resources.slurm is not None:
             executor = submitit.AutoExecutor(folder, cluster='slurm')
             executor.update_parameters(
-                name=f'{run.experiment.name}-{run.seed}',
+                name=f'{run.experiment}-{run.seed}',
                 gpus_per_node=resources.gpus_per_job,
                 **{f'slurm_{key}': value for key, value in resources.slurm.items()},
             )
             return executor
-        # Side by side, every run has GPUs of its own: those of its place among the jobs.
-        slot = min(set(range(resources.jobs)) - set(self._slots.values()))
-        self._slots[run.id] = slot
+        # Side by side, every run has the GPUs of its place among the jobs.
+        self._places[run.dir] = min(set(range(resources.jobs)) - set(self._places.values()))
         local = submitit.LocalExecutor(folder)
         local.update_parameters(timeout_min=UNLIMITED_MINUTES)
         return local
@@ -313,14 +267,14 @@ class Sweep:
             The runs that have ended since the last call.
         """
         ended = []
-        for run in self.study.runs:
-            if run.id in self.active and not is_held(self.dir_of(run)):
-                job = self.active[run.id]
+        for run in self.runs:
+            if run.dir in self.active and not is_held(self.dir_of(run)):
+                job = self.active[run.dir]
                 if job is None or job.done():
                     ended.append(run)
         for run in ended:
-            del self.active[run.id]
-            self._slots.pop(run.id, None)
+            del self.active[run.dir]
+            self._places.pop(run.dir, None)
         return ended
 
     def cancel(self) -> list[Run]:
@@ -330,16 +284,16 @@ class Sweep:
             Runs that go on: an earlier sweep started them on another machine.
         """
         beyond_reach = []
-        for run in self.study.runs:
-            if run.id not in self.active:
+        for run in self.runs:
+            if run.dir not in self.active:
                 continue
-            job = self.active[run.id]
+            job = self.active[run.dir]
             if job is not None:
                 job.cancel()
             elif not end_run(self.dir_of(run)) and is_held(self.dir_of(run)):
                 beyond_reach.append(run)
         for run in beyond_reach:
-            del self.active[run.id]
+            del self.active[run.dir]
         return beyond_reach
 
 
@@ -351,9 +305,13 @@ def visible_gpus() -> list[str]:
     return [gpu.strip() for gpu in allowed.split(',') if gpu.strip()]
 
 
+def _copy(run: Run) -> Config:
+    assert run.cfg is not None  # Of every run but those of a plan whose length is unknown.
+    return Config(run.cfg.to_dict())
+
+
 def _with_atomic_checkpoints(cfg: Config) -> Config:
     """The config with MMEngine's checkpoint hook replaced by one that a kill cannot hurt."""
-    cfg = Config(cfg.to_dict())
     hook = cfg.get('default_hooks', {}).get('checkpoint', {})
     if hook.get('type') == 'CheckpointHook':
         hook.type = 'AtomicCheckpointHook'

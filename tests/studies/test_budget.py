@@ -5,17 +5,19 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
-from utils import ROOT
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 
 from mmsmca.studies import calibration, console
-from mmsmca.studies.budget import Budget, fit
-from mmsmca.studies.record import StudyError
-from mmsmca.studies.report.results import read_study
+from mmsmca.studies.budget import fit
+from mmsmca.studies.calibration import conditions
+from mmsmca.studies.record import Budget, StudyError
+from mmsmca.studies.report.results import read_reports
 from mmsmca.studies.report.tables import calibration as calibration_table
-from mmsmca.studies.run_process import hardware
 from mmsmca.studies.study import digest, load_study, study_configs
-from mmsmca.studies.sweep import Resources, Sweep, select
+from mmsmca.studies.sweep import select
 
 CONFIG = """
 model = dict(num_queries=25)
@@ -47,7 +49,7 @@ def write_calibration(study: Path, to: str = '', **changes) -> Path:
         name: dict(config=digest(cfg), seconds=seconds[name], quartiles=[0.1, 0.4])
         for name, cfg in study_configs(study).items()
     }
-    content = dict(hardware=hardware(), iterations=30, experiments=experiments) | changes
+    content = dict(conditions(), iterations=30, experiments=experiments) | changes
     path = study.parent / to / 'calibration.json'
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
@@ -56,7 +58,7 @@ def write_calibration(study: Path, to: str = '', **changes) -> Path:
 
 def fitted(study, calibrated=None) -> dict:
     runs = load_study(study, calibration=calibrated).runs
-    return {(run.experiment.name, run.seed, run.cfg.train_cfg.max_iters): run for run in runs}
+    return {(run.experiment, run.seed, run.cfg.train_cfg.max_iters): run for run in runs}
 
 
 def test_schedule_is_fitted(tmp_path):
@@ -70,14 +72,67 @@ def test_schedule_is_fitted(tmp_path):
     assert cfg.default_hooks.checkpoint.interval == 100
 
 
-def test_a_later_scheduler_is_fitted(tmp_path):
-    """Begin at the end of the warm-up stays there; a cosine's period shrinks with its end."""
-    cfg = Config.fromfile(ROOT / 'configs/head_to_head/smca-dino_r18_head-to-head_shapes.py')
-    cfg.param_scheduler[1] = dict(
-        type='CosineAnnealingLR', begin=200, end=3000, T_max=2800, by_epoch=False
+# Each under a warm-up of 200 of 3,000 iterations, or with one of its own.
+SCHEDULERS = {
+    'cosine': dict(type='CosineAnnealingLR', begin=200, end=3000, T_max=2800),
+    'cosine without an end': dict(type='CosineAnnealingLR', begin=200, T_max=2800),
+    'cosine over all': dict(type='CosineAnnealingLR', T_max=3000),
+    'steps': dict(type='StepLR', begin=200, step_size=700),
+    'restarts': dict(
+        type='CosineRestartLR', begin=200, periods=[1400, 1400], restart_weights=[1, 1], eta_min=0
+    ),
+    'one cycle': dict(type='OneCycleLR', eta_max=0.5, total_steps=3000),
+    'milestones after the begin': dict(type='MultiStepLR', begin=200, milestones=[1400, 2100]),
+    'milestones in a part': dict(type='MultiStepLR', end=2900, milestones=[1500]),
+    'linear decay': dict(type='LinearLR', start_factor=1.0, end_factor=0.1, end=2500),
+    'polynomial': dict(type='PolyLR', begin=200, end=3000),
+}
+
+
+def rates(schedulers: list[dict], iterations: int) -> list[float]:
+    """The learning rate of every iteration, as MMEngine schedules it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    wrapper = OptimWrapper(optimizer)
+    built = [PARAM_SCHEDULERS.build(dict(s, optimizer=wrapper)) for s in schedulers]
+    found = []
+    for _ in range(iterations):
+        found.append(optimizer.param_groups[0]['lr'])
+        for scheduler in built:
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize('name', SCHEDULERS)
+def test_every_schedule_keeps_its_shape(name):
+    """At each part of the training after the warm-up the rate is what it was there."""
+    own = SCHEDULERS[name]
+    warm_up = dict(type='LinearLR', start_factor=0.01, begin=0, end=200)
+    schedulers = [warm_up, own] if 'begin' in own else [own]
+    cfg = Config(
+        dict(
+            train_cfg=dict(max_iters=3000),
+            param_scheduler=[dict(s, by_epoch=False) for s in schedulers],
+        )
     )
-    cosine = fit(cfg, 1500, 'study').param_scheduler[1]
-    assert (cosine.begin, cosine.end, cosine.T_max) == (200, 1500, 1400)
+    before = rates(cfg.param_scheduler, 3000)
+    after = rates(fit(cfg, 1500, 'study').param_scheduler, 1500)
+    start = 200 if len(schedulers) == 2 else 0
+    assert after[:start] == pytest.approx(before[:start])
+    for part in (0.05, 0.3, 0.45, 0.6, 0.8, 0.9, 1):
+        old = before[round(start + part * (2999 - start))]
+        new = after[round(start + part * (1499 - start))]
+        assert new == pytest.approx(old, abs=0.02), part
+
+
+def test_schedulers_that_cannot_be_fitted_are_refused():
+    cfg = Config(
+        dict(
+            train_cfg=dict(max_iters=3000),
+            param_scheduler=[dict(type='ExponentialLR', gamma=0.99, by_epoch=False)],
+        )
+    )
+    with pytest.raises(StudyError, match=r'study: param_scheduler\[0\]: .* to ExponentialLR'):
+        fit(cfg, 1500, 'study')
 
 
 def test_equal_iterations_and_equal_time(tmp_path):
@@ -89,7 +144,7 @@ def test_equal_iterations_and_equal_time(tmp_path):
         for seed in (0, 1)
         for name, length in (('slow', 1500), ('quick', 1500), ('quick', 2250))
     }
-    names = {key[::2]: [b.name for b in run.budgets] for key, run in runs.items()}
+    names = {key[::2]: run.budgets for key, run in runs.items()}
     assert names == {
         ('slow', 1500): ['1500-iterations', 'time-of-1500-iterations-of-slow'],
         ('quick', 1500): ['1500-iterations'],
@@ -103,12 +158,12 @@ def test_some_budgets_of_a_study(tmp_path):
     study = write_study(tmp_path, EACH)
     study = load_study(study, calibration=write_calibration(study))
     lengths = [
-        {run.cfg.train_cfg.max_iters for run in select(study, ['quick'], None, budgets).runs}
+        {run.length for run in select(study, ['quick'], None, budgets)}
         for budgets in (['1500-iterations'], ['time-of-1500-iterations-of-slow'], None)
     ]
     assert lengths == [{1500}, {2250}, {1500, 2250}]
     part = select(study, ['slow'], [0], ['time-of-1500-iterations-of-slow'])
-    assert [run.cfg.train_cfg.max_iters for run in part.runs] == [1500]
+    assert [run.length for run in part] == [1500]
     with pytest.raises(StudyError, match='--budgets 1500: .* 1500-iterations, time-of-1500'):
         select(study, None, None, ['1500'])
 
@@ -119,7 +174,7 @@ def test_without_budgets_runs_keep_their_digests(tmp_path):
     cfg = study_configs(study)['quick']
     cfg.randomness = dict(seed=1)
     run = load_study(study).runs[-1]
-    assert run.id == digest(cfg) and run.dir_name == f'quick/seed1-{run.id}'
+    assert run.id == digest(cfg) and run.dir == f'quick/seed1-{run.id}'
 
 
 def test_experiments_of_one_config_are_two(tmp_path):
@@ -127,7 +182,7 @@ def test_experiments_of_one_config_are_two(tmp_path):
     twins = [dict(name=name, config='small.py') for name in ('slow', 'again')]
     for budgets in (None, EACH[:1]):
         runs = load_study(write_study(tmp_path, budgets, experiments=twins)).runs
-        assert [run.experiment.name for run in runs] == ['slow', 'again'] * 2
+        assert [run.experiment for run in runs] == ['slow', 'again'] * 2
         assert runs[0].id == runs[1].id
 
 
@@ -172,7 +227,11 @@ def test_calibration_is_checked(tmp_path):
 
     refused(r'no such file.* python tools/sweep.py .*study.py --calibrate')
     path = write_calibration(study, hardware=dict(cpu='abacus', cores=1, gpus=[]))
-    refused('measured on another machine.*abacus')
+    refused('measured with other hardware, .*abacus')
+    write_calibration(study, threads='64')
+    refused('measured with other threads, 64; here they are')
+    write_calibration(study, versions=dict(torch='1.0'))
+    refused('measured with other versions, .*1.0')
     path = write_calibration(study)
     content = json.loads(path.read_text())
     content['experiments']['quick']['config'] = 'older'
@@ -207,17 +266,31 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     assert measured == [25, 5, 10] and ('quick', 0, 3000) in fitted(study, path)
 
 
+def test_a_plan_needs_no_calibration(tmp_path):
+    """Runs of unknown length are in it, and nothing else of it changes."""
+    study = write_study(tmp_path, EACH)
+    runs = load_study(study, calibration=tmp_path / 'none.json', uncalibrated=True).runs
+    known = load_study(study, calibration=write_calibration(study)).runs
+    assert [run.id for run in runs if run.id] == [run.id for run in known if run.length == 1500]
+    unknown = [run for run in runs if not run.id]
+    assert [(run.experiment, run.seed, run.length) for run in unknown] == [
+        ('quick', 0, None),
+        ('quick', 1, None),
+    ]
+
+
 def test_each_budget_has_its_report(tmp_path):
     study = write_study(tmp_path, EACH, chosen='Chosen on tune.')
     loaded = load_study(study, calibration=write_calibration(study, 'work'))
-    Sweep(loaded, tmp_path / 'work', tmp_path / 'train.py', Resources()).write_study()
-    for budget in loaded.budgets:
-        read = read_study(tmp_path / 'work', budget=budget.name)
-        assert read.title == budget.title and read.chosen == 'Chosen on tune.'
-        expected = {r.dir_name for r in loaded.runs if budget in r.budgets}
-        assert [row[:2] for row in calibration_table(read).rows] == [
+    loaded.write(tmp_path / 'work')
+    reports = read_reports(tmp_path / 'work')
+    assert list(reports) == [budget.name for budget in loaded.budgets]
+    for budget, report in zip(loaded.budgets, reports.values(), strict=True):
+        assert report.budget == budget.title and report.chosen == 'Chosen on tune.'
+        expected = {run.dir for run in loaded.runs if budget.name in run.budgets}
+        assert [row[:2] for row in calibration_table(report).rows] == [
             ['slow', '300'],
             ['quick', '200'],
         ]
-        assert {row['run'] for row in read.missing} == expected and len(expected) == 4
+        assert {run.name for run in report.unfinished} == expected and len(expected) == 4
     assert Budget(1500).title == '1,500 iterations each'

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from utils import ROOT
 
+from mmsmca.studies.calibration import conditions
 from mmsmca.studies.record import StudyError
-from mmsmca.studies.run_process import hardware
 from mmsmca.studies.study import digest, load_study, study_configs
 
 STUDIES = sorted((ROOT / 'configs/studies').glob('*.py'))
@@ -124,7 +124,7 @@ def test_missing_and_broken_files(tmp_path):
 
 def test_runs_have_the_options_and_the_seed(tmp_path):
     runs = load_study(write_study(tmp_path)).runs
-    assert [(run.experiment.name, run.seed) for run in runs] == [
+    assert [(run.experiment, run.seed) for run in runs] == [
         ('plain', 0),
         ('wide', 0),
         ('plain', 1),
@@ -181,7 +181,7 @@ def test_studies_of_the_package(path, tmp_path):
         name: dict(config=digest(cfg), seconds=0.1 + 0.01 * i)
         for i, (name, cfg) in enumerate(study_configs(path).items())
     }
-    calibration.write_text(json.dumps(dict(hardware=hardware(), experiments=measured)))
+    calibration.write_text(json.dumps(dict(conditions(), experiments=measured)))
     study = load_study(path, calibration=calibration)
     assert len({run.id for run in study.runs}) == len(study.runs)
     trained = sum(max(1, len(run.budgets)) for run in study.runs)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -11,28 +12,31 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from runs import real_study
 from utils import ROOT
 
 from mmsmca.datasets.shapes import make_shapes
-from mmsmca.studies.record import StudyError
 from mmsmca.studies.progress import SweepProgress
+from mmsmca.studies.record import Experiment, RunRecord, Study, StudyError
 from mmsmca.studies.report.logs import last_evaluation, read_records
-from mmsmca.studies.run_process import HeldError, TrainRun, end_run, hold, is_held, state
+from mmsmca.studies.run_process import HeldError, Signals, TrainRun, end_run, hold, is_held, state
 from mmsmca.studies.study import load_study
-from mmsmca.studies.sweep import Resources, Sweep, check_runs, select
+from mmsmca.studies.sweep import Resources, Sweep, select
+
+RECORD = RunRecord('study', Experiment('e', ['config.py'], {}), 0, '0', 1)
 
 # Stands in for tools/train.py where training is not the point: writes MMEngine's files, takes up
 # where they end, and does what the config's `behaviour` says.
 TRAIN = """
-import json, os, sys, time
+import json, os, re, sys, time
 from pathlib import Path
-from mmengine.config import Config
-cfg, work_dir = Config.fromfile(sys.argv[1]), Path(sys.argv[3])
+behaviour = re.search("behaviour = '(.*)'", Path(sys.argv[1]).read_text())[1]
+work_dir = Path(sys.argv[3])
 print('GPUs', repr(os.environ['CUDA_VISIBLE_DEVICES']), flush=True)
-if cfg.behaviour == 'fail':
+if behaviour == 'fail':
     print('out of cheese')
     sys.exit(3)
-if cfg.behaviour == 'killed':
+if behaviour == 'killed':
     os.kill(os.getpid(), 9)
 checkpoint = work_dir / 'last_checkpoint'
 first = int(checkpoint.read_text()) + 1 if checkpoint.exists() else 1
@@ -42,7 +46,7 @@ with (folder / 'scalars.json').open('w') as log:
     for step in range(first, 5):
         print(json.dumps(dict(step=step, iter=step, loss=4 / step, time=0.5)), file=log, flush=True)
         checkpoint.write_text(str(step))
-        if cfg.behaviour == 'wait' and step == 2 and not (work_dir / 'go').exists():
+        if behaviour == 'wait' and step == 2 and not (work_dir / 'go').exists():
             time.sleep(1000)
     print(json.dumps({'coco/bbox_mAP': 0.25, 'step': 4}), file=log)
 """
@@ -63,20 +67,40 @@ def fake_study(folder, *behaviours, seeds=(0,)):
     return path
 
 
-def fake_sweep(folder, *behaviours, seeds=(0,), **resources):
-    study = load_study(fake_study(folder, *behaviours, seeds=seeds))
-    sweep = Sweep(study, folder / 'work', folder / 'train.py', Resources(**resources))
+def sweep_of(path, **resources):
+    study, folder = load_study(path), path.parent
+    sweep = Sweep(study, study.runs, folder / 'work', folder / 'train.py', Resources(**resources))
     sweep.work_dir.mkdir(exist_ok=True)
     return sweep
+
+
+def fake_sweep(folder, *behaviours, seeds=(0,), **resources):
+    return sweep_of(fake_study(folder, *behaviours, seeds=seeds), **resources)
+
+
+class Here:
+    """A job that runs where it is submitted: a process of its own imports for seconds."""
+
+    job_id = '0'
+
+    def submit(self, train):
+        train()
+        return self
+
+    def done(self):
+        return True
 
 
 def finish(sweep, retry_failed=False):
     """Run what is pending, one after the other; returns the runs started."""
     started = sweep.pending(retry_failed)
+    executor = sweep._executor
+    sweep._executor = lambda run: executor(run) and Here()
     for run in started:
         sweep.start(run)
-        wait_for(lambda: sweep.collect())
-    return [run.dir_name for run in started]
+        assert sweep.collect() == [run]
+    sweep._executor = executor
+    return [run.dir for run in started]
 
 
 def wait_for(condition, seconds=600):
@@ -87,7 +111,7 @@ def wait_for(condition, seconds=600):
 
 
 def states(sweep):
-    return {run.experiment.name: sweep.state_of(run) for run in sweep.study.runs}
+    return {run.experiment: sweep.state_of(run) for run in sweep.runs}
 
 
 def scalars_of(sweep):
@@ -99,13 +123,13 @@ def test_failed_and_killed_runs(tmp_path):
     assert len(finish(sweep)) == 3
     assert states(sweep) == {'work': 'finished', 'fail': 'failed', 'killed': 'cut off'}
 
-    run, failed, _ = (sweep.dir_of(run) for run in sweep.study.runs)
+    run, failed, _ = (sweep.dir_of(run) for run in sweep.runs)
     result = json.loads((run / 'result.json').read_text())
     assert result['metrics'] == {'coco/bbox_mAP': 0.25}
     assert result['iterations'] == 4
     assert result['peak_memory_mib'] > 1
     record = json.loads((run / 'run.json').read_text())
-    assert record['experiment'] == 'work'
+    assert record['experiment']['name'] == 'work'
     assert record['seed'] == 0
     (attempt,) = record['attempts']
     assert attempt['versions']['torch'].startswith('2.')
@@ -126,20 +150,17 @@ def test_failed_and_killed_runs(tmp_path):
 
 def test_changed_definition_is_another_run(tmp_path):
     sweep = fake_sweep(tmp_path, 'work')
-    sweep.write_study()
+    sweep.study.write(sweep.work_dir)
     finish(sweep)
-    (old,) = [run.dir_name for run in sweep.study.runs]
+    (old,) = [run.dir for run in sweep.runs]
     path = tmp_path / 'config.py'
     path.write_text(path.read_text().replace('max_iters=4', 'max_iters=5'))
-    again = Sweep(
-        load_study(tmp_path / 'study.py'), sweep.work_dir, sweep.train_script, Resources()
-    )
-    again.write_study()
-    (new,) = [run.dir_name for run in again.study.runs]
+    again = sweep_of(tmp_path / 'study.py')
+    again.study.write(again.work_dir)
+    (new,) = [run.dir for run in again.runs]
     assert new != old
-    assert again.pending(retry_failed=False) == list(again.study.runs)
-    study = json.loads((sweep.work_dir / 'study.json').read_text())
-    assert [run['dir'] for run in study['runs']] == [new]
+    assert again.pending(retry_failed=False) == again.runs
+    assert [run.dir for run in Study.read(sweep.work_dir).runs] == [new]
     assert state(sweep.work_dir / old) == 'finished'
 
 
@@ -154,7 +175,7 @@ def test_gpus_side_by_side(tmp_path, monkeypatch):
     out = tmp_path / 'seen'
     out.mkdir()
     monkeypatch.setenv('OUT', str(out))
-    first, second = sweep.study.runs
+    first, second = sweep.runs
     command = sweep._command(tmp_path / 'config.py', tmp_path)
     assert command[1:5] == ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     assert command[-2:] == ['--launcher', 'pytorch']
@@ -165,19 +186,29 @@ def test_gpus_side_by_side(tmp_path, monkeypatch):
     assert sorted(path.name for path in out.iterdir()) == ['2,3', '5,GPU-7']
 
 
+def test_runs_share_gpus(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+    with pytest.raises(StudyError, match='need 3 GPUs; this machine has 2; --share-gpus puts'):
+        Resources(jobs=3, gpus_per_job=1).check()
+    shared = Resources(jobs=3, gpus_per_job=1, share_gpus=True)
+    shared.check()
+    assert [shared.gpus(place) for place in range(3)] == [['4'], ['7'], ['4']]
+    with pytest.raises(StudyError, match='need 3 GPUs'):
+        Resources(jobs=1, gpus_per_job=3, share_gpus=True).check()
+
+
 def test_gpus_of_a_run_make_another_run(tmp_path):
     """Twice the GPUs are twice the batch."""
     path = fake_study(tmp_path, 'work')
     (one,), (two,) = load_study(path).runs, load_study(path, world_size=2).runs
     assert one.id != two.id
-    assert (one.world_size, two.world_size) == (1, 2)
 
 
 def test_a_process_is_no_slurm_job(tmp_path, monkeypatch):
     """The number in job.json is a process of this machine: never Slurm's to look up or cancel."""
     sweep = fake_sweep(tmp_path, 'killed')
     finish(sweep)
-    (run,) = sweep.study.runs
+    (run,) = sweep.runs
     job = json.loads((sweep.dir_of(run) / 'job.json').read_text())
     assert job['cluster'] == 'local'
     sweep.resources = Resources(slurm=dict(time=1))
@@ -201,20 +232,73 @@ def test_what_is_killed_again_and_again_has_failed(tmp_path):
     for expected in ('cut off', 'cut off', 'failed'):
         finish(sweep)
         assert states(sweep) == {'killed': expected}
-    failure = json.loads((sweep.dir_of(sweep.study.runs[0]) / 'failed.json').read_text())
+    failure = json.loads((sweep.dir_of(sweep.runs[0]) / 'failed.json').read_text())
     assert 'killed 3 times by SIGKILL' in failure['log_tail'][-1]
-    attempts = json.loads((sweep.dir_of(sweep.study.runs[0]) / 'run.json').read_text())['attempts']
+    attempts = json.loads((sweep.dir_of(sweep.runs[0]) / 'run.json').read_text())['attempts']
     assert [attempt['exit_code'] for attempt in attempts] == [-9, -9, -9]
+
+
+def test_experiments_of_one_config_run_side_by_side(tmp_path):
+    """An A/A study: both have one digest, and are two runs."""
+    path = fake_study(tmp_path, 'work')
+    twins = [dict(name=name, config='config.py') for name in ('work', 'again')]
+    path.write_text(f"baseline = 'work'\nseeds = [0]\nexperiments = {twins!r}")
+    sweep = sweep_of(path, jobs=2)
+    for run in sweep.runs:
+        sweep.start(run)
+    assert len(sweep.active) == 2
+    wait_for(lambda: sweep.collect() is not None and not sweep.active)
+    assert states(sweep) == {'work': 'finished', 'again': 'finished'}
+
+
+def test_what_comes_while_a_training_starts_is_forwarded():
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+        signals.forward_to(child)
+        assert child.wait() == -signal.SIGTERM
+    assert signals.received
+
+
+def test_only_processes_of_the_run_are_signalled(tmp_path):
+    """The number of a run's process may be another's by now."""
+    other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+    ids = dict(host=socket.gethostname(), ids=[other.pid])
+    (tmp_path / 'processes.json').write_text(json.dumps(ids))
+    with hold(tmp_path / '.lock') as lock:
+        assert not end_run(tmp_path)
+        ours = subprocess.Popen(['sleep', '600'], pass_fds=[lock.fileno()])
+        ids['ids'].append(ours.pid)
+        (tmp_path / 'processes.json').write_text(json.dumps(ids))
+        assert end_run(tmp_path)
+        assert ours.wait() == -signal.SIGTERM
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_files_that_a_power_loss_left_empty(tmp_path):
+    """The run is resumed, with what is known of it."""
+    sweep = fake_sweep(tmp_path, 'work')
+    finish(sweep)
+    (run,) = sweep.runs
+    for name in ('run', 'job', 'result', 'processes'):
+        (sweep.dir_of(run) / f'{name}.json').write_text('')
+    assert states(sweep) == {'work': 'cut off'}
+    finish(sweep)
+    assert states(sweep) == {'work': 'finished'}
+    (attempt,) = json.loads((sweep.dir_of(run) / 'run.json').read_text())['attempts']
+    assert attempt['exit_code'] == 0
 
 
 def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path):
     first = fake_sweep(tmp_path, 'wait')
-    (run,) = first.study.runs
+    (run,) = first.runs
     first.start(run)
     wait_for(lambda: (first.dir_of(run) / 'last_checkpoint').exists())
     second = fake_sweep(tmp_path, 'wait')
     second.start(run)
-    assert second.active == {run.id: None}
+    assert second.active == {run.dir: None}
     assert second.cancel() == []
     wait_for(lambda: second.collect())
     assert states(second) == {'wait': 'cut off'}
@@ -224,11 +308,11 @@ def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path):
 def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
     """What submitit calls as Slurm's limit nears: the training ends, and is to go on later."""
     sweep = fake_sweep(tmp_path, 'wait')
-    (run,) = sweep.study.runs
+    (run,) = sweep.runs
     sweep.start(run)
     run_dir = sweep.dir_of(run)
     wait_for(lambda: (run_dir / 'last_checkpoint').exists())
-    train = TrainRun(run_dir, ['true'], tmp_path)
+    train = TrainRun(run_dir, ['true'], RECORD)
     again = train.checkpoint()
     assert again.function is train
     wait_for(lambda: sweep.collect())
@@ -258,11 +342,11 @@ def test_a_report_needs_nothing_of_unix_alone(tmp_path):
 def test_a_part_of_a_study(tmp_path):
     study = load_study(fake_study(tmp_path, 'work', 'fail', seeds=(0, 1, 2)))
     part = select(study, ['fail'], [2, 0])
-    assert [(run.experiment.name, run.seed) for run in part.runs] == [('fail', 0), ('fail', 2)]
-    assert select(study, None, None).runs == study.runs
+    assert [(run.experiment, run.seed) for run in part] == [('fail', 0), ('fail', 2)]
+    assert select(study) == study.runs
     with pytest.raises(StudyError, match='--only wrok: .*work, fail'):
         select(study, ['wrok'], None)
-    with pytest.raises(StudyError, match=r'--seeds 4: .*\[0, 1, 2\]'):
+    with pytest.raises(StudyError, match='--seeds 4: .*0, 1, 2'):
         select(study, None, [4])
 
 
@@ -272,8 +356,8 @@ def test_time_left_of_a_run_by_epochs(tmp_path):
     (tmp_path / 'config.py').write_text(
         "behaviour = 'work'\nmodel = dict()\ntrain_cfg = dict(by_epoch=True, max_epochs=4)"
     )
-    sweep = Sweep(load_study(path), tmp_path / 'work', tmp_path / 'train.py', Resources())
-    (run,) = sweep.study.runs
+    sweep = sweep_of(path)
+    (run,) = sweep.runs
     folder = sweep.dir_of(run) / '1' / 'vis_data'
     folder.mkdir(parents=True)
     records = [
@@ -300,7 +384,7 @@ def test_logs_of_finished_runs_are_read_once(tmp_path, monkeypatch):
 def test_run_left_by_a_killed_sweep_is_waited_for(tmp_path):
     """The sweep is gone, its run goes on: the next sweep neither doubles nor forgets it."""
     first = fake_sweep(tmp_path, 'wait')
-    (run,) = first.study.runs
+    (run,) = first.runs
     first.start(run)
     run_dir = first.dir_of(run)
     wait_for(lambda: (run_dir / 'last_checkpoint').exists())
@@ -308,7 +392,7 @@ def test_run_left_by_a_killed_sweep_is_waited_for(tmp_path):
     second = fake_sweep(tmp_path, 'wait')
     (pending,) = second.pending(retry_failed=False)
     second.start(pending)
-    assert second.active == {run.id: None}
+    assert second.active == {run.dir: None}
     assert states(second) == {'wait': 'running'}
     assert second.collect() == []
     assert len(scalars_of(second)) == 1
@@ -348,16 +432,16 @@ def test_a_run_is_never_trained_twice_at_once(tmp_path):
     with hold(tmp_path / '.lock'):
         assert is_held(tmp_path)
         with pytest.raises(HeldError, match=rf'held by process {os.getpid()} on .+, since 20'):
-            TrainRun(tmp_path, ['false'], tmp_path)()
+            TrainRun(tmp_path, ['false'], RECORD)()
     assert not is_held(tmp_path)
     assert not (tmp_path / 'failed.json').exists()
 
 
 def test_progress(tmp_path):
     sweep = fake_sweep(tmp_path, 'work', 'fail', 'new')
-    for run in sweep.study.runs[:2]:
-        sweep.start(run)
-        wait_for(lambda: sweep.collect())
+    runs, sweep.runs = sweep.runs, sweep.runs[:2]
+    finish(sweep)
+    sweep.runs = runs
     console = Console(width=120, record=True, file=open(os.devnull, 'w'))
     console.print(SweepProgress(sweep))
     text = console.export_text()
@@ -437,7 +521,9 @@ def test_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv('FAKE_SLURM', str(queue))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     sweep = fake_sweep(tmp_path, 'work', gpus_per_job=1, slurm=dict(partition='gpu', time=90))
-    finish(sweep)
+    (run,) = sweep.pending(retry_failed=False)
+    sweep.start(run)
+    wait_for(lambda: sweep.collect())
     assert states(sweep) == {'work': 'finished'}
     (script,) = (sweep.work_dir / 'jobs').glob('*_submission.sh')
     text = script.read_text()
@@ -451,41 +537,13 @@ def test_models_and_data_are_checked_first(tmp_path):
     data = tmp_path / 'data'
     make_shapes(data, num_train=2, num_val=2, size=64)
     good = real_study(tmp_path, data)
-    check_runs(load_study(good))
+    sweep_of(good).check()
     for wrong, message in (
         ({'model.decoder.num_layer': 3}, 'small: model: .*num_layer'),
         ({'train_dataloader.dataset.data_root': 'nowhere/'}, 'small: .*nowhere'),
     ):
         with pytest.raises(StudyError, match=message):
-            check_runs(load_study(real_study(tmp_path, data, **wrong)))
-
-
-def real_study(folder, data, **options):
-    """One experiment, two seeds of eight iterations each, with a checkpoint after every second."""
-    config = ROOT / 'configs/head_to_head/smca_r18_head-to-head_shapes.py'
-    cfg_options = {
-        **{
-            f'{loader}_dataloader.{key}': value
-            for loader in ('train', 'val', 'test')
-            for key, value in (
-                ('dataset.data_root', f'{data}/'),
-                ('num_workers', 0),
-                ('persistent_workers', False),
-            )
-        },
-        'val_evaluator.ann_file': f'{data}/annotations/instances_val.json',
-        'test_evaluator.ann_file': f'{data}/annotations/instances_val.json',
-        'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 8,
-        'train_cfg.val_interval': 8,
-        'default_hooks.checkpoint.interval': 2,
-        'default_hooks.logger.interval': 1,
-        **options,
-    }
-    path = folder / 'real.py'
-    experiment = dict(name='small', config=str(config), cfg_options=cfg_options)
-    path.write_text(f"baseline = 'small'\nseeds = [0, 1]\nexperiments = [{experiment!r}]")
-    return path
+            sweep_of(real_study(tmp_path, data, **wrong)).check()
 
 
 def sweep_command(*arguments):

@@ -1,4 +1,4 @@
-"""What one run logged: AP over iterations and time, time per iteration, memory."""
+"""What one run logged: AP over iterations and time, memory."""
 
 import json
 import math
@@ -47,15 +47,12 @@ class Log:
     Attributes:
         evaluations: In the order of training.
         iterations: Last iteration that was logged.
-        iteration_seconds: Median of the logged times per iteration, in seconds.
-        peak_memory_mib: Most memory of a GPU, in MiB; without a GPU that of the training process,
-            if a sweep recorded it.
+        peak_memory_mib: Most memory of a GPU, in MiB; None if none was logged.
         problems: What could not be read, by file name.
     """
 
     evaluations: list[Evaluation]
     iterations: int
-    iteration_seconds: float | None
     peak_memory_mib: float | None
     problems: list[str]
 
@@ -133,7 +130,6 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
     return Log(
         [evaluations[key] for key in sorted(evaluations)],
         max(lines, default=0),
-        _median(line.time for line in lines.values()),
         max((line.memory for line in lines.values() if line.memory), default=None),
         problems,
     )

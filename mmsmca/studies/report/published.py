@@ -1,4 +1,4 @@
-"""Published numbers: MMDetection's of its own models, and those that this package carries."""
+"""Published numbers: MMDetection's of its own models, and those of this package's configs."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -7,16 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from mmsmca.errors import UserError
+from mmsmca.studies.record import StudyError
 
 from .logs import METRICS
 
 MMDET = 'mmdet::'
 MMDET_SOURCE = "MMDetection's model zoo"
-
-
-class PublishedError(UserError):
-    """A published number that is referred to and cannot be found. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +37,26 @@ def find_published(reference: str) -> Published | None:
 
     Args:
         reference: MMDetection's config as ``mmdet::detr/detr_r50_8xb2-150e_coco.py``; or the name
-            of one of ours, ``smca/smca_r50_8xb2-50e_coco.py``, folders as you like; or a name of
-            ``configs/smca/published.yml``.
+            of one of ours, ``smca/smca_r50_8xb2-50e_coco.py``, folders as you like.
 
     Returns:
         None if the metafile lists the config without a box AP: nothing was published of it.
 
     Raises:
-        PublishedError: If there is no such config.
+        StudyError: If there is no such config.
     """
     if reference.startswith(MMDET):
         config = reference.removeprefix(MMDET)
-        folder = _mmdet() / '.mim' / 'configs' / Path(config).parent
-        rows = _read(folder / 'metafile.yml')
+        rows = _read(_mmdet() / '.mim/configs' / Path(config).parent / 'metafile.yml')
     else:
         config = reference
-        rows = [*_read(_configs() / 'smca/metafile.yml'), *_others()]
+        rows = _read(_configs() / 'smca/metafile.yml')
     for row in rows:
-        if f'configs/{config}' == row.get('Config') or row['Name'] in (config, Path(config).stem):
+        if f'configs/{config}' == row.get('Config') or row['Name'] == Path(config).stem:
             return _parse(row) if 'Results' in row else None
-    raise PublishedError(
-        f"published '{reference}' is neither a config of a metafile nor a name in "
-        "configs/smca/published.yml: correct it in the study's file"
+    raise StudyError(
+        f"published '{reference}' is no config of a metafile: correct it in the study's file"
     )
-
-
-def literature() -> list[Published]:
-    """Other detectors' results that the package carries for comparison."""
-    return [_parse(row) for row in _others()]
 
 
 def _parse(row: dict) -> Published:
@@ -86,10 +74,6 @@ def _read(path: Path) -> list[dict]:
     return yaml.safe_load(path.read_text())['Models'] if path.is_file() else []
 
 
-def _others() -> list[dict]:
-    return _read(_configs() / 'smca/published.yml')
-
-
 def _mmdet() -> Path:
     spec = importlib.util.find_spec('mmdet')
     assert spec is not None and spec.origin is not None  # mmsmca requires it.
@@ -99,8 +83,5 @@ def _mmdet() -> Path:
 def _configs() -> Path:
     """Of the wheel, or of the checkout."""
     package = Path(__file__).parents[2]
-    return next(
-        folder
-        for folder in (package / '.mim/configs', package.parent / 'configs')
-        if folder.is_dir()
-    )
+    wheel = package / '.mim/configs'
+    return wheel if wheel.is_dir() else package.parent / 'configs'

@@ -1,16 +1,21 @@
-"""Mean, deviation and differences over seeds; convergence; comparison at equal training time."""
+"""The numbers of a report, each computed once: means, paired differences, curves."""
 
-import math
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from .logs import METRICS, Evaluation
-from .results import Experiment, Run, Study
+from .logs import METRICS
+from .published import Published
+from .results import Report, Result
+
+# Of the baseline's final AP, which itself is reached too.
+FRACTIONS = (0.5, 0.75, 0.9)
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -27,102 +32,80 @@ class Value:
     std: float | None
     n: int
 
-    def __sub__(self, other: 'Value') -> 'Value':
-        """Difference of the means. Its ``std`` is half of Welch's 95 % interval of it."""
-        half = None
-        if self.std is not None and other.std is not None:
-            of_self, of_other = self.std**2 / self.n, other.std**2 / other.n
-            half = 0.0
-            if variance := of_self + of_other:
-                freedom = variance**2 / (of_self**2 / (self.n - 1) + of_other**2 / (other.n - 1))
-                half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
-        return Value(self.mean - other.mean, half, min(self.n, other.n))
-
 
 def value(numbers: Iterable[float | None]) -> Value | None:
     """Mean and deviation of the numbers that are there; None if none is."""
     known = [number for number in numbers if number is not None]
     if not known:
         return None
-    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return Value(fmean(known), std, len(known))
-
-
-def difference(a: Value | None, b: Value | None) -> Value | None:
-    """``a - b``, None if one of them is missing."""
-    return None if a is None or b is None else a - b
-
-
-# Resamples are enumerated up to these many seeds: 5^5.
-EXHAUSTIVE = 5
-RESAMPLES = 10_000
-# Fewer agree by chance too often: two one time in two.
-FEWEST_SEEDS = 3
+    return Value(fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Differences of two experiments, seed by seed: the same seed has the same order of images.
+class Difference:
+    """Difference of an experiment's final AP to the baseline's, paired: seed by seed.
 
     Attributes:
-        differences: By seed, in the order of the seeds.
-        low: Lower end of the 95 % bootstrap interval of their mean.
+        seeds: The differences by seed, of the seeds that both have. None are paired: the mean is
+            the difference of the means.
+        mean: Of the differences.
+        low: Lower end of their mean's 95 % t interval; None for a single seed, and where all
+            differences are the same, as nothing can be estimated from them.
         high: Its upper end.
+        p: Of the paired t test.
+        p_holm: The same after Holm's correction over the experiments of the report.
     """
 
-    differences: dict[int, float]
-    low: float
-    high: float
-
-    @property
-    def mean(self) -> float:
-        """Of the differences."""
-        return fmean(self.differences.values())
+    seeds: dict[int, float]
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
 
     @property
     def supported(self) -> bool:
-        """Whether the seeds support that there is a difference: at least three, zero outside."""
-        return len(self.differences) >= FEWEST_SEEDS and (self.low > 0 or self.high < 0)
+        """Whether the seeds support that there is a difference, after Holm's correction."""
+        return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
 
-def bootstrap_interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean, from resamples of the numbers with replacement.
+def difference(runs: Sequence[Result], baseline: Sequence[Result]) -> Difference | None:
+    """Difference of the final APs of two experiments, without Holm's correction.
 
-    Up to five numbers all resamples are taken, n^n; beyond, 10,000 of them, the same at every call.
-    Of three numbers the interval is the smallest to the largest: it is one that excludes zero if
-    all agree, which without any difference happens one time in four.
+    Args:
+        runs: Finished runs of one experiment.
+        baseline: Those of the other, which is subtracted.
+
+    Returns:
+        The difference; None if one of them has no AP.
     """
-    values = np.asarray(numbers, dtype=float)
-    n = len(values)
-    if n <= EXHAUSTIVE:
-        picks: np.ndarray = np.stack(np.meshgrid(*[np.arange(n)] * n, indexing='ij')).reshape(n, -1)
-    else:
-        picks = np.random.default_rng(0).integers(n, size=(n, RESAMPLES))
-    means = np.sort(values[picks].mean(axis=0))
-    # The ends are resamples that there are: nothing is interpolated.
-    low, high = np.quantile(means, (0.025, 0.975), method='inverted_cdf')
-    return float(low), float(high)
-
-
-def paired(a: Experiment, b: Experiment) -> Paired | None:
-    """Difference of the final APs, ``a - b``, over the seeds that both have finished runs of."""
-    final = [
-        {run.seed: run.log.evaluations[-1].metrics['AP'] for run in e.finished} for e in (a, b)
-    ]
-    differences = {
-        seed: ap - other
-        for seed, ap in final[0].items()
-        if seed is not None and ap is not None and (other := final[1].get(seed)) is not None
+    ours, theirs = ({run.seed: run.final['AP'] for run in side} for side in (runs, baseline))
+    pairs = {
+        seed: (ap, other)
+        for seed, ap in ours.items()
+        if seed is not None and ap is not None and (other := theirs.get(seed)) is not None
     }
-    if not differences:
-        return None
-    return Paired(differences, *bootstrap_interval(list(differences.values())))
+    if not pairs:
+        means = [value(side.values()) for side in (ours, theirs)]
+        return Difference({}, means[0].mean - means[1].mean) if means[0] and means[1] else None
+    seeds = {seed: ap - other for seed, (ap, other) in pairs.items()}
+    found = Difference(seeds, fmean(seeds.values()))
+    # APs have three decimals: what differs by less differs by rounding.
+    if len(seeds) < 2 or np.ptp(list(seeds.values())) < 1e-9:
+        return found
+    test = stats.ttest_rel(*zip(*pairs.values(), strict=True))
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    return replace(found, low=low, high=high, p=float(test.pvalue))
 
 
-def final_metrics(experiment: Experiment) -> dict[str, Value | None]:
-    """Metrics of the last evaluation, over the finished runs."""
-    last = [run.log.evaluations[-1].metrics for run in experiment.finished]
-    return {name: value(metrics[name] for metrics in last) for name in METRICS}
+def holm(differences: dict[str, Difference]) -> dict[str, Difference]:
+    """The differences with their p values after Holm's correction for their number."""
+    tested = sorted((d.p, name) for name, d in differences.items() if d.p is not None)
+    corrected, largest = dict(differences), 0.0
+    for i, (p, name) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - i) * p))
+        corrected[name] = replace(differences[name], p_holm=largest)
+    return corrected
 
 
 @dataclass(frozen=True)
@@ -131,9 +114,9 @@ class Point:
 
     Attributes:
         iteration: Iterations trained by then.
-        step: Epochs or iterations, whatever the study counts.
+        step: Epochs or iterations, whatever the report counts.
         seconds: Training time by then, mean over the runs; None if it was not logged.
-        metrics: Over the runs.
+        AP: Mean over the runs.
         lowest: AP of the worst run.
         highest: AP of the best run.
     """
@@ -141,55 +124,32 @@ class Point:
     iteration: int
     step: int
     seconds: float | None
-    metrics: dict[str, Value | None]
+    AP: float
     lowest: float
     highest: float
 
-    @property
-    def ap(self) -> Value:
-        """AP, which :func:`curve` has of every point."""
-        ap = self.metrics['AP']
-        assert ap is not None
-        return ap
 
-
-@cache
-def curve(experiment: Experiment, unit: str) -> list[Point]:
-    """An experiment over its training: at the evaluations that all its runs have.
+def curve(runs: Sequence[Result], unit: str) -> list[Point]:
+    """An experiment over its training: at the evaluations that all runs have.
 
     Args:
-        experiment: Of it the finished runs count; if there are none, those under way.
+        runs: The finished ones count; if there are none, those under way.
         unit: "epochs" or "iterations".
     """
-    runs = experiment.finished or [run for run in experiment.runs if run.log.evaluations]
+    runs = [r for r in runs if r.finished and r.evaluations] or [r for r in runs if r.evaluations]
     if not runs:
         return []
-    by_step = [{_step(e, unit): e for e in run.log.evaluations} for run in runs]
+    by_step = [{getattr(e, unit[:-1]): e for e in run.evaluations} for run in runs]
     points = []
     for step in sorted(set.intersection(*map(set, by_step))):
         evaluations = [run[step] for run in by_step]
         aps = [ap for e in evaluations if (ap := e.metrics['AP']) is not None]
         seconds = [e.seconds for e in evaluations if e.seconds is not None]
-        if len(aps) < len(runs):
-            continue
-        points.append(
-            Point(
-                evaluations[0].iteration,
-                step,
-                fmean(seconds) if len(seconds) == len(runs) else None,
-                {name: value(e.metrics[name] for e in evaluations) for name in METRICS},
-                min(aps),
-                max(aps),
-            )
-        )
+        if len(aps) == len(runs):
+            mean_seconds = fmean(seconds) if len(seconds) == len(runs) else None
+            iteration = evaluations[0].iteration
+            points.append(Point(iteration, step, mean_seconds, fmean(aps), min(aps), max(aps)))
     return points
-
-
-def _step(evaluation: Evaluation, unit: str) -> int:
-    if unit == 'iterations':
-        return evaluation.iteration
-    assert evaluation.epoch is not None  # A study counts epochs only if all its runs do.
-    return evaluation.epoch
 
 
 @dataclass(frozen=True)
@@ -197,71 +157,130 @@ class Reached:
     """When an experiment reaches an AP.
 
     Attributes:
+        AP: The AP, between 0 and 1.
         step: First evaluation at which the mean over the runs is at or above it; None if never.
         seconds: Training time by then.
         seeds: The same of every finished run by itself.
     """
 
+    AP: float
     step: int | None
     seconds: float | None
     seeds: list[int | None]
 
 
-def reached(experiment: Experiment, threshold: float, unit: str) -> Reached:
-    """When an experiment, and each of its finished runs, first has an AP at or above a threshold.
+def reached(runs: Sequence[Result], ap: float, unit: str) -> Reached:
+    """When finished runs, their mean and each of them, first have an AP at or above another.
 
     Args:
-        experiment: Its finished runs count.
-        threshold: Between 0 and 1.
+        runs: Finished runs of an experiment.
+        ap: Between 0 and 1.
         unit: "epochs" or "iterations".
     """
-    points = curve(experiment, unit) if experiment.finished else []
-    first = next((p for p in points if p.ap.mean >= threshold), None)
-    seeds = [_first(run, threshold, unit) for run in experiment.finished]
-    if first is None:
-        return Reached(None, None, seeds)
-    return Reached(first.step, first.seconds, seeds)
+
+    def first(points: Iterable[Point]) -> Point | None:
+        return next((point for point in points if point.AP >= ap), None)
+
+    of_mean = first(curve(runs, unit))
+    of_runs = [first(curve([run], unit)) for run in runs]
+    return Reached(
+        ap,
+        of_mean.step if of_mean else None,
+        of_mean.seconds if of_mean else None,
+        [point.step if point else None for point in of_runs],
+    )
 
 
-def _first(run: Run, threshold: float, unit: str) -> int | None:
-    for evaluation in run.log.evaluations:
-        ap = evaluation.metrics['AP']
-        if ap is not None and ap >= threshold:
-            return _step(evaluation, unit)
-    return None
+@dataclass(frozen=True)
+class Numbers:
+    """All numbers of an experiment: APs between 0 and 1, seconds, MiB.
 
-
-def total_seconds(experiment: Experiment) -> Value | None:
-    """Training time until the last evaluation, over the finished runs."""
-    return value(run.log.evaluations[-1].seconds for run in experiment.finished)
-
-
-def at_time(experiment: Experiment, seconds: float, unit: str) -> Point | None:
-    """The last evaluation not later than a training time; None if the first one is later.
-
-    Which evaluation that is, the mean time over the runs decides, so that all of them are
-    compared at the same iteration.
+    Attributes:
+        name: Of the experiment.
+        seeds: Number of finished runs.
+        lengths: Iterations or epochs that its runs train.
+        final: Metrics of the last evaluation, over the finished runs.
+        difference: To the baseline; None of the baseline itself.
+        reached: When it reaches the APs of the report.
+        iteration_seconds: Median of a run over the stretches between its evaluations.
+        total_seconds: Training time until the last evaluation, over the finished runs.
+        peak_memory_mib: The most of its runs.
+        parameters: Of the model.
+        flops: Multiply-adds for one image.
+        latency_ms: Of inference on one image.
+        published: What was published of it, if the study names it.
+        curve: AP over its training.
     """
-    points = reversed(curve(experiment, unit))
-    return next((p for p in points if p.seconds is not None and p.seconds <= seconds), None)
+
+    name: str
+    seeds: int
+    lengths: list[int]
+    final: dict[str, Value | None]
+    difference: Difference | None
+    reached: list[Reached]
+    iteration_seconds: Value | None
+    total_seconds: Value | None
+    peak_memory_mib: float | None
+    parameters: float | None
+    flops: float | None
+    latency_ms: float | None
+    published: Published | None
+    curve: list[Point]
+
+    @property
+    def ap(self) -> float | None:
+        """Mean of the final APs."""
+        final = self.final['AP']
+        return final.mean if final else None
 
 
-def equal_time(study: Study, names: Sequence[str]) -> tuple[float, dict[str, Point | None]]:
-    """Experiments at the total training time of the fastest of them.
+def numbers(report: Report, levels: Sequence[float] | None = None) -> list[Numbers]:
+    """The numbers of a report's experiments, in its order.
 
     Args:
-        study: The study.
-        names: Of experiments that have finished runs and logged times.
-
-    Returns:
-        That time in seconds, and where each experiment is then.
+        report: What was read.
+        levels: APs, between 0 and 1, to reach. Defaults to None: fractions of the baseline's final
+            AP. That itself is always the last of them.
     """
-    totals = [curve(study[name], study.unit)[-1].seconds for name in names]
-    budget = min(seconds for seconds in totals if seconds is not None)
-    return budget, {name: at_time(study[name], budget, study.unit) for name in names}
+    finished = {name: [r for r in report.runs_of(name) if r.final] for name in report.experiments}
+    baseline = finished[report.baseline]
+    final = value(run.final['AP'] for run in baseline)
+    aps = [f * final.mean for f in FRACTIONS if final] if levels is None else sorted(levels)
+    aps += [final.mean] if final else []
+    differences = holm(
+        {
+            name: found
+            for name, runs in finished.items()
+            if name != report.baseline and (found := difference(runs, baseline))
+        }
+    )
+    measured = report.costs.get('experiments', {})
+    computed = []
+    for name, runs in finished.items():
+        every = report.runs_of(name)
+        costs: dict[str, Any] = measured.get(name, {})
+        computed.append(
+            Numbers(
+                name,
+                len(runs),
+                sorted({run.length for run in runs if run.length}),
+                {metric: value(run.final[metric] for run in runs) for metric in METRICS},
+                differences.get(name),
+                [reached(runs, ap, report.unit) for ap in aps],
+                value(map(_iteration_seconds, every)),
+                value(run.evaluations[-1].seconds for run in runs),
+                max((run.peak_memory_mib for run in every if run.peak_memory_mib), default=None),
+                costs.get('parameters'),
+                costs.get('flops'),
+                costs.get('latency_ms'),
+                report.published.get(name),
+                curve(every, report.unit),
+            )
+        )
+    return computed
 
 
-def timed(study: Study) -> list[str]:
-    """Names of the experiments that have finished runs and logged times."""
-    curves = {e.name: curve(e, study.unit) for e in study.experiments if e.finished}
-    return [name for name, points in curves.items() if points and points[-1].seconds is not None]
+def _iteration_seconds(run: Result) -> float | None:
+    known = [(0, 0.0), *((e.iteration, e.seconds) for e in run.evaluations if e.seconds)]
+    steps = [(t - s) / (j - i) for (i, s), (j, t) in zip(known, known[1:], strict=False)]
+    return statistics.median(steps) if steps else None
