@@ -1,59 +1,88 @@
-"""The launch of MMDetection's own scripts, behind the checks.
+"""Training and testing by MMEngine's runner, behind the checks.
 
-``tools/train.py`` and ``tools/test.py`` call :func:`run_tool`.
+``tools/train.py`` and ``tools/test.py`` take the options of MMDetection's scripts of these names,
+with the same effect. The runner gets the very config that was checked.
 """
 
-import importlib.util
+import argparse
+import copy
 import os
-import sys
 from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
 
-import mmdet
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmdet.registry import RUNNERS
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
 
-from mmsmca.checks.load_image import naming_images
-from mmsmca.checks.trial_step import trial_step
 from mmsmca.engine import cpu
 
+from .checks.load_image import naming_images
 from .checks.preflight import PHASES, check_config, effective_config
+from .checks.trial_step import trial_step
 from .errors import ConfigError, command
 
-# Ours; MMDetection's script does not know it.
-NO_TRIAL_STEP = '--no-trial-step'
 
-
-def mmdet_script(name: str) -> ModuleType:
-    """Import one of MMDetection's own scripts.
+def parser(name: str) -> argparse.ArgumentParser:
+    """Options of MMDetection's script of a name, and ours.
 
     Args:
         name: "train" or "test".
 
     Returns:
-        The script as a module, with its functions ``parse_args`` and ``main``.
-
-    Raises:
-        ConfigError: If the installed MMDetection has no scripts.
+        The parser.
     """
-    package = Path(mmdet.__file__).parent
-    # A wheel carries them in the package; beside it they lie in an editable source checkout.
-    for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
-        path = folder / f'{name}.py'
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location(f'mmdet_{name}', path)
-            assert spec is not None and spec.loader is not None  # As every .py file has.
-            script = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(script)
-            return script
-    raise ConfigError(
-        f'MMDetection in {package} comes without its tools/{name}.py. Install the package '
-        '`onedl-mmdetection` or `mmdet` from its wheel.'
+    parser = argparse.ArgumentParser(description=f'{name.capitalize()} a detector')
+    add = parser.add_argument
+    add('config', help='config file')
+    if name == 'test':
+        add('checkpoint', help='checkpoint file')
+    add('--work-dir', help='folder of logs and results; default: work_dirs/NAME_OF_CONFIG')
+    add(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config: key=value, key="[a,b]" or key=a,b for a list, '
+        'key="[(a,b),(c,d)]" for nested ones; no spaces',
     )
+    add('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    add('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    if name == 'train':
+        add('--amp', action='store_true', help='train in mixed precision')
+        add(
+            '--auto-scale-lr',
+            action='store_true',
+            help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+        )
+        add(
+            '--resume',
+            nargs='?',
+            const='auto',
+            help='resume from a checkpoint; without a path from the latest in the work directory',
+        )
+        add(
+            '--resume-schedule',
+            choices=('config', 'checkpoint'),
+            default='config',
+            help='whose rate and schedule a resumed training takes where they differ; '
+            'default: config',
+        )
+        add('--no-trial-step', action='store_true', help='start without trying a training step')
+    else:
+        add('--out', help='file for the predictions, .pkl')
+        add('--show', action='store_true', help='show the predictions')
+        add('--show-dir', help='folder, below the work directory, for images of the predictions')
+        add('--wait-time', type=float, default=2, help='seconds that --show shows an image')
+        add('--tta', action='store_true', help='test-time augmentation')
+    return parser
 
 
 @command
 def run_tool(name: str) -> None:
-    """Run MMDetection's script on ``sys.argv``, after the checks.
+    """Train or test as the command line says, after the checks.
 
     Args:
         name: "train" or "test".
@@ -62,33 +91,81 @@ def run_tool(name: str) -> None:
         The exit code: 0, or 2 after a :class:`.errors.UserError`, which is printed to stderr as one
         line. Other exceptions pass.
     """
+    args = parser(name).parse_args()
+    _check_arguments(args)
+    # Launchers of old pass the rank as an argument.
+    if args.launcher == 'pytorch':
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with naming_images():
-        script = mmdet_script(name)
-        is_tried = name == 'train' and NO_TRIAL_STEP not in sys.argv
-        sys.argv = [argument for argument in sys.argv if argument != NO_TRIAL_STEP]
-        args = script.parse_args()
-        _check_arguments(args)
         cfg = effective_config(args)
         if _first_on_machine(args.launcher):
             check_config(cfg, PHASES[name])
             # What is resumed has been trained before.
-            if is_tried and not cfg.get('resume'):
+            if name == 'train' and not args.no_trial_step and not cfg.get('resume'):
                 trial_step(cfg)
+        cfg.launcher = args.launcher
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        (_set_up_training if name == 'train' else _set_up_test)(cfg, args)
+        cpu.support(cfg, args.launcher)
+        setup_cache_size_limit_of_dynamo()
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         if name == 'train':
-            # Without a checkpoint to resume from, the script would forget the config's `load_from`.
-            args.resume = cfg.load_from if cfg.get('resume') else None
-            if cfg.get('load_from') and not cfg.get('resume'):
-                hook = {'default_hooks.classifier': dict(type='FreshClassifierHook')}
-                args.cfg_options = {**(args.cfg_options or {}), **hook}
-        cpu.support(cfg, args)
-        # The script would read the arguments again.
-        vars(script).update(parse_args=lambda: args)
-        script.main()
+            runner.train()
+            return
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test()
+
+
+def _set_up_training(cfg: Config, args: Namespace) -> None:
+    if args.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if args.auto_scale_lr:
+        if not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
+            raise ConfigError(
+                '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it to the '
+                'number of images per step, over all processes, that the learning rate is for.'
+            )
+        cfg.auto_scale_lr.enable = True
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    if cfg.get('resume'):
+        hooks.schedule = dict(type='ResumeScheduleHook', keep=args.resume_schedule == 'checkpoint')
+    elif cfg.get('load_from'):
+        hooks.classifier = dict(type='FreshClassifierHook')
+
+
+def _set_up_test(cfg: Config, args: Namespace) -> None:
+    if args.show or args.show_dir:
+        if not cfg.get('default_hooks', {}).get('visualization'):
+            raise ConfigError(
+                '--show and --show-dir: the config has no default_hooks.visualization. Set it to '
+                "dict(type='DetVisualizationHook')."
+            )
+        trigger_visualization_hook(cfg, args)
+    if not args.tta:
+        return
+    model = cfg.setdefault(
+        'tta_model',
+        ConfigDict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        ),
+    )
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        pack = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+        flip = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        packed = dict(type='PackDetInputs', meta_keys=(*pack, 'flip', 'flip_direction'))
+        augmented = ConfigDict(type='TestTimeAug', transforms=[flip, [packed]])
+        cfg.tta_pipeline = [*copy.deepcopy(dataset.pipeline[:-1]), augmented]
+    cfg.model = ConfigDict(**model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
 
 
 def _first_on_machine(launcher: str) -> bool:
     """Whether this is the process that checks: one on each machine, as each has its own disk."""
-    # With the launchers not named here, MMDetection's `parse_args` has set LOCAL_RANK.
     ranks = {'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
     return int(os.environ.get(ranks.get(launcher, 'LOCAL_RANK'), 0)) == 0
 

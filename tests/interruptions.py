@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 from mmengine.fileio.backends import local_backend
 from mmengine.hooks import RuntimeInfoHook, checkpoint_hook
-from utils import ROOT
+from utils import ROOT, mmdet_script
 
 from mmsmca.checkpoints import safe_globals
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine.hooks import atomic_checkpoint_hook as atomic_checkpoint
-from mmsmca.launch import mmdet_script, run_tool
+from mmsmca.launch import run_tool
 
 EPOCHS = 4
 ITERATIONS = 6 * EPOCHS

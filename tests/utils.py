@@ -1,7 +1,10 @@
 """What several tests need."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
+import mmdet
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -70,3 +73,12 @@ def randomise(module):
             else:
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return module
+
+
+def mmdet_script(name: str) -> ModuleType:
+    """One of MMDetection's own scripts as a module, such as ``train``."""
+    path = Path(mmdet.__file__).parent / f'.mim/tools/{name}.py'
+    spec = importlib.util.spec_from_file_location(f'mmdet_{path.stem}', path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script

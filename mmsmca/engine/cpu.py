@@ -5,7 +5,6 @@ to run on; ``--amp`` refuses to run. Both work on a CPU too: processes communica
 mixed precision is bfloat16. Our tools do so if MMEngine finds no accelerator.
 """
 
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -60,15 +59,15 @@ class BFloat16OptimWrapper(OptimWrapper):
             yield
 
 
-def support(cfg: Config, args: Namespace) -> None:
-    """Let MMDetection's scripts run without an accelerator as with one.
+def support(cfg: Config, launcher: str) -> None:
+    """Let a runner run without an accelerator as with one.
 
-    With a launcher, this process joins its group, and ``args.cfg_options`` tells the model's
-    wrapper that there is no GPU. If there is an accelerator, nothing happens.
+    With a launcher, this process joins its group, and the config tells the model's wrapper that
+    there is no GPU. If there is an accelerator, nothing happens.
 
     Args:
-        cfg: The config as it will run.
-        args: What ``parse_args`` of the script returns.
+        cfg: The config as it will run, changed in place.
+        launcher: ``none``, or what started the processes.
 
     Raises:
         LauncherError: If the launcher is another than ``pytorch``.
@@ -76,16 +75,16 @@ def support(cfg: Config, args: Namespace) -> None:
     if get_device() != 'cpu':
         return
     OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', module=BFloat16OptimWrapper, force=True)
-    if args.launcher == 'none':
+    if launcher == 'none':
         return
-    if args.launcher != 'pytorch':
+    if launcher != 'pytorch':
         raise LauncherError(
-            f'--launcher {args.launcher} needs an accelerator, and there is none. On CPUs start '
+            f'--launcher {launcher} needs an accelerator, and there is none. On CPUs start '
             'with torchrun (or mim) and --launcher pytorch.'
         )
-    timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
-    args.cfg_options = {**(args.cfg_options or {}), **_wrapper_options(cfg)}
+    cfg.merge_from_dict(_wrapper_options(cfg))
 
 
 def _wrapper_options(cfg: Config) -> dict:

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from interruptions import Point, equal, leftovers, result, write_config
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from mmsmca.checks.checkpoint import latest_checkpoint
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend, AtomicCheckpointHook
 from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed
+from mmsmca.engine.hooks.resume_schedule_hook import ResumeScheduleHook
 from mmsmca.errors import ConfigError
 
 
@@ -274,11 +276,65 @@ def test_the_script_resumes_from_what_was_checked(tmp_path: Path, monkeypatch):
     good = save(Path('work/epoch_1.pth'), age=1)
     Path('work/last_checkpoint').write_text(save(Path('work/epoch_2.pth'), age=0))
     truncate(Path('work/epoch_2.pth'))
-    script = launch.mmdet_script('train')
-    started: list[Namespace] = []
-    script.main = lambda: started.append(script.parse_args())
-    monkeypatch.setattr(launch, 'mmdet_script', lambda name: script)
+    started: list[Config] = []
+    runner = SimpleNamespace(train=lambda: None)
+    monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: started.append(cfg) or runner)
     monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: None)
     monkeypatch.setattr(sys, 'argv', ['train.py', 'config.py', '--resume'])
     assert launch.run_tool('train') == 0
-    assert started[0].resume == good
+    assert (started[0].load_from, started[0].resume) == (good, True)
+
+
+def trained(lr: float, milestone: int, epochs: int = 0) -> tuple[OptimWrapper, list]:
+    """Optimizer and schedulers after epochs of five iterations, stepped as MMEngine does it."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=lr, momentum=0.9))
+    schedulers = [
+        LinearLR(wrapper, start_factor=0.1, by_epoch=False, begin=0, end=7),
+        MultiStepLR(wrapper, milestones=[milestone], gamma=0.1),
+    ]
+    for _ in range(epochs):
+        for _ in range(5):
+            schedulers[0].step()
+        schedulers[1].step()
+    return wrapper, schedulers
+
+
+@pytest.mark.parametrize('keep', [False, True])
+@pytest.mark.parametrize(('lr', 'milestone'), [(1.0, 3), (0.5, 3), (1.0, 1), (0.5, 2)])
+def test_resuming_with_another_schedule(monkeypatch, keep: bool, lr: float, milestone: int):
+    """It goes on as if it had been trained so, and says what has changed; or keeps the old."""
+    before, old = trained(1.0, 3, epochs=2)
+    checkpoint = dict(
+        meta=dict(epoch=2, iter=10),
+        message_hub=dict(runtime_info=dict(max_epochs=3)),
+        optimizer=before.state_dict(),
+        param_schedulers=[s.state_dict() for s in old],
+    )
+    runner = Runner.__new__(Runner)
+    said: list[str] = []
+    runner.logger = SimpleNamespace(warning=said.append)
+    runner._resume = True
+    monkeypatch.setattr(Runner, 'max_epochs', 3)
+    runner.optim_wrapper, runner.param_schedulers = trained(lr, milestone)
+    hook = ResumeScheduleHook(keep=keep)
+    hook.after_load_checkpoint(runner, checkpoint)
+    changed = (lr, milestone) != (1.0, 3)
+    assert len(said) == changed
+    if changed:
+        assert ('lr 1.0 -> 0.5' in said[0]) == (lr == 0.5)
+        assert (f'milestones [3] -> [{milestone}]' in said[0]) == (milestone != 3)
+        assert f"The {'checkpoint' if keep else 'config'}'s are used" in said[0]
+    wanted, schedulers = trained(1.0, 3, epochs=2) if keep else trained(lr, milestone, epochs=2)
+    group = checkpoint['optimizer']['param_groups'][0]
+    assert group['lr'] == pytest.approx(wanted.param_groups[0]['lr'])
+    for state, scheduler in zip(checkpoint['param_schedulers'], schedulers, strict=True):
+        assert state['last_step'] == scheduler.last_step
+    # Another length is said, and that nothing is left.
+    monkeypatch.setattr(Runner, 'max_epochs', 2)
+    hook.after_load_checkpoint(runner, checkpoint)
+    assert any('max_epochs 3 -> 2' in line for line in said)
+    assert any('Nothing is left to train' in line for line in said)
+    checkpoint['optimizer']['param_groups'][0]['params'] = [0, 1]
+    with pytest.raises(ConfigError, match='parameter groups .*without --resume'):
+        hook.after_load_checkpoint(runner, checkpoint)

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from mmdet.registry import OPTIM_WRAPPERS
-from mmengine.config import Config
 from utils import ROOT, build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import make_shapes
@@ -122,9 +121,7 @@ def test_smca_dino_trains_in_half_precision():
 
 def mixed_precision_wrapper(**options):
     """What ``--amp`` gives where there is no accelerator."""
-    cpu.support(
-        load_config('shapes/smca_r18_shapes.py'), Config(dict(launcher='none', cfg_options=None))
-    )
+    cpu.support(load_config('shapes/smca_r18_shapes.py'), 'none')
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     cfg = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=optimizer)
     return OPTIM_WRAPPERS.build(dict(cfg, **options))

@@ -12,9 +12,9 @@ from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from runs import CLASSES, CONFIG, write_data
-from utils import ROOT
+from utils import ROOT, mmdet_script
 
-from mmsmca.launch import mmdet_script, run_tool
+from mmsmca.launch import run_tool
 
 DINO_CONFIG = f"""
 _base_ = '{ROOT / 'configs/head_to_head/smca-dino_r18_head-to-head_shapes.py'}'

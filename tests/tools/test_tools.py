@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
-import mmdet
 import pytest
 import torch
 from mmengine.config import Config
@@ -15,8 +13,6 @@ from runs import CLASSES, CONFIG, run, save_checkpoint, write_data
 from utils import ROOT
 
 from mmsmca import launch
-from mmsmca.errors import ConfigError
-from mmsmca.launch import run_tool
 
 
 @pytest.fixture(autouse=True)
@@ -102,14 +98,30 @@ def test_fine_tuning_starts_the_classifier_fresh(monkeypatch, capfd, classes, di
             assert torch.equal(trained[name], weight), name
 
 
-def stand_in(monkeypatch, launcher: str = 'none', main=lambda: None) -> None:
-    """Replace MMDetection's script."""
-    args = Namespace(
-        config='config.py', cfg_options=None, resume=None, work_dir=None, launcher=launcher
-    )
-    script = SimpleNamespace(parse_args=lambda: args, main=main)
-    monkeypatch.setattr(launch, 'mmdet_script', lambda name: script)
-    monkeypatch.setattr(launch.cpu, 'support', lambda cfg, args: None)
+class StandIn:
+    """In the place of MMEngine's runner."""
+
+    started: list[Config] = []
+
+    def __init__(self, cfg: Config) -> None:
+        self.started.append(cfg)
+        self.test_evaluator = SimpleNamespace(metrics=[])
+
+    def train(self) -> None:
+        pass
+
+    test = train
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[Config]:
+    """Configs that a runner would get; nothing is checked."""
+    monkeypatch.setattr(StandIn, 'started', [])
+    monkeypatch.setattr(launch.Runner, 'from_cfg', StandIn)
+    monkeypatch.setattr(launch.cpu, 'support', lambda cfg, launcher: None)
+    monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: None)
+    monkeypatch.setattr(launch, 'trial_step', lambda cfg: None)
+    return StandIn.started
 
 
 @pytest.mark.parametrize(
@@ -121,26 +133,77 @@ def stand_in(monkeypatch, launcher: str = 'none', main=lambda: None) -> None:
         ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK'),
     ],
 )
-def test_only_the_first_process_of_a_machine_checks(monkeypatch, launcher: str, variable: str):
+def test_only_the_first_process_of_a_machine_checks(
+    monkeypatch, started, launcher: str, variable: str
+):
     checked = []
     monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: checked.append(phases))
     monkeypatch.setattr(launch, 'trial_step', lambda cfg: checked.append('trial'))
-    stand_in(monkeypatch, launcher)
     monkeypatch.setenv(variable, '1')
-    assert run_tool('train') == 0
+    assert run(monkeypatch, 'train', 'config.py', '--launcher', launcher) == 0
     assert checked == []
     monkeypatch.setenv(variable, '0')
-    assert run_tool('train') == 0
+    assert run(monkeypatch, 'train', 'config.py', '--launcher', launcher) == 0
     assert checked == [('train', 'val'), 'trial']
+    assert [cfg.launcher for cfg in started] == [launcher] * 2
 
 
-def test_other_errors_keep_their_trace(monkeypatch):
-    def main() -> None:
+def test_other_errors_keep_their_trace(monkeypatch, started):
+    def train(self) -> None:
         raise ValueError('beta')
 
-    stand_in(monkeypatch, main=main)
+    monkeypatch.setattr(StandIn, 'train', train)
     with pytest.raises(ValueError, match='beta'):
-        run_tool('train')
+        run(monkeypatch, 'train', 'config.py')
+
+
+def test_options_take_effect(monkeypatch, started):
+    """Every flag of MMDetection's scripts; the runner gets what they set."""
+    options = ['train_cfg.max_epochs=3', 'model.num_queries=7']
+    assert run(monkeypatch, 'train', 'config.py', '--cfg-options', *options) == 0
+    assert (
+        run(monkeypatch, 'train', 'config.py', '--amp', '--work-dir', 'w', '--auto-scale-lr') == 0
+    )
+    assert run(monkeypatch, 'test', 'config.py', 'some.pth', '--show-dir', 'shown') == 0
+    assert run(monkeypatch, 'test', 'config.py', 'some.pth', '--tta', '--out', 'found.pkl') == 0
+    assert run(monkeypatch, 'test', 'config.py', 'some.pth', '--show', '--wait-time', '3') == 0
+    plain, flags, drawn, augmented, shown = started
+    assert (plain.train_cfg.max_epochs, plain.model.num_queries, plain.work_dir) == (3, 7, 'work')
+    assert plain.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper'
+    assert (flags.optim_wrapper.type, flags.work_dir) == ('AmpOptimWrapper', 'w')
+    assert flags.auto_scale_lr == dict(enable=True, base_batch_size=8)
+    hook = drawn.default_hooks.visualization
+    assert (drawn.load_from, hook.draw, hook.test_out_dir) == ('some.pth', True, 'shown')
+    assert (augmented.model.type, augmented.model.module.type) == ('DetTTAModel', 'SMCADETR')
+    assert augmented.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+    assert shown.default_hooks.visualization.wait_time == 3
+
+
+def test_auto_scaling_needs_the_batch_size(monkeypatch, started, capfd):
+    Path('config.py').write_text(CONFIG + 'auto_scale_lr = dict(_delete_=True)\n')
+    assert run(monkeypatch, 'train', 'config.py', '--auto-scale-lr') == 2
+    assert 'auto_scale_lr.base_batch_size' in error_line(capfd.readouterr().err, 'train')
+    assert not started
+
+
+def test_test_time_augmentation(monkeypatch, capfd):
+    """With a hook that reaches into the model, which MMDetection wraps."""
+    checkpoint = save_checkpoint(Path('some.pth'), model=Config.fromfile('config.py').model)
+    assert 'CPUSpeedHook' in CONFIG or Config.fromfile('config.py').custom_hooks
+    Path('config.py').write_text(CONFIG + "custom_hooks = [dict(type='CPUSpeedHook')]\n")
+    arguments = ['config.py', checkpoint, '--tta', '--out', 'found.pkl']
+    assert run(monkeypatch, 'test', *arguments) == 0
+    assert 'coco/bbox_mAP' in capfd.readouterr().out
+    assert Path('found.pkl').is_file()
+
+
+def test_config_without_a_scope(monkeypatch, started):
+    """MMEngine would look for MMDetection's classes in its own registries."""
+    cfg = Config.fromfile('config.py')
+    cfg.pop('default_scope')
+    cfg.dump('plain.py')
+    assert run(monkeypatch, 'train', 'plain.py') == 0
+    assert started[0].default_scope == 'mmdet'
 
 
 def test_corrupt_image_ends_training_by_its_name(monkeypatch, capfd):
@@ -149,18 +212,6 @@ def test_corrupt_image_ends_training_by_its_name(monkeypatch, capfd):
     line = error_line(capfd.readouterr().err, 'train')
     assert 'data/shapes/train/1.jpg cannot be loaded' in line
     assert 'Restore the file' in line
-
-
-def test_scripts_of_mmdetection_are_found(monkeypatch, folder: Path):
-    assert callable(launch.mmdet_script('train').main)
-
-    package = folder / 'checkout/mmdet'
-    monkeypatch.setattr(mmdet, '__file__', str(package / '__init__.py'))
-    with pytest.raises(ConfigError, match=f'{package} comes without its tools/test.py'):
-        launch.mmdet_script('test')
-    (folder / 'checkout/tools').mkdir(parents=True)
-    (folder / 'checkout/tools/test.py').write_text('beside = True')
-    assert launch.mmdet_script('test').beside
 
 
 def test_script_prints_mmdetections_help():

@@ -5,6 +5,7 @@ from .compile_hook import CompileHook
 from .cpu_speed_hook import CPUSpeedHook
 from .epoch_seed_hook import EpochSeedHook
 from .fresh_classifier_hook import FreshClassifierHook
+from .resume_schedule_hook import ResumeScheduleHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -12,4 +13,5 @@ __all__ = [
     'CompileHook',
     'EpochSeedHook',
     'FreshClassifierHook',
+    'ResumeScheduleHook',
 ]

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from mmsmca.engine.unwrap import unwrapped
 
 # Between them, Python loops over the images of a batch: masks from the images' sizes, the matching,
 # the detections.
@@ -41,6 +42,6 @@ class CompileHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Mark the parts for compilation, which happens when each first runs."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         for part in self.parts:
             setattr(model, part, torch.compile(getattr(model, part), **self.options))

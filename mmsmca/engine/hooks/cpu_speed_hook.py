@@ -7,9 +7,10 @@ import sys
 import torch
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from mmsmca.engine.unwrap import unwrapped
 
 # Numbers of glibc's parameters, see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -60,5 +61,5 @@ class CPUSpeedHook(Hook):
         if get_device() != 'cpu':
             return
         keep_freed_memory()
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         model.backbone.to(memory_format=torch.channels_last)

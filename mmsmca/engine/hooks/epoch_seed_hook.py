@@ -8,6 +8,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, set_random_seed
 
+from mmsmca.errors import ConfigError
+
 
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
     """Seed of one epoch in one process.
@@ -41,10 +43,10 @@ class EpochSeedHook(Hook):
             runner: Runner of the training.
 
         Raises:
-            ValueError: If the workers of the training data are persistent.
+            ConfigError: If the workers of the training data are persistent.
         """
         if runner.train_dataloader.persistent_workers:
-            raise ValueError(
+            raise ConfigError(
                 'EpochSeedHook seeds data loading workers when they start, but '
                 'train_dataloader.persistent_workers=True keeps them for all epochs. Set it to '
                 'False, or remove EpochSeedHook from custom_hooks.'

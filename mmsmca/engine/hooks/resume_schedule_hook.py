@@ -1,0 +1,150 @@
+"""A resumed training takes rate and schedule from the config, and says where they have changed.
+
+MMEngine restores them from the checkpoint: whoever resumes with another rate, schedule or length
+trains on with the old ones, and is not told.
+"""
+
+from typing import Any
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+
+from mmsmca.errors import ConfigError
+
+# Where a scheduler is, not what it does.
+PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose'}
+
+
+@HOOKS.register_module()
+class ResumeScheduleHook(Hook):
+    """Compare the optimizer's settings and the schedulers of a checkpoint with the config's.
+
+    What differs is logged as a warning. ``tools/train.py`` adds the hook to a resumed run; nothing
+    changes where nothing differs. Runs with several optimizers are left alone.
+
+    Args:
+        keep: Whether the checkpoint's settings win. Defaults to False: the config's do, the
+            schedulers at the checkpoint's epoch and iteration.
+    """
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Say what differs, and let the checkpoint have what wins.
+
+        Args:
+            runner: Runner of the training.
+            checkpoint: What it resumes from, changed in place.
+
+        Raises:
+            ConfigError: If the checkpoint's optimizer is another, or has other parameter groups.
+        """
+        # Other runners shard what an optimizer holds.
+        if not isinstance(runner, Runner) or not runner._resume:
+            return
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            return
+        _say_length(runner, checkpoint)
+        saved = checkpoint.get('optimizer', {}).get('param_groups')
+        if saved is None:
+            return
+        own = runner.optim_wrapper.optimizer.param_groups
+        _check_groups(saved, own)
+        changed = _changed_settings(saved, own)
+        schedulers = runner.param_schedulers or []
+        there = checkpoint.get('param_schedulers') or []
+        changed += _changed_schedules(there, [s.state_dict() for s in schedulers])
+        if not changed:
+            return
+        wins, other = ('checkpoint', 'config') if self.keep else ('config', 'checkpoint')
+        runner.logger.warning(
+            f'Resumed with other settings (checkpoint -> config): {"; ".join(changed)}. The '
+            f"{wins}'s are used; --resume-schedule {other} takes the {other}'s."
+        )
+        if self.keep:
+            return
+        meta = checkpoint['meta']
+        _advance(schedulers, meta['epoch'], meta['iter'])
+        for group, mine in zip(saved, own, strict=True):
+            group.update({key: value for key, value in mine.items() if key != 'params'})
+        checkpoint['param_schedulers'] = [s.state_dict() for s in schedulers]
+
+
+def _say_length(runner: Runner, checkpoint: dict) -> None:
+    info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    by_epoch = info.get('max_epochs') is not None
+    unit, now = ('epoch', runner.max_epochs) if by_epoch else ('iter', runner.max_iters)
+    before, done = info.get(f'max_{unit}s'), checkpoint['meta'].get(unit, 0)
+    if before is not None and before != now:
+        runner.logger.warning(f'Resumed with max_{unit}s {before} -> {now}; the config counts.')
+    if done >= now:
+        runner.logger.warning(
+            f'Nothing is left to train: the checkpoint is of {unit} {done}, and '
+            f'train_cfg.max_{unit}s is {now}. Raise that to train on.'
+        )
+
+
+def _check_groups(saved: list[dict], own: list[dict]) -> None:
+    sizes = [[len(group['params']) for group in groups] for groups in (saved, own)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f'the checkpoint was trained with {len(saved)} parameter groups of '
+            f'{sum(sizes[0])} parameters, the config has {len(own)} of {sum(sizes[1])}. Resume '
+            'with the optim_wrapper and the model that it was trained with, or start from its '
+            'weights: load_from without --resume.'
+        )
+    if not ({'betas', 'momentum'} & saved[0].keys()) == ({'betas', 'momentum'} & own[0].keys()):
+        raise ConfigError(
+            'the checkpoint was trained with another optimizer than optim_wrapper.optimizer. '
+            'Resume with the same, or start from its weights: load_from without --resume.'
+        )
+
+
+def _changed_settings(saved: list[dict], own: list[dict]) -> list[str]:
+    changed: dict[str, None] = {}
+    for group, mine in zip(saved, own, strict=True):
+        for key, value in mine.items():
+            # The rate of the moment follows from the initial one and the schedule.
+            skipped = ('params', 'lr') if 'initial_lr' in mine else ('params',)
+            if key in skipped or key not in group:
+                continue
+            before = group[key]
+            if before != (list(value) if isinstance(before, list) else value):
+                name = 'lr' if key == 'initial_lr' else key
+                changed[f'{name} {before} -> {value}'] = None
+    return list(changed)
+
+
+def _changed_schedules(saved: list[dict], own: list[dict]) -> list[str]:
+    if len(saved) != len(own):
+        return [f'param_scheduler has {len(saved)} -> {len(own)} entries']
+    changed = []
+    for i, (before, now) in enumerate(zip(saved, own, strict=True)):
+        for key in sorted(now.keys() - PROGRESS - {'base_values'}):
+            if key not in before or before[key] != now[key]:
+                there = _shown(before.get(key))
+                changed.append(f'param_scheduler.{i}.{key} {there} -> {_shown(now[key])}')
+    return changed
+
+
+def _shown(value: Any) -> Any:
+    return sorted(value.elements()) if hasattr(value, 'elements') else value
+
+
+def _advance(schedulers: list, epochs: int, iterations: int) -> None:
+    """Step new schedulers as a training steps them, in its order."""
+    by_iteration = [s for s in schedulers if not s.by_epoch]
+    by_epoch = [s for s in schedulers if s.by_epoch]
+    per_epoch = iterations // epochs if epochs else 0
+    for _ in range(epochs):
+        for _ in range(per_epoch if by_iteration else 0):
+            for scheduler in by_iteration:
+                scheduler.step()
+        for scheduler in by_epoch:
+            scheduler.step()
+    for _ in range(iterations - epochs * per_epoch if by_iteration else 0):
+        for scheduler in by_iteration:
+            scheduler.step()
