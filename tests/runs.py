@@ -41,7 +41,7 @@ def coco(classes=CLASSES, num_images: int = 3) -> dict:
     return dict(
         images=[dict(id=i, file_name=f'{i}.jpg', height=96, width=128) for i in range(num_images)],
         annotations=[
-            dict(id=i, image_id=i, category_id=1, bbox=[8, 8, 64, 48], area=3072, iscrowd=0)
+            dict(id=i + 1, image_id=i, category_id=1, bbox=[8, 8, 64, 48], area=3072, iscrowd=0)
             for i in range(num_images)
         ],
         categories=[dict(id=i, name=name) for i, name in enumerate(classes, 1)],

@@ -14,6 +14,8 @@ from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
 from utils import ROOT, load_config
 
+from mmsmca.checks.keys import check_keys
+
 CONFIGS = sorted(
     path.relative_to(ROOT / 'configs').as_posix()
     for path in (ROOT / 'configs').rglob('*.py')
@@ -80,6 +82,7 @@ def test_trains_one_step_and_infers(name):
     torch.manual_seed(0)
     cfg = load_small(name)
     model = MODELS.build(cfg.model)
+    check_keys(cfg, ('train', 'val', 'test'), model)
     model.init_weights()
     # DeepSpeed's and FSDP's wrappers need their strategies; the optimiser is the config's.
     optim_wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))

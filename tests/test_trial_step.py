@@ -29,12 +29,14 @@ SMALL = dict(num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=
 
 
 def on_data(cfg: Config, root: Path) -> Config:
-    cfg.train_dataloader.dataset.update(
-        data_root=str(root),
-        metainfo=dict(classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring')),
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='train/'),
-    )
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.update(
+            data_root=str(root),
+            metainfo=dict(classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring')),
+            ann_file=f'annotations/instances_{split}.json',
+            data_prefix=dict(img=f'{split}/'),
+        )
+    cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val.json')
     return cfg
 
 
@@ -80,6 +82,11 @@ def test_good_config_passes_without_a_trace(cfg: Config, root: Path, tmp_path, m
     assert capfd.readouterr() == ('', '')
 
 
+def test_few_queries_are_validated(cfg: Config):
+    cfg.model.update(num_queries=4, test_cfg=dict(max_per_img=1000))
+    trial_step(cfg)
+
+
 def test_nothing_is_downloaded(cfg: Config, monkeypatch):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet18')
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', None)
@@ -120,6 +127,16 @@ def no_annotations(cfg: Config) -> None:
         (no_annotations, ''),
         (wrong('optim_wrapper.optimizer.momentum', 1), "argument 'momentum'"),
         (wrong('train_dataloader.dataset.filter_cfg', 1), ''),
+        (wrong('param_scheduler.1.end', -1), 'building param_scheduler'),
+        (wrong('default_hooks.checkpoint.backend_args', dict(backend='x')), 'writes to the local'),
+        (wrong('default_hooks.checkpoint.rule', 'most'), 'building the hooks'),
+        (wrong('default_hooks.checkpoint.save_best', 'coco/bbox_map'), 'mean coco/bbox_mAP?'),
+        (
+            wrong('custom_hooks', [dict(type='EarlyStoppingHook', monitor='mAP')]),
+            "EarlyStoppingHook.monitor is 'mAP'",
+        ),
+        (wrong('val_dataloader.dataset.pipeline.1.scale', 0), 'the first validation fails'),
+        (wrong('val_evaluator.metric', 'boxes'), 'the first validation fails'),
     ],
 )
 def test_other_failures(cfg: Config, change: Callable[[Config], None], place: str):
@@ -158,7 +175,7 @@ def test_command(cfg: Config, tmp_path: Path, monkeypatch, capfd, asked: bool):
     """Refused before anything is written, unless the trial is turned off."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    cfg.optim_wrapper.optimizer.momentum = 1
+    cfg.param_scheduler[1].end = -1
     for phase in ('val', 'test'):
         cfg.pop(f'{phase}_dataloader'), cfg.pop(f'{phase}_evaluator'), cfg.pop(f'{phase}_cfg')
     cfg.dump('config.py')
@@ -167,10 +184,12 @@ def test_command(cfg: Config, tmp_path: Path, monkeypatch, capfd, asked: bool):
     if asked:
         assert run_tool('train') == 2
         line = capfd.readouterr().err.splitlines()[-1]
-        assert line.startswith('train.py: error: config.py: the first training step fails: TypeErr')
+        assert line.startswith(
+            'train.py: error: config.py: building param_scheduler fails: ValueErr'
+        )
         assert not Path('work').exists()
     else:
-        with pytest.raises(TypeError, match="argument 'momentum'"):
+        with pytest.raises(ValueError, match='end'):
             run_tool('train')
 
 

@@ -90,7 +90,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             f'{path} holds no named tensors, neither under "model", nor "state_dict", nor at the '
             'top: it is no checkpoint of a model'
         )
-    return dict(state_dict)
+    # As DistributedDataParallel names them.
+    wrapped = all(name.startswith('module.') for name in state_dict)
+    return {name.removeprefix('module.') if wrapped else name: x for name, x in state_dict.items()}
 
 
 def check_destination(path: str | Path) -> None:

@@ -49,7 +49,8 @@ def register() -> None:
             (statistics_method, 'builtins.getattr'),
             np.ndarray,
             np.dtype,
-            *{type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float32', 'float64')},
+            # Palettes in `dataset_meta` are of bytes.
+            *{type(np.dtype(code)) for code in f'?{np.typecodes["AllInteger"]}efd'},
             # numpy 1 and numpy 2 have these functions in modules of different names.
             (rebuild_array, 'numpy.core.multiarray._reconstruct'),
             (rebuild_array, 'numpy._core.multiarray._reconstruct'),

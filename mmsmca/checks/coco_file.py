@@ -8,6 +8,7 @@ COCO's practice too: a warning says how many there are.
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,15 +27,39 @@ class CocoFile:
         categories: Names of the categories, in the order of the file.
         image_ids: Ids of the images.
         file_names: File names of the images.
+        shorter_sides: The shorter side of every image, in pixels, by its id.
         has_annotations: Whether there is an annotation that MMDetection trains on.
         has_iscrowd: Whether every annotation has the key ``iscrowd``.
+        unusable_ids: Ids of annotations that evaluations misread: no positive integers.
+        string_ids: What has ids that are strings: "images", "categories", both or ''.
+        boxed: Ids of the images with any annotation of a category, by the category's name.
+        counts: Numbers of trainable objects, by category and image: in the image, and no crowd.
     """
 
     categories: tuple[str, ...]
     image_ids: frozenset[int | str]
     file_names: tuple[str, ...]
+    shorter_sides: dict[int | str, float]
     has_annotations: bool
     has_iscrowd: bool
+    unusable_ids: tuple[int | float | str, ...]
+    string_ids: str
+    boxed: dict[str, set[int | str]]
+    counts: dict[str, Counter[int | str]]
+
+    def boxed_images(self, classes: Iterable[str]) -> frozenset[int | str]:
+        """Ids of the images that have any annotation of some classes."""
+        boxed: set[int | str] = set()
+        for name in classes:
+            boxed |= self.boxed.get(name, set())
+        return self.image_ids & boxed
+
+    def objects(self, classes: Iterable[str]) -> Counter[int | str]:
+        """Numbers of trainable objects of some classes, by image."""
+        total: Counter[int | str] = Counter()
+        for name in classes:
+            total.update(self.counts.get(name, {}))
+        return total
 
 
 def read_coco(path: str, key: str) -> CocoFile:
@@ -53,7 +78,11 @@ def read_coco(path: str, key: str) -> CocoFile:
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(path, key) from error
     except (OSError, ValueError) as error:
+        if 'BOM' in str(error):
+            raise _wrong_encoding(path, key) from error
         raise DataError(
             f'{key}.ann_file: {path} cannot be read as JSON ({error}). '
             'Restore the file; it may have been copied in part.'
@@ -75,12 +104,37 @@ def read_coco(path: str, key: str) -> CocoFile:
             f'{where} uses the category ids {few(sorted(unknown, key=str))}, which its list '
             "'categories' does not have. Add them there."
         )
+    used = _check_boxes(where, annotations, {i['id']: i for i in images})
+    names = {category['id']: category['name'] for category in categories}
+    boxed: dict[str, set[int | str]] = {name: set() for name in names.values()}
+    counts: dict[str, Counter[int | str]] = {name: Counter() for name in names.values()}
+    for entry in annotations:
+        boxed[names[entry['category_id']]].add(entry['image_id'])
+    for entry in used:
+        if not entry.get('iscrowd'):
+            counts[names[entry['category_id']]][entry['image_id']] += 1
+    lists = dict(images=images, categories=categories)
+    strings = [key for key, found in lists.items() if any(isinstance(e['id'], str) for e in found)]
     return CocoFile(
         categories=tuple(category['name'] for category in categories),
         image_ids=frozenset(image['id'] for image in images),
         file_names=tuple(image['file_name'] for image in images),
-        has_annotations=_check_boxes(where, annotations, {i['id']: i for i in images}),
+        shorter_sides={image['id']: min(image['height'], image['width']) for image in images},
+        has_annotations=bool(used),
         has_iscrowd=all('iscrowd' in entry for entry in annotations),
+        unusable_ids=tuple(
+            entry['id'] for entry in annotations if not _is_positive_integer(entry['id'])
+        ),
+        string_ids=' and '.join(strings),
+        boxed=boxed,
+        counts=counts,
+    )
+
+
+def _wrong_encoding(path: str, key: str) -> DataError:
+    return DataError(
+        f'{key}.ann_file: {path} is not plain UTF-8, which JSON is read as: it begins with a byte '
+        'order mark, or has another encoding. Save it as UTF-8 without a byte order mark.'
     )
 
 
@@ -139,9 +193,10 @@ def _check_images(where: str, images: list[dict]) -> None:
             )
 
 
-def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, dict]) -> bool:
-    """Refuse boxes that are none, warn of those passed over; True if others are left."""
-    orphans, empty = [], []
+def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, dict]) -> list[dict]:
+    """Refuse boxes that are none, warn of those passed over; return the others."""
+    orphans, empty, used = [], [], []
+    corners = corner_areas = beyond = fractions = 0
     for i, entry in enumerate(annotations):
         box = entry['bbox']
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
@@ -154,10 +209,35 @@ def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, di
         image = images.get(entry['image_id'])
         if image is None:
             orphans.append(entry['id'])
+            continue
+        x, y, w, h = box
+        fractions += 0 < max(w, h) <= max(box) <= 1 < min(image['width'], image['height'])
+        if x < w <= image['width'] + 1 and y < h <= image['height'] + 1:
+            corners += 1
+            corner_areas += abs((w - x) * (h - y) - entry['area']) < 1 < abs(w * h - entry['area'])
+        beyond += x + w > image['width'] + 1 or y + h > image['height'] + 1
         # As CocoDataset.parse_data_info decides.
-        elif entry['area'] <= 0 or not _covers_pixels(box, image):
+        if entry['area'] <= 0 or not _covers_pixels(box, image):
             empty.append(entry['id'])
+        else:
+            used.append(entry)
     total = len(annotations)
+    if fractions == total - len(orphans) > 0:
+        raise DataError(
+            f'{where}: all {fractions} boxes lie between 0 and 1: they are fractions of the image. '
+            'Multiply them by its width and height; COCO counts pixels.'
+        )
+    if corners == total - len(orphans) > 0 and (corner_areas == corners or beyond * 4 >= corners):
+        raise DataError(
+            f'{where}: all {corners} boxes look like corners (x1, y1, x2, y2): as x, y, width and '
+            f'height {beyond} of them leave their image. Write x, y, x2 - x1, y2 - y1.'
+        )
+    if beyond * 2 > total:
+        warnings.warn(
+            f'{where}: {beyond} of the {total} boxes leave their image. Check that they are x, y, '
+            'width and height in pixels of the image that the file lists.',
+            stacklevel=3,
+        )
     if orphans:
         warnings.warn(
             f'{where}: {len(orphans)} of the {total} annotations are of images that it does not '
@@ -172,7 +252,7 @@ def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, di
             'over, evaluation counts them as objects not found. Correct or remove them.',
             stacklevel=3,
         )
-    return len(orphans) + len(empty) < total
+    return used
 
 
 def _covers_pixels(box: Sequence[float], image: dict) -> bool:
@@ -185,6 +265,10 @@ def _covers_pixels(box: Sequence[float], image: dict) -> bool:
 def _is_number(value: object) -> bool:
     # A bool is an int to Python, but no number in JSON.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _wrong_value(where: str, place: str, entry: dict, key: str, allowed: str) -> DataError:

@@ -15,28 +15,26 @@ import difflib
 import inspect
 import os
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet.datasets import CocoDataset
-from mmdet.evaluation import CocoMetric
-from mmdet.registry import DATASETS, METRICS, MODELS
+from mmdet.models.dense_heads import DETRHead
+from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
-from mmengine.registry import Registry
 from mmengine.runner import Runner
 
-from mmsmca.errors import ConfigError, DataError, few, first_difference, one_line
+from mmsmca.errors import ConfigError, few, one_line
+from mmsmca.models.dense_heads.few_queries import FewQueries
 
 from .checkpoint import (
     check_checkpoint,
     check_pretrained,
-    is_local,
     latest_checkpoint,
 )
-from .coco_file import CocoFile, duplicates, read_coco
+from .data import check_files, find_data
+from .keys import check_keys, described
 
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -79,62 +77,15 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
         DataError: If annotations or images are missing or cannot be used.
     """
     _check_sections(cfg, phases)
-    datasets = [
-        (key, dataset)
-        for phase in phases
-        if cfg.get(f'{phase}_dataloader')
-        for key, dataset in _coco_datasets(
-            cfg[f'{phase}_dataloader'].dataset, f'{phase}_dataloader.dataset'
-        )
-    ]
-    evaluators = [
-        (key, evaluator, phase)
-        for phase in phases
-        for key, evaluator in _evaluators(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
-    ]
-
-    # What takes no time comes first: COCO's training annotations take ten seconds to read.
-    for key, dataset in datasets:
-        _check_classes(key, dataset.metainfo.get('classes'), cfg.model)
-        _check_paths(key, dataset)
-    for key, evaluator, _ in evaluators:
-        _check_ann_file(key, evaluator.ann_file)
+    datasets, evaluators = find_data(cfg, phases)
     if 'train' in phases:
         check_pretrained(cfg.model, 'model')
     model = _build_model(cfg)
+    check_keys(cfg, phases, model)
+    _check_detections(cfg.model, model)
     check_checkpoint(cfg, model, datasets, fine_tuning='train' in phases and not cfg.get('resume'))
 
-    files: dict[str, CocoFile] = {}
-    for key, dataset in datasets:
-        file = _read_once(files, dataset.ann_file, key)
-        _check_categories(key, dataset.metainfo['classes'], file, dataset.ann_file)
-        if not dataset.test_mode and not file.has_annotations:
-            raise DataError(
-                f'{key}.ann_file: {dataset.ann_file} has no annotations to train on. '
-                "Name an annotation file that has a list 'annotations', with boxes in the images."
-            )
-        # Of a subset, the images of the rest need not be there.
-        if dataset._indices is None:
-            _check_images(key, dataset, file)
-    for key, evaluator, phase in evaluators:
-        file = _read_once(files, evaluator.ann_file, key)
-        if not evaluator.get('format_only') and not (file.has_annotations and file.has_iscrowd):
-            raise DataError(
-                f'{key}.ann_file: {evaluator.ann_file} cannot be evaluated against: it needs '
-                "annotations, with 'iscrowd' (0 or 1) in every entry. Complete the file, or set "
-                f'{key}.format_only=True to write the detections only.'
-            )
-        for dataset_key, dataset in datasets:
-            if not dataset_key.startswith(phase):
-                continue
-            _check_categories(key, dataset.metainfo['classes'], file, evaluator.ann_file)
-            unknown = _read_once(files, dataset.ann_file, key).image_ids - file.image_ids
-            if unknown:
-                raise DataError(
-                    f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
-                    f'images of {dataset_key} (ids {few(sorted(unknown))}). Set {key}.ann_file to '
-                    f"the data set's, {dataset.ann_file}."
-                )
+    check_files(datasets, evaluators, cfg.model)
 
 
 def effective_config(args: Namespace) -> Config:
@@ -166,6 +117,8 @@ def effective_config(args: Namespace) -> Config:
         ) from error
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
+    # MMEngine would look for MMDetection's classes in its own registries.
+    cfg.setdefault('default_scope', 'mmdet')
     if 'checkpoint' in args:
         cfg.load_from, cfg.resume = args.checkpoint, False
         return cfg
@@ -189,7 +142,8 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
     Raises:
         ConfigError: If the config has no such key, or the value does not fit there.
     """
-    known = sorted({*cfg, *inspect.signature(Runner).parameters, *OTHER_KEYS})
+    read = {*inspect.signature(Runner).parameters, *OTHER_KEYS}
+    known = sorted({*cfg, *read})
     for option in options:
         name = option.split('.')[0]
         if name not in known:
@@ -198,6 +152,13 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
                 f'{where} {option}: the config has no {name}'
                 + (f'; did you mean {close[0]}?' if close else '. Correct the name.')
             )
+        if name not in read:
+            places = _places(cfg, cfg[name], name, read)
+            raise ConfigError(
+                f'{where} {option}: {name} is a variable of the config, which nothing reads once '
+                'the config is loaded. '
+                + (f'Set what has its value: {few(places, 8)}.' if places else 'Leave it out.')
+            )
         try:
             cfg.merge_from_dict({option: options[option]})
         except Exception as error:
@@ -205,6 +166,25 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
                 f'{where} {option}={options[option]!r} cannot be merged ({one_line(error)}). '
                 'Correct the key; `mim run mmdet print_config CONFIG` shows those there are.'
             ) from error
+
+
+def _places(cfg: Config, value: Any, name: str, read: set[str]) -> list[str]:
+    """Keys that have the value of a variable, or for text contain it; those of its name first."""
+
+    def search(node: Any, key: str) -> Iterator[str]:
+        text = isinstance(value, str) and isinstance(node, str) and bool(value) and value in node
+        if text or (type(node) is type(value) and node == value):
+            yield key
+        elif isinstance(node, (dict, list, tuple)):
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            for part, below in items:
+                yield from search(below, f'{key}.{part}')
+
+    found = [place for key in cfg if key in read for place in search(cfg[key], key)]
+    named = [place for place in found if place.split('.')[-1] == name]
+    # A number of a model that is equal by chance is not meant.
+    others = [p for p in found if p not in named and not (named and p.startswith('model.'))]
+    return named + others
 
 
 def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
@@ -245,149 +225,19 @@ def _build_model(cfg: Config) -> BaseModel:
         return MODELS.build(copy.deepcopy(cfg.model))
     except Exception as error:
         raise ConfigError(
-            f"model: {one_line(error)}. Correct the config's model, or --cfg-options model.*."
+            f"model: {described(error)}. Correct the config's model, or --cfg-options model.*."
         ) from error
 
 
-def _class_of(node: ConfigDict, registry: Registry) -> type[Any]:
-    found = registry.get(node.type) if isinstance(node.type, str) else node.type
-    # A type nobody registered is MMDetection's to report.
-    return found if isinstance(found, type) else object
-
-
-def _coco_datasets(node: ConfigDict, key: str) -> Iterator[tuple[str, CocoDataset]]:
-    """Every local COCO data set at or below a node, inside whatever wrappers, with its key."""
-    if 'dataset' in node:
-        yield from _coco_datasets(node.dataset, f'{key}.dataset')
-    elif 'datasets' in node:
-        for i, dataset in enumerate(node.datasets):
-            yield from _coco_datasets(dataset, f'{key}.datasets.{i}')
-    else:
-        cls = _class_of(node, DATASETS)
-        if (
-            issubclass(cls, CocoDataset)
-            and cls.load_data_list is CocoDataset.load_data_list
-            and cls.parse_data_info is CocoDataset.parse_data_info
-        ):
-            # Built without reading the annotations, it joins its paths and merges its metainfo.
-            try:
-                dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
-            except Exception as error:
-                raise ConfigError(
-                    f'{key}: {one_line(error)}. Correct its keys in the config, or '
-                    f'--cfg-options {key}.*.'
-                ) from error
-            paths = (dataset.ann_file, *dataset.data_prefix.values())
-            if all(is_local(path, dataset.backend_args) for path in paths):
-                yield key, dataset
-
-
-def _evaluators(node: ConfigDict | list | None, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Every COCO metric that reads a local annotation file, with its key."""
-    if isinstance(node, list):
-        for i, evaluator in enumerate(node):
-            yield from _evaluators(evaluator, f'{key}.{i}')
-    elif node is not None and issubclass(_class_of(node, METRICS), CocoMetric):
-        if node.get('ann_file') and is_local(node.ann_file, node.get('backend_args')):
-            yield key, node
-
-
-def _check_classes(key: str, classes: Sequence[str] | None, model: ConfigDict) -> None:
-    if classes is None or isinstance(classes, str):
-        raise ConfigError(
-            f'{key}.metainfo.classes is {classes!r}, and must be the sequence of the category '
-            "names: metainfo=dict(classes=('first', 'second')); a single one is ('first',)."
-        )
-    if duplicates(classes):
-        raise ConfigError(
-            f'{key}.metainfo.classes lists {few(duplicates(classes))} more than once. '
-            'List every category once.'
-        )
-    num_classes = model.get('bbox_head', {}).get('num_classes')
-    if num_classes is not None and num_classes != len(classes):
-        raise ConfigError(
-            f'model.bbox_head.num_classes is {num_classes}, but {key} has {len(classes)} classes '
-            f'({few(classes)}). Set model.bbox_head.num_classes={len(classes)}, or list the '
-            f'{num_classes} categories in {key}.metainfo.classes.'
-        )
-
-
-def _check_ann_file(key: str, ann_file: str) -> None:
-    if not os.path.isfile(ann_file):
-        settable = f'{key}.ann_file'
-        if '_dataloader' in key:
-            settable = f'{key}.data_root or {settable}'
-        raise DataError(
-            f'{key}.ann_file: annotation file {os.path.abspath(ann_file)} does not exist. Put it '
-            f'there, or set {settable} (--cfg-options) to where it is; the data set and its '
-            'evaluator each name their own.'
-        )
-
-
-def _check_paths(key: str, dataset: CocoDataset) -> None:
-    _check_ann_file(key, dataset.ann_file)
-    if 'img' not in dataset.data_prefix:
-        raise ConfigError(
-            f"{key}.data_prefix has no key 'img'. Set it to the folder of the images: "
-            "data_prefix=dict(img='train2017/')."
-        )
-    folder = os.path.abspath(dataset.data_prefix['img'])
-    if not os.path.isdir(folder):
-        raise DataError(
-            f'{key}.data_prefix.img: image folder {folder} does not exist. Put the images there, '
-            f'or set {key}.data_root or {key}.data_prefix.img (--cfg-options) to where they are.'
-        )
-
-
-def _read_once(files: dict[str, CocoFile], path: str, key: str) -> CocoFile:
-    real_path = os.path.realpath(path)
-    if real_path not in files:
-        files[real_path] = read_coco(path, key)
-    return files[real_path]
-
-
-def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: str) -> None:
-    wanted = set(classes)
-    in_file = [name for name in file.categories if name in wanted]
-    if in_file == list(classes):
+def _check_detections(node: ConfigDict, model: BaseModel) -> None:
+    """Refuse more detections than MMDetection's DETR heads can choose from; ours give fewer."""
+    head = getattr(model, 'bbox_head', None)
+    wanted = (node.get('test_cfg') or {}).get('max_per_img')
+    if not isinstance(head, DETRHead) or isinstance(head, FewQueries) or wanted is None:
         return
-    # `metainfo` belongs to the data set; its evaluator takes the classes from there.
-    dataset = key if '_dataloader' in key else f'{key.split("_")[0]}_dataloader.dataset'
-    repeated = duplicates(in_file)
-    if repeated:
-        raise DataError(
-            f'{key}.ann_file: {path} has several categories of the name {few(repeated)}. '
-            'Merge them, or give them different names.'
-        )
-    lacking = [name for name in classes if name not in in_file]
-    if lacking:
-        raise DataError(
-            f'{key}.ann_file: {path} does not have {len(lacking)} of the {len(classes)} classes of '
-            f'{dataset}: {few(lacking)}. It has {len(file.categories)} categories: '
-            f'{few(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
-            'model.bbox_head.num_classes to their number.'
-        )
-    # MMDetection numbers the classes as the file lists them, and names them as `classes` does.
-    raise DataError(
-        f'{key}.ann_file: {path} lists the categories in another order than '
-        f'{dataset}.metainfo.classes: {first_difference(in_file, classes)}, so labels would get '
-        'wrong names. List them in the order of the file, the same for every data set.'
-    )
-
-
-def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
-    # One listing per folder: asking for each of 118,000 files takes minutes on a network disk.
-    names = defaultdict(list)
-    for file_name in file.file_names:
-        folder, name = os.path.split(os.path.join(dataset.data_prefix['img'], file_name))
-        names[folder].append(name)
-    missing = []
-    for folder, listed in names.items():
-        present = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
-        missing += [os.path.join(folder, name) for name in listed if name not in present]
-    if missing:
-        raise DataError(
-            f'{key}: {len(missing)} of the {len(file.file_names)} images that {dataset.ann_file} '
-            f'lists do not exist: {few(missing)}. Restore them, point {key}.data_prefix.img to '
-            'their folder, or take them out of the annotation file.'
+    scores = model.num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
+    if wanted > scores:
+        raise ConfigError(
+            f'model.test_cfg.max_per_img is {wanted}, but {model.num_queries} queries give '
+            f'{scores} scores to choose from. Set it to at most {scores}.'
         )

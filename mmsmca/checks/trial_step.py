@@ -1,4 +1,4 @@
-"""One training step before a run: it finds what only shows when data flow through the model."""
+"""A step of training and validation before a run: it finds what only shows when data flow."""
 
 import copy
 import io
@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet.registry import MODELS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import HOOKS, METRICS, MODELS, PARAM_SCHEDULERS, VISUALIZERS
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.optim import build_optim_wrapper
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 
 from mmsmca.errors import ConfigError, UserError, one_line
+
+from .keys import suggestion
 
 # What MMEngine's other optimizer wrappers have too; those of mixed precision and of strategies ask
 # for an accelerator or for the strategy.
@@ -31,18 +38,21 @@ SHUFFLING_SAMPLERS = ('DefaultSampler', 'InfiniteSampler')
 
 
 def trial_step(cfg: Config) -> None:
-    """Train the model of a config, as it is initialised, for one step, and forget it.
+    """Train the model of a config, as it is initialised, for one step, evaluate it, and forget it.
 
     The step is made on the first images of the training data, two or as many as the batch has, in
-    float32, on the device that the run would take. No weights are read or downloaded. Random
-    generators, MMEngine's logs and the registries are left as they were, and no file is written.
+    float32, on the device that the run would take. Where the run validates, the model predicts the
+    first two images of its validation data, which are evaluated. Hooks and schedulers are built. No
+    weights are read or downloaded. Random generators, MMEngine's logs and the registries are left
+    as they were, and no file is written.
 
     Args:
         cfg: The config as it will run; not changed.
 
     Raises:
-        ConfigError: If the step fails. The message names the config, the error, and the module of
-            the model or the transform of the data where it happened.
+        ConfigError: If anything of it fails. The message names the config, the error, and the
+            module of the model or the transform of the data where it happened. Also if a hook
+            waits for a metric that the evaluator does not give.
         DataError: If an image cannot be read.
     """
     name = f'{cfg.filename}: ' if cfg.filename else ''
@@ -50,6 +60,7 @@ def trial_step(cfg: Config) -> None:
     names: dict[int, str] = {}
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet'))
     with _nothing_left_behind(), scope:
+        stage = 'the first training step'
         try:
             batch = next(iter(Runner.build_dataloader(_first_images(cfg.train_dataloader))))
             model = MODELS.build(_without_pretrained(cfg.model))
@@ -58,14 +69,76 @@ def trial_step(cfg: Config) -> None:
             model.to(get_device()).train()
             settings = {key: cfg.optim_wrapper.get(key) for key in OPTIMIZER_KEYS}
             given = {key: value for key, value in settings.items() if value is not None}
-            model.train_step(batch, build_optim_wrapper(model, ConfigDict(given)))
+            wrapper = build_optim_wrapper(model, ConfigDict(given))
+            model.train_step(batch, wrapper)
+            stage = 'building param_scheduler'
+            _build_schedulers(cfg, wrapper)
+            stage = 'building the hooks'
+            hooks = _build_hooks(cfg)
+            if all(cfg.get(f'val_{part}') for part in ('dataloader', 'evaluator', 'cfg')):
+                stage = 'the first validation'
+                _check_waiting(hooks, _metrics(cfg, model))
         except UserError:
             raise
         except Exception as error:
             raise ConfigError(
-                f'{name}the first training step fails{_place(error, names)}: {one_line(error)}. '
+                f'{name}{stage} fails{_place(error, names)}: {one_line(error)}. '
                 'Correct the config; --no-trial-step starts all the same.'
             ) from error
+
+
+def _build_schedulers(cfg: Config, wrapper: OptimWrapper) -> None:
+    listed = cfg.get('param_scheduler') or []
+    for scheduler in listed if isinstance(listed, list) else [listed]:
+        # By optimizer, where there are several.
+        if 'type' in scheduler:
+            epoch = scheduler.get('by_epoch', True)
+            end = cfg.train_cfg.get('max_epochs' if epoch else 'max_iters', 10**9)
+            known = dict(optimizer=wrapper, epoch_length=10**3)
+            PARAM_SCHEDULERS.build(dict(dict(end=end), **scheduler), default_args=known)
+
+
+def _build_hooks(cfg: Config) -> list[Hook]:
+    if cfg.get('visualizer'):
+        # Which hooks ask for; without a folder it writes nothing.
+        VISUALIZERS.build(dict(cfg.visualizer, name='trial', save_dir=None))
+    nodes = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    settings = [{k: v for k, v in node.items() if k != 'priority'} for node in nodes if node]
+    return [HOOKS.build(node) for node in settings]
+
+
+def _metrics(cfg: Config, model: BaseModel) -> dict[str, float]:
+    """Metrics of the first images of the validation."""
+    loader = Runner.build_dataloader(_first_images(cfg.val_dataloader))
+    batch = next(iter(loader))
+    model.eval()
+    with torch.no_grad():
+        found = model.val_step(batch)
+    nodes = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
+    # Not those that only write a file, nor evaluators that are no metrics.
+    nodes = [dict(node) for node in nodes if not node.get('format_only') and node.type in METRICS]
+    for node in nodes:
+        if node.get('outfile_prefix'):
+            node['outfile_prefix'] = None
+    evaluator = Evaluator(nodes)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    for metric in evaluator.metrics:
+        if isinstance(metric, CocoMetric):
+            metric.img_ids = [sample.img_id for sample in found]
+    evaluator.process(data_samples=found, data_batch=batch)
+    return evaluator.evaluate(len(found)) if nodes else {}
+
+
+def _check_waiting(hooks: list[Hook], metrics: dict[str, float]) -> None:
+    for hook in hooks:
+        for key in ('save_best', 'monitor'):
+            wanted = getattr(hook, key, None) or []
+            for name in [wanted] if isinstance(wanted, str) else wanted:
+                if metrics and name != 'auto' and name not in metrics:
+                    raise ConfigError(
+                        f'{type(hook).__name__}.{key} is {name!r}, which the evaluator does not '
+                        f'give{suggestion(name, metrics)}'
+                    )
 
 
 def _first_images(loader: ConfigDict) -> ConfigDict:
@@ -112,7 +185,7 @@ def _place(error: Exception, names: dict[int, str]) -> str:
 @contextmanager
 def _nothing_left_behind() -> Iterator[None]:
     """Give back random states and MMEngine's global objects, and keep what is printed quiet."""
-    managers = (MessageHub, MMLogger)
+    managers = (MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__())
     instances = [manager._instance_dict.copy() for manager in managers]
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -379,3 +379,12 @@ def test_files_keep_every_bit(suffix, tmp_path):
     read = checkpoint_files.read_tensors(tmp_path / f'out{suffix}')
     assert_equal_to_the_bit(dict(sorted(read.items())), dict(sorted(expected.items())))
     assert torch.signbit(read['odd'][1])
+
+
+def test_weights_of_several_processes_are_read_without_their_prefix(tmp_path):
+    """As DistributedDataParallel names them; a part named so is left alone."""
+    weights = {'module.a.weight': torch.zeros(1), 'module.b.bias': torch.ones(1)}
+    torch.save(dict(model=weights), tmp_path / 'several.pth')
+    assert list(checkpoint_files.read_tensors(tmp_path / 'several.pth')) == ['a.weight', 'b.bias']
+    torch.save(dict(model=weights | {'c': torch.zeros(1)}), tmp_path / 'part.pth')
+    assert 'module.a.weight' in checkpoint_files.read_tensors(tmp_path / 'part.pth')

@@ -32,6 +32,7 @@ from runs import (
     assert_names,
     coco,
     model_state,
+    on_data,
     run,
     save_checkpoint,
     shapes_state,
@@ -50,6 +51,8 @@ from mmsmca.visualization import inspection
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'
 ATTENTION = 'model.decoder.layer_cfg.cross_attn_cfg'
+RIVAL = load_config('head_to_head/detr_r18_head-to-head_shapes.py').model
+RIVAL.test_cfg = dict(max_per_img=100)
 ENCODER_ATTENTION = 'model.encoder.layer_cfg.self_attn_cfg'
 
 
@@ -156,7 +159,94 @@ VALUES = {
         'train',
         ['train_dataloader.dataset.metainfo.classes', 'disc more than once', 'List every'],
     ),
+    'more detections than a rival has': (
+        {'model': RIVAL | dict(num_queries=10, _delete_=True), 'val_cfg': None},
+        'train',
+        ['model.test_cfg.max_per_img is 100', '10 queries', 'at most 10'],
+    ),
+    'zero interval': (
+        {'default_hooks.logger.interval': 0},
+        'train',
+        ['default_hooks.logger.interval is 0', 'at least 1'],
+    ),
+    'no interval of the validation': (
+        {'train_cfg.val_interval': 0},
+        'train',
+        ['train_cfg.val_interval is 0', 'at least 1'],
+    ),
+    'epochs in quotes': ({'train_cfg.max_epochs': '3'}, 'train', ["train_cfg.max_epochs is '3'"]),
+    'half an epoch': ({'train_cfg.max_epochs': 1.5}, 'train', ['train_cfg.max_epochs is 1.5']),
+    'unknown hook': (
+        {'default_hooks.checkpoint.type': 'CheckpointHok'},
+        'train',
+        ['default_hooks.checkpoint.type', 'CheckpointHok; did you mean CheckpointHook?'],
+    ),
+    'unknown transform': (
+        {'train_dataloader.dataset.pipeline.2.type': 'Resise'},
+        'train',
+        ['train_dataloader.dataset.pipeline.2.type', 'did you mean Resize?'],
+    ),
+    'misspelt hook': (
+        {'default_hooks.checkpont': dict(interval=1)},
+        'train',
+        ['default_hooks.checkpont has no type', 'did you mean checkpoint?'],
+    ),
+    'clipping to nothing': (
+        {'optim_wrapper.clip_grad.max_norm': 0},
+        'train',
+        ['optim_wrapper.clip_grad.max_norm is 0', 'positive'],
+    ),
+    'unknown clipping': (
+        {'optim_wrapper.clip_grad.type': 'norms'},
+        'train',
+        ["optim_wrapper.clip_grad.type is 'norms'", "'value'"],
+    ),
+    'classes in capitals': (
+        {'train_dataloader.dataset.metainfo': dict(CLASSES=('disc',))},
+        'train',
+        ['train_dataloader.dataset.metainfo.CLASSES', 'Call it classes'],
+    ),
 }
+
+# Keys that nothing reads, down to the leaves: (key, value, the name that was meant)
+MISSPELT = [
+    ('train_dataloader.batchsize', 2, 'batch_size'),
+    ('train_dataloader.sampler.shufle', True, 'shuffle'),
+    ('train_dataloader.dataset.filter_cfg.filter_empty_gts', True, 'filter_empty_gt'),
+    ('train_dataloader.dataset.filter_cfg.min_sise', 32, 'min_size'),
+    ('train_dataloader.dataset.pipeline.2.scales', (64, 64), 'scale'),
+    ('val_dataloader.num_worker', 0, 'num_workers'),
+    ('val_evaluator.ann_files', 'a.json', 'ann_file'),
+    ('optim_wrapper.clip_gradd', dict(max_norm=1), 'clip_grad'),
+    ('optim_wrapper.clip_grad.max_nrom', 1, 'max_norm'),
+    ('optim_wrapper.optimizer.weight_decy', 0.1, 'weight_decay'),
+    ('optim_wrapper.paramwise_cfg', dict(_delete_=True, norm_decay_mul=0), 'norm_decay_mult'),
+    (
+        'optim_wrapper.paramwise_cfg',
+        dict(_delete_=True, custom_keys=dict(backbonee={})),
+        'backbone',
+    ),
+    (
+        'optim_wrapper.paramwise_cfg',
+        dict(_delete_=True, custom_keys=dict(backbone=dict(lr_mul=0.1))),
+        'lr_mult',
+    ),
+    ('param_scheduler.1.milestone', [1], 'milestones'),
+    ('default_hooks.checkpoint.intervall', 1, 'interval'),
+    ('default_hooks.logger.intervall', 1, 'interval'),
+    ('train_cfg.max_epoch', 3, 'max_epochs'),
+    ('log_processor.windw_size', 3, 'window_size'),
+    ('visualizer.vis_backend', [], 'vis_backends'),
+    ('env_cfg.mp_cfg.mp_start_methd', 'fork', 'mp_start_method'),
+    ('env_cfg.cudnn_benchmrk', True, 'cudnn_benchmark'),
+    ('randomness.sed', 1, 'seed'),
+    ('auto_scale_lr.base_batchsize', 16, 'base_batch_size'),
+    ('model.test_cfg.max_per_image', 5, 'max_per_img'),
+    ('model.train_cfg.assigners', {}, 'assigner'),
+    ('model.encoder.num_layer', 1, 'num_layers'),
+    ('model.decoder.layer_cfg.spatial_prior_cfg.betas', 1, 'beta'),
+    ('model.decoder.layer_cfg.ffn_cfg.feedforward_channel', 1, 'feedforward_channels'),
+]
 
 
 @pytest.mark.parametrize('case', VALUES)
@@ -168,6 +258,22 @@ def test_value_of_a_config(case: str, cfg: Config, tmp_path: Path):
         else:
             cfg.merge_from_dict({key: value})
     assert_names(refusal(ConfigError, cfg, (phase,), tmp_path), *words)
+
+
+@pytest.mark.parametrize('key', MISSPELT, ids=lambda case: case[0])
+def test_key_that_nothing_reads(key: tuple, cfg: Config, tmp_path: Path):
+    place, value, meant = key
+    cfg.merge_from_dict({place: value})
+    message = refusal(ConfigError, cfg, ('train', 'val'), tmp_path)
+    assert_names(message, place.split('.')[-1], f'did you mean {meant}?')
+
+
+def test_key_of_the_denoising_that_nothing_reads(root: Path, tmp_path: Path):
+    cfg = on_data(load_config('head_to_head/smca-dino_r18_head-to-head_shapes.py'), root)
+    check_config(cfg, ('train', 'val'))
+    cfg.model.dn_cfg.group_cfg['num_dn_querys'] = 10
+    message = refusal(ConfigError, cfg, ('train',), tmp_path)
+    assert_names(message, 'model.dn_cfg.group_cfg.num_dn_querys', 'did you mean num_dn_queries?')
 
 
 def test_a_run_without_validation_is_fine(cfg: Config):
@@ -200,10 +306,27 @@ FILES = {
         ['--cfg-options train_cfg.max_epochs.x=2', 'print_config'],
     ),
     'place outside a list': (
-        'hooks = [dict(a=1)]',
-        {'hooks.3.a': 2},
-        ['--cfg-options hooks.3.a=2', 'Correct the key'],
+        'custom_hooks = [dict(a=1)]',
+        {'custom_hooks.3.a': 2},
+        ['--cfg-options custom_hooks.3.a=2', 'Correct the key'],
     ),
+    'number that is used up': (
+        'max_epochs = 7\ntrain_cfg = dict(max_epochs=max_epochs)\n'
+        'param_scheduler = [dict(end=max_epochs)]\nmodel = dict(num_heads=7)',
+        {'max_epochs': 5},
+        ['max_epochs is a variable', 'Set', ': train_cfg.max_epochs, param_scheduler.0.end.'],
+    ),
+    'path that is used up': (
+        "root = '/data/'\nval_evaluator = dict(ann_file=root + 'val.json')",
+        {'root': '/nowhere/'},
+        ['root is a variable', 'val_evaluator.ann_file'],
+    ),
+    'part of a dict that is used up': (
+        'info = dict(classes=1)\ntrain_dataloader = dict(dataset=dict(metainfo=info))',
+        {'info.classes': 2},
+        ['info is a variable', 'train_dataloader.dataset.metainfo'],
+    ),
+    'variable of no effect': ('a = 1', {'a': 2}, ['a is a variable', 'Leave it out']),
 }
 
 
@@ -232,7 +355,7 @@ def image(**values: object):
 ANNOTATIONS = {
     'NaN in a box': (
         annotation(bbox=[8, math.nan, 64, 48]),
-        ['annotations[1].bbox', 'id 1'],
+        ['annotations[1].bbox', 'id 2'],
     ),
     'infinite box': (annotation(bbox=[8, 8, math.inf, 48]), ['annotations[1].bbox', 'finite']),
     'box of three numbers': (annotation(bbox=[8, 8, 64]), ['annotations[1].bbox', 'four']),
@@ -243,7 +366,7 @@ ANNOTATIONS = {
     'category that is null': (annotation(category_id=None), ['annotations[1].category_id is None']),
     'category that is not listed': (annotation(category_id=99), ['category ids 99', 'Add them']),
     'image that is a list': (annotation(image_id=[1]), ['annotations[1].image_id is [1]']),
-    'annotation id twice': (annotation(id=0), ["'annotations' with the same id: 0", 'anew']),
+    'annotation id twice': (annotation(id=1), ["'annotations' with the same id: 1", 'anew']),
     'image id twice': (image(id=0), ["'images' with the same id: 0", 'Number them anew']),
     'category id twice': (
         lambda content: content['categories'][1].update(id=1),
@@ -259,6 +382,26 @@ ANNOTATIONS = {
     'width in quotes': (image(width='128'), ["images[1].width is '128'", 'number of pixels']),
     'image without a name': (image(file_name=''), ["images[1].file_name is ''", 'a path']),
     'image named by a number': (image(file_name=1), ['images[1].file_name is 1', 'a path']),
+    'boxes as corners': (
+        lambda content: [
+            a.update(bbox=[40, 40, 120, 90], area=4000) for a in content['annotations']
+        ],
+        ['all 3 boxes look like corners', '3 of them leave', 'x2 - x1'],
+    ),
+    'boxes as corners at the top left, told by their areas': (
+        lambda content: [a.update(bbox=[8, 8, 56, 40], area=1536) for a in content['annotations']],
+        ['all 3 boxes look like corners', '0 of them leave'],
+    ),
+    'boxes as fractions': (
+        lambda content: [
+            a.update(bbox=[0.1, 0.1, 0.5, 0.5], area=0.25) for a in content['annotations']
+        ],
+        ['all 3 boxes lie between 0 and 1', 'Multiply'],
+    ),
+    'nothing but crowds': (
+        lambda content: [a.update(iscrowd=1) for a in content['annotations']],
+        ['no annotations to train on', 'no crowd'],
+    ),
     'nothing but empty boxes': (
         lambda content: [a.update(bbox=[0, 0, 0, 0]) for a in content['annotations']],
         ['no annotations to train on'],
@@ -280,19 +423,19 @@ def test_annotation_file(case: str, cfg: Config, root: Path, tmp_path: Path):
 
 # What MMDetection trains without, in silence: name: (change, words of the warning).
 PASSED_OVER = {
-    'no width': (annotation(bbox=[8, 8, 0, 48]), ['less than a pixel', '(ids 1)', 'Correct']),
-    'negative width': (annotation(bbox=[72, 8, -64, 48]), ['less than a pixel', '(ids 1)']),
-    'half a pixel': (annotation(bbox=[8, 8, 64, 0.5]), ['1 of the 3', '(ids 1)', 'remove']),
+    'no width': (annotation(bbox=[8, 8, 0, 48]), ['less than a pixel', '(ids 2)', 'Correct']),
+    'negative width': (annotation(bbox=[72, 8, -64, 48]), ['less than a pixel', '(ids 2)']),
+    'half a pixel': (annotation(bbox=[8, 8, 64, 0.5]), ['1 of the 3', '(ids 2)', 'remove']),
     'outside of the image': (
         annotation(bbox=[128, 8, 64, 48]),
-        ['outside of', '(ids 1)'],
+        ['outside of', '(ids 2)'],
     ),
-    'above the image': (annotation(bbox=[8, -48, 64, 48]), ['outside of', '(ids 1)']),
-    'no area': (annotation(area=0), ['no area', '(ids 1)', 'objects not found']),
-    'negative area': (annotation(area=-1), ['no area', '(ids 1)']),
+    'above the image': (annotation(bbox=[8, -48, 64, 48]), ['outside of', '(ids 2)']),
+    'no area': (annotation(area=0), ['no area', '(ids 2)', 'objects not found']),
+    'negative area': (annotation(area=-1), ['no area', '(ids 2)']),
     'image that is not listed': (
         annotation(image_id=7),
-        ['does not list', '(ids 1)'],
+        ['does not list', '(ids 2)'],
     ),
 }
 

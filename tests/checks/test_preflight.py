@@ -176,6 +176,98 @@ def test_evaluation_needs_iscrowd(cfg: Config, root: Path):
     assert_names(refusal(DataError, cfg, 'val'), 'val_evaluator.ann_file', "'iscrowd'", 'Complete')
 
 
+@pytest.mark.parametrize('first', [0, -5, 1.5, 'a'])
+def test_annotation_ids_that_an_evaluation_misreads(cfg: Config, root: Path, first: object):
+    content = coco()
+    content['annotations'][0]['id'] = first
+    for split in ('train', 'val'):
+        write_json(root / f'annotations/instances_{split}.json', content)
+    check_config(cfg, ('train',))
+    message = refusal(DataError, cfg, 'val')
+    assert_names(message, 'val_evaluator.ann_file', f'ids {first}', 'Number the', 'from 1')
+
+
+def test_image_ids_that_are_strings(cfg: Config, root: Path):
+    content = coco()
+    for entry in content['images']:
+        entry['id'] = f'i{entry["id"]}'
+    for entry in content['annotations']:
+        entry['image_id'] = f'i{entry["image_id"]}'
+    for split in ('train', 'val'):
+        write_json(root / f'annotations/instances_{split}.json', content)
+    message = refusal(DataError, cfg, 'train', 'val')
+    assert_names(message, 'ids of its images are strings', "val_evaluator.type='CocoMetric'")
+    cfg.val_evaluator.type = 'CocoMetric'
+    check_config(cfg, ('train', 'val'))
+
+
+def test_lvis_has_no_crowds(cfg: Config, root: Path):
+    content = coco()
+    for entry in content['annotations']:
+        del entry['iscrowd']
+    write_json(root / 'annotations/instances_val.json', content)
+    cfg.val_evaluator.type = 'LVISMetric'
+    check_config(cfg, ('val',))
+
+
+def test_nothing_but_crowds_to_evaluate(cfg: Config, root: Path):
+    content = coco()
+    for entry in content['annotations']:
+        entry['iscrowd'] = 1
+    write_json(root / 'annotations/instances_val.json', content)
+    assert_names(refusal(DataError, cfg, 'val'), 'val_evaluator.ann_file', 'crowds: AP would be -1')
+
+
+def test_filters_that_leave_nothing(cfg: Config):
+    cfg.train_dataloader.dataset.filter_cfg = ConfigDict(min_size=100)
+    message = refusal(DataError, cfg, 'train')
+    assert_names(message, 'filter_cfg drops 3 smaller than 100', 'of the 3 images', 'none is left')
+
+
+def test_class_without_a_box(cfg: Config, root: Path):
+    cfg.train_dataloader.dataset.metainfo = ConfigDict(classes=('ring',))
+    cfg.train_dataloader.dataset.filter_cfg = ConfigDict(filter_empty_gt=True)
+    cfg.model.bbox_head.num_classes = 1
+    assert_names(refusal(DataError, cfg, 'train'), '3 without a box of its classes', 'none is left')
+    cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt = False
+    assert_names(refusal(DataError, cfg, 'train'), 'no annotations to train on', 'classes ring')
+
+
+def test_filters_that_leave_less(cfg: Config, root: Path):
+    content = coco()
+    content['images'][2].update(height=20)
+    write_json(root / 'annotations/instances_train.json', content)
+    cfg.train_dataloader.dataset.filter_cfg = ConfigDict(min_size=32)
+    with pytest.warns(UserWarning, match='drops 1 smaller than 32 .*; 2 are left'):
+        check_config(cfg, ('train',))
+
+
+def test_more_objects_than_queries(cfg: Config, root: Path):
+    content = coco()
+    box = content['annotations'][0]
+    content['annotations'] += [dict(box, id=10 + i) for i in range(30)]
+    write_json(root / 'annotations/instances_train.json', content)
+    with pytest.warns(UserWarning, match='1 of the images .*num_queries=25 .*image 0 has 31'):
+        check_config(cfg, ('train',))
+
+
+@pytest.mark.parametrize('dataset', ['VOCDataset', 'LVISV1Dataset'])
+def test_classes_of_other_data_sets_are_counted(cfg: Config, dataset: str):
+    cfg.train_dataloader.dataset.type = dataset
+    check_config(cfg, ('train',))
+    cfg.model.bbox_head.num_classes = 80
+    message = refusal(ConfigError, cfg, 'train')
+    assert_names(message, 'model.bbox_head.num_classes is 80', 'train_dataloader.dataset has 6')
+
+
+@pytest.mark.parametrize('start', ['\ufeff', None])
+def test_annotations_in_another_encoding(cfg: Config, root: Path, start: str | None):
+    path = root / 'annotations/instances_train.json'
+    text = path.read_text()
+    path.write_bytes((start + text).encode() if start else text.encode('utf-16'))
+    assert_names(refusal(DataError, cfg, 'train'), path, 'byte order mark', 'Save it as UTF-8')
+
+
 def test_categories_missing_in_file(cfg: Config, root: Path):
     del cfg.train_dataloader.dataset['metainfo']  # CocoDataset's own 80 classes
     cfg.model.bbox_head.num_classes = 80
@@ -214,7 +306,9 @@ def test_categories_in_another_order(cfg: Config, root: Path):
 
 def test_further_categories_in_file_pass(cfg: Config, root: Path):
     path = root / 'annotations/instances_train.json'
-    write_json(path, coco(classes=('bar', *CLASSES)))
+    content = coco(classes=('bar', *CLASSES))
+    content['annotations'][0]['category_id'] = 2
+    write_json(path, content)
     check_config(cfg, ('train',))
 
 
@@ -311,6 +405,12 @@ def test_checkpoint_with_its_log_passes_whatever_was_loaded_before(cfg: Config, 
     history.update(0.5)
     cfg.load_from = save_checkpoint(tmp_path / 'log.pth', message_hub=dict(loss=history))
     CheckpointLoader.load_checkpoint(cfg.load_from)
+    check_config(cfg, ('test',))
+
+
+def test_palette_of_bytes(cfg: Config, tmp_path: Path):
+    meta = dict(dataset_meta=dict(classes=CLASSES, palette=np.zeros((6, 3), np.uint8)))
+    cfg.load_from = save_checkpoint(tmp_path / 'palette.pth', meta=meta)
     check_config(cfg, ('test',))
 
 
@@ -451,9 +551,9 @@ def test_checkpoints_behind_urls_are_left_alone(cfg: Config, url: str):
 
 def test_effective_config(cfg: Config, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path('a.py').write_text("load_from = 'start.pth'\nvalue = dict(x=1)\n")
-    effective = preflight.effective_config(train_args('a.py', cfg_options={'value.x': 2}))
-    assert (effective.value.x, effective.load_from, effective.get('resume')) == (
+    Path('a.py').write_text("load_from = 'start.pth'\nmodel = dict(x=1)\n")
+    effective = preflight.effective_config(train_args('a.py', cfg_options={'model.x': 2}))
+    assert (effective.model.x, effective.load_from, effective.get('resume')) == (
         2,
         'start.pth',
         None,

@@ -1,0 +1,341 @@
+"""Data sets and evaluators of a config, checked against their files and each other."""
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmdet.datasets import BaseDetDataset, CocoDataset
+from mmdet.evaluation import CocoMetric, LVISMetric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
+
+from mmsmca.errors import ConfigError, DataError, few, first_difference
+
+from .checkpoint import is_local
+from .coco_file import CocoFile, duplicates, read_coco
+from .keys import described
+
+Datasets = list[tuple[str, CocoDataset]]
+Evaluators = list[tuple[str, ConfigDict, str]]
+
+
+def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]:
+    """Find the data of a run, and check what takes no time: classes, files and folders.
+
+    Args:
+        cfg: The config as it will run.
+        phases: Which of "train", "val" and "test" the run uses.
+
+    Returns:
+        Local data sets in COCO's format, and metrics that read such a file, with their keys, and
+        for metrics their phases.
+
+    Raises:
+        ConfigError: If classes do not fit the model, or a data set cannot be built.
+        DataError: If a file or a folder does not exist.
+    """
+    datasets = [
+        (key, dataset)
+        for phase in phases
+        if cfg.get(f'{phase}_dataloader')
+        for key, dataset in _datasets(
+            cfg[f'{phase}_dataloader'].dataset, f'{phase}_dataloader.dataset'
+        )
+    ]
+    evaluators = [
+        (key, evaluator, phase)
+        for phase in phases
+        for key, evaluator in _evaluators(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
+    ]
+
+    # What takes no time comes first: COCO's training annotations take ten seconds to read.
+    for key, dataset in datasets:
+        _check_classes(key, dataset.metainfo, cfg.model)
+        if _is_coco(type(dataset)):
+            _check_paths(key, dataset)
+    for key, evaluator, _ in evaluators:
+        _check_ann_file(key, evaluator.ann_file)
+    return [(key, dataset) for key, dataset in datasets if _is_coco(type(dataset))], evaluators
+
+
+def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -> None:
+    """Read the annotation files, each once, and check them.
+
+    Args:
+        datasets: As :func:`find_data` gives them.
+        evaluators: As :func:`find_data` gives them.
+        model: The config of the model.
+
+    Raises:
+        DataError: If annotations or images are missing or cannot be used.
+    """
+    files: dict[str, CocoFile] = {}
+    for key, dataset in datasets:
+        file = _read_once(files, dataset.ann_file, key)
+        _check_categories(key, dataset.metainfo['classes'], file, dataset.ann_file)
+        if not dataset.test_mode:
+            _check_filters(key, dataset, file)
+            _check_queries(key, dataset, file, model)
+        # Of a subset, the images of the rest need not be there.
+        if dataset._indices is None:
+            _check_images(key, dataset, file)
+    for key, evaluator, phase in evaluators:
+        file = _read_once(files, evaluator.ann_file, key)
+        if not evaluator.get('format_only'):
+            _check_evaluable(key, evaluator, file)
+        for dataset_key, dataset in datasets:
+            if not dataset_key.startswith(phase):
+                continue
+            classes = dataset.metainfo['classes']
+            _check_categories(key, classes, file, evaluator.ann_file)
+            if not evaluator.get('format_only') and not file.objects(classes):
+                raise DataError(
+                    f'{key}.ann_file: {evaluator.ann_file} has no object of the classes '
+                    f'{few(classes)} to evaluate against but crowds: AP would be -1. Name a file '
+                    'that has.'
+                )
+            unknown = _read_once(files, dataset.ann_file, key).image_ids - file.image_ids
+            if unknown:
+                raise DataError(
+                    f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
+                    f'images of {dataset_key} (ids {few(sorted(unknown, key=str))}). Set '
+                    f"{key}.ann_file to the data set's, {dataset.ann_file}."
+                )
+
+
+def _class_of(node: ConfigDict, registry: Registry) -> type[Any]:
+    found = registry.get(node.type) if isinstance(node.type, str) else node.type
+    # A type nobody registered is MMDetection's to report.
+    return found if isinstance(found, type) else object
+
+
+def _is_coco(cls: type[BaseDetDataset]) -> bool:
+    """Whether a data set reads its annotations as ``CocoDataset`` does."""
+    return (
+        issubclass(cls, CocoDataset)
+        and cls.load_data_list is CocoDataset.load_data_list
+        and cls.parse_data_info is CocoDataset.parse_data_info
+    )
+
+
+def _datasets(node: ConfigDict, key: str) -> Iterator[tuple[str, BaseDetDataset]]:
+    """Every local data set at or below a node, inside whatever wrappers, with its key."""
+    if 'dataset' in node:
+        yield from _datasets(node.dataset, f'{key}.dataset')
+    elif 'datasets' in node:
+        for i, dataset in enumerate(node.datasets):
+            yield from _datasets(dataset, f'{key}.datasets.{i}')
+    else:
+        if issubclass(_class_of(node, DATASETS), BaseDetDataset):
+            # Built without reading the annotations, it joins its paths and merges its metainfo.
+            try:
+                dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
+            except Exception as error:
+                raise ConfigError(
+                    f'{key}: {described(error)}. Correct its keys in the config, or '
+                    f'--cfg-options {key}.*.'
+                ) from error
+            paths = (dataset.ann_file, *dataset.data_prefix.values())
+            if all(is_local(path, dataset.backend_args) for path in paths):
+                yield key, dataset
+
+
+def _evaluators(node: ConfigDict | list | None, key: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Every COCO metric that reads a local annotation file, with its key."""
+    if isinstance(node, list):
+        for i, evaluator in enumerate(node):
+            yield from _evaluators(evaluator, f'{key}.{i}')
+    elif node is not None and issubclass(_class_of(node, METRICS), CocoMetric):
+        if node.get('ann_file') and is_local(node.ann_file, node.get('backend_args')):
+            yield key, node
+
+
+def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
+    for name in metainfo:
+        if name.lower() != name and name.lower() in ('classes', 'palette'):
+            raise ConfigError(f'{key}.metainfo.{name}: nothing reads it. Call it {name.lower()}.')
+    classes = metainfo.get('classes')
+    if classes is None or isinstance(classes, str):
+        raise ConfigError(
+            f'{key}.metainfo.classes is {classes!r}, and must be the sequence of the category '
+            "names: metainfo=dict(classes=('first', 'second')); a single one is ('first',)."
+        )
+    if duplicates(classes):
+        raise ConfigError(
+            f'{key}.metainfo.classes lists {few(duplicates(classes))} more than once. '
+            'List every category once.'
+        )
+    for place, num_classes in _numbers_of_classes(model, 'model'):
+        if num_classes != len(classes):
+            raise ConfigError(
+                f'{place} is {num_classes}, but {key} has {len(classes)} classes '
+                f'({few(classes)}). Set {place}={len(classes)}, or list the '
+                f'{num_classes} categories in {key}.metainfo.classes.'
+            )
+
+
+def _numbers_of_classes(node: ConfigDict, key: str) -> Iterator[tuple[str, int]]:
+    """``num_classes`` of every box head at or below a model's node, with its key."""
+    for name in ('roi_head', 'bbox_head'):
+        heads = node.get(name)
+        for i, head in enumerate(heads if isinstance(heads, list) else [heads]):
+            place = f'{key}.{name}.{i}' if isinstance(heads, list) else f'{key}.{name}'
+            if isinstance(head, dict):
+                if name == 'bbox_head' and head.get('num_classes') is not None:
+                    yield f'{place}.num_classes', head['num_classes']
+                yield from _numbers_of_classes(head, place)
+
+
+def _check_ann_file(key: str, ann_file: str) -> None:
+    if not os.path.isfile(ann_file):
+        settable = f'{key}.ann_file'
+        if '_dataloader' in key:
+            settable = f'{key}.data_root or {settable}'
+        raise DataError(
+            f'{key}.ann_file: annotation file {os.path.abspath(ann_file)} does not exist. Put it '
+            f'there, or set {settable} (--cfg-options) to where it is; the data set and its '
+            'evaluator each name their own.'
+        )
+
+
+def _check_paths(key: str, dataset: CocoDataset) -> None:
+    _check_ann_file(key, dataset.ann_file)
+    if 'img' not in dataset.data_prefix:
+        raise ConfigError(
+            f"{key}.data_prefix has no key 'img'. Set it to the folder of the images: "
+            "data_prefix=dict(img='train2017/')."
+        )
+    folder = os.path.abspath(dataset.data_prefix['img'])
+    if not os.path.isdir(folder):
+        raise DataError(
+            f'{key}.data_prefix.img: image folder {folder} does not exist. Put the images there, '
+            f'or set {key}.data_root or {key}.data_prefix.img (--cfg-options) to where they are.'
+        )
+
+
+def _read_once(files: dict[str, CocoFile], path: str, key: str) -> CocoFile:
+    real_path = os.path.realpath(path)
+    if real_path not in files:
+        files[real_path] = read_coco(path, key)
+    return files[real_path]
+
+
+def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: str) -> None:
+    wanted = set(classes)
+    in_file = [name for name in file.categories if name in wanted]
+    if in_file == list(classes):
+        return
+    # `metainfo` belongs to the data set; its evaluator takes the classes from there.
+    dataset = key if '_dataloader' in key else f'{key.split("_")[0]}_dataloader.dataset'
+    repeated = duplicates(in_file)
+    if repeated:
+        raise DataError(
+            f'{key}.ann_file: {path} has several categories of the name {few(repeated)}. '
+            'Merge them, or give them different names.'
+        )
+    lacking = [name for name in classes if name not in in_file]
+    if lacking:
+        raise DataError(
+            f'{key}.ann_file: {path} does not have {len(lacking)} of the {len(classes)} classes of '
+            f'{dataset}: {few(lacking)}. It has {len(file.categories)} categories: '
+            f'{few(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
+            'model.bbox_head.num_classes to their number.'
+        )
+    # MMDetection numbers the classes as the file lists them, and names them as `classes` does.
+    raise DataError(
+        f'{key}.ann_file: {path} lists the categories in another order than '
+        f'{dataset}.metainfo.classes: {first_difference(in_file, classes)}, so labels would get '
+        'wrong names. List them in the order of the file, the same for every data set.'
+    )
+
+
+def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
+    where = f'{key}.ann_file: {evaluator.ann_file}'
+    # LVIS has no crowds, and is evaluated by other code.
+    needs_iscrowd = not issubclass(_class_of(evaluator, METRICS), LVISMetric)
+    if not file.has_annotations or (needs_iscrowd and not file.has_iscrowd):
+        needed = "annotations, with 'iscrowd' (0 or 1) in every entry"
+        raise DataError(
+            f'{where} cannot be evaluated against: it needs '
+            f'{needed if needs_iscrowd else "annotations"}. Complete the file, or set '
+            f'{key}.format_only=True to write the detections only.'
+        )
+    if file.unusable_ids:
+        raise DataError(
+            f'{where} has annotations with the ids {few(file.unusable_ids)}. An evaluation counts '
+            'only 1, 2, ... as found: 0 is "no match", others are cut to integers. Number the '
+            'annotations from 1.'
+        )
+    # faster-coco-eval is compiled for numbers.
+    if file.string_ids and _class_of(evaluator, METRICS) is not CocoMetric:
+        raise DataError(
+            f'{where}: the ids of its {file.string_ids} are strings, which {evaluator.type} cannot '
+            f"read. Make them numbers, or set {key}.type='CocoMetric'."
+        )
+
+
+def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> None:
+    """Count what the data set's own filters leave, as ``CocoDataset.filter_data`` decides."""
+    where = f'{key}.ann_file: {dataset.ann_file}'
+    classes = dataset.metainfo['classes']
+    settings = dataset.filter_cfg or {}
+    boxed = file.boxed_images(classes)
+    empty = file.image_ids - boxed if settings.get('filter_empty_gt') else frozenset()
+    least = settings.get('min_size', 0)
+    small = {i for i, side in file.shorter_sides.items() if side < least} - empty
+    kept = file.image_ids - empty - small
+    reasons = []
+    if empty:
+        reasons.append(f'{len(empty)} without a box of its classes (filter_empty_gt=True)')
+    if small:
+        reasons.append(f'{len(small)} smaller than {least} pixels (min_size={least})')
+    lost = f'{key}.filter_cfg drops {" and ".join(reasons)} of the {len(file.image_ids)} images'
+    if not kept:
+        raise DataError(
+            f'{lost} of {dataset.ann_file}, and none is left. Correct the filter, or name other '
+            'images.'
+        )
+    objects = file.objects(classes)
+    if not any(objects[i] for i in kept):
+        after = f' after the filters ({lost})' if reasons else ''
+        raise DataError(
+            f'{where} has no annotations to train on{after}: no box of the classes {few(classes)} '
+            'that is in its image and no crowd. Name an annotation file that has.'
+        )
+    if small or len(empty) > len(file.image_ids) / 2:
+        warnings.warn(f'{lost} of {dataset.ann_file}; {len(kept)} are left.', stacklevel=3)
+
+
+def _check_queries(key: str, dataset: CocoDataset, file: CocoFile, model: ConfigDict) -> None:
+    queries = model.get('num_queries')
+    counts = file.objects(dataset.metainfo['classes'])
+    crowded = [i for i, count in counts.items() if isinstance(queries, int) and count > queries]
+    if crowded:
+        most = max(crowded, key=lambda i: counts[i])
+        warnings.warn(
+            f'{key}.ann_file: {len(crowded)} of the images have more objects than '
+            f'model.num_queries={queries} can find; image {most} has {counts[most]}. Set '
+            'model.num_queries higher than that.',
+            stacklevel=3,
+        )
+
+
+def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
+    # One listing per folder: asking for each of 118,000 files takes minutes on a network disk.
+    names = defaultdict(list)
+    for file_name in file.file_names:
+        folder, name = os.path.split(os.path.join(dataset.data_prefix['img'], file_name))
+        names[folder].append(name)
+    missing = []
+    for folder, listed in names.items():
+        present = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
+        missing += [os.path.join(folder, name) for name in listed if name not in present]
+    if missing:
+        raise DataError(
+            f'{key}: {len(missing)} of the {len(file.file_names)} images that {dataset.ann_file} '
+            f'lists do not exist: {few(missing)}. Restore them, point {key}.data_prefix.img to '
+            'their folder, or take them out of the annotation file.'
+        )

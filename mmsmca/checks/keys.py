@@ -1,0 +1,355 @@
+"""Keys of a config that nothing reads, with the name that was meant.
+
+MMEngine and MMDetection ignore some misspelt keys, and meet others when an epoch is over. What a
+class takes is the signature of its constructor; what a dict without a type may hold is what the
+source of its reader mentions.
+"""
+
+import ast
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import torch
+from mmdet import registry as registries
+from mmdet.datasets import BaseDetDataset
+from mmdet.models.detectors.base_detr import DetectionTransformer
+from mmengine.config import Config
+from mmengine.dist import init_dist
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import BaseModel
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import Registry
+from mmengine.runner import LogProcessor, Runner
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.utils.data import DataLoader
+
+from mmsmca.engine.hooks import CompileHook
+from mmsmca.errors import ConfigError, few, one_line
+
+# What reads the keyword arguments that a constructor hands on.
+READERS: dict[type, Callable] = {
+    CheckpointHook: Runner.save_checkpoint,
+    CompileHook: torch.compile,
+}
+# Keys beside the arguments of a constructor, by what the class is registered for.
+BESIDE = {
+    'hook': {'priority'},
+    'parameter scheduler': {'convert_to_iter_based'},
+    'optim_wrapper': {'optimizer', 'constructor', 'paramwise_cfg'},
+    'loop': {'by_epoch'},
+}
+LOADER = {
+    'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
+}  # fmt: skip
+# The registries whose classes a config names outside of its model.
+SECTIONS = {
+    name: registry
+    for name, registry in vars(registries).items()
+    if isinstance(registry, Registry) and name not in ('MODELS', 'MODEL_WRAPPERS', 'STRATEGIES')
+}
+# Those that every runner has.
+HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+# Below these, types are none of a registry, or names are free.
+FREE = {
+    'metainfo', 'data_prefix', 'backend_args', 'file_client_args', 'clip_grad', 'init_kwargs',
+    'paramwise_cfg', 'filter_cfg', 'define_metric_cfg', 'collate_fn', 'worker_init_fn',
+}  # fmt: skip
+# Numbers of which zero makes no sense, nor less unless it is what the class itself sets.
+COUNTS = {
+    'interval', 'val_interval', 'max_epochs', 'max_iters', 'window_size', 'accumulative_counts',
+    'times', 'step_size', 'T_max', 'period', 'max_keep_ckpts', 'base_batch_size',
+}  # fmt: skip
+
+
+def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
+    """Check that something reads every key of what a run uses, but for a model's classes.
+
+    Args:
+        cfg: The config as it will run.
+        phases: Which of "train", "val" and "test" the run uses.
+        model: The model, which is built from ``cfg.model``: its classes know their keys.
+
+    Raises:
+        ConfigError: If nothing reads a key, nothing is registered under a type, or a value is of a
+            type that its reader does not take.
+    """
+    for phase in phases:
+        loader = cfg.get(f'{phase}_dataloader')
+        if loader is not None:
+            names = LOADER | _names(DataLoader.__init__) - {'self'}
+            _check_names(f'{phase}_dataloader', loader, names)
+            _check_types(loader, f'{phase}_dataloader')
+        _check_types(cfg.get(f'{phase}_cfg'), f'{phase}_cfg', _loop(cfg, phase))
+        _check_types(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, dict) and 'type' not in hook:
+            raise ConfigError(f'default_hooks.{name} has no type{suggestion(name, HOOKS)}')
+    for key in ('default_hooks', 'custom_hooks', 'visualizer'):
+        _check_types(cfg.get(key), key)
+    _check_types(cfg.get('log_processor'), 'log_processor', LogProcessor)
+    if 'train' in phases:
+        _check_types(cfg.get('param_scheduler'), 'param_scheduler')
+        if 'runner_type' not in cfg and 'optimizer' in cfg.optim_wrapper:
+            _check_optimizer(cfg.optim_wrapper, model)
+    for key, known in _settings().items():
+        node: Any = cfg
+        for name in key.split('.'):
+            node = (node or {}).get(name)
+        if isinstance(node, dict):
+            _check_names(key, node, known)
+            _check_values(key, node, {})
+    _check_model(cfg.model, model)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the one that was meant, or some of the known."""
+    known = sorted(word for word in known if not word.startswith('_'))
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f'; did you mean {close[0]}?'
+    return f'. It is one of {few(known, 12)}.' if known else '. Remove it.'
+
+
+def signature_names(cls: type) -> set[str] | None:
+    """Names of all arguments that a class takes, bases included; None if it takes any."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        if base is object and not names:
+            return names
+        if base in READERS:
+            return names | _names(vars(base)['__init__']) | _names(READERS[base]) - {'self'}
+        names |= _names(vars(base)['__init__'])
+        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {'self'}
+    return None
+
+
+def described(error: Exception) -> str:
+    """Describe an error while something is built; with the name that was meant, if it is of a key.
+
+    Args:
+        error: The error.
+
+    Returns:
+        One line.
+    """
+    text = one_line(error)
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    trace, named = error.__traceback__, None
+    while unknown and trace is not None:
+        frame = trace.tb_frame
+        for value in (*frame.f_locals.values(), frame.f_globals.get(unknown[1])):
+            if isinstance(value, type) and value.__name__ == unknown[1]:
+                named = value
+        trace = trace.tb_next
+    if not unknown or named is None:
+        return text
+    close = difflib.get_close_matches(unknown[2], signature_names(named) or (), n=1)
+    return text + (f'; did you mean {close[0]}?' if close else '')
+
+
+def _names(function: Callable) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def _settings() -> dict[str, set[str]]:
+    return {
+        'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+        'env_cfg.mp_cfg': _names(set_multi_processing) - {'distributed'},
+        'env_cfg.dist_cfg': (
+            _names(init_dist) | _names(torch.distributed.init_process_group) | {'port'}
+        ),
+        'randomness': _names(Runner.set_randomness) - {'self'},
+        'auto_scale_lr': {'enable', 'base_batch_size'},
+    }
+
+
+def _loop(cfg: Config, phase: str) -> type:
+    loops = registries.LOOPS
+    if phase == 'train':
+        by_epoch = (cfg.get('train_cfg') or {}).get('by_epoch', True)
+        return loops.get('EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
+    return loops.get('ValLoop' if phase == 'val' else 'TestLoop')
+
+
+def _check_names(key: str, node: dict, known: Iterable[str]) -> None:
+    for name in node:
+        if name not in known:
+            raise ConfigError(f'{key}.{name}: nothing reads {name}{suggestion(name, known)}')
+
+
+def _check_types(node: Any, key: str, default: type | None = None) -> None:
+    """Check every dict with a type at or below a node, and the node as one of a default type."""
+    if isinstance(node, (list, tuple)):
+        for i, below in enumerate(node):
+            _check_types(below, f'{key}.{i}')
+    elif isinstance(node, dict):
+        found = [default] if default else []
+        if 'type' in node and key.split('.')[-1] not in FREE:
+            found = _classes(node['type'], key)
+        accepted = [signature_names(cls) for cls in found]
+        if accepted and None not in accepted:
+            beside = {'type', '_scope_'}.union(*(_beside(cls) for cls in found))
+            _check_names(key, node, beside.union(*filter(None, accepted)))
+        for cls in found[:1]:
+            _check_values(key, node, _hints(cls))
+        if issubclass(found[0] if found else object, BaseDetDataset):
+            _check_names(f'{key}.filter_cfg', node.get('filter_cfg') or {}, mentioned(found))
+        for name, below in node.items():
+            # Albumentations has classes of its own.
+            if name not in FREE and node.get('type') != 'Albu':
+                _check_types(below, f'{key}.{name}')
+
+
+def _classes(kind: Any, key: str) -> list[type]:
+    """Classes that a type may mean."""
+    if not isinstance(kind, str):
+        return [kind] if isinstance(kind, type) else []
+    found = {registry.get(kind) for registry in SECTIONS.values()} - {None}
+    if not found:
+        known: set[str] = set()
+        for registry in SECTIONS.values():
+            for every in filter(None, (registry, registry.parent)):
+                known |= every.module_dict.keys()
+        raise ConfigError(f'{key}.type: nothing is called {kind}{suggestion(kind, known)}')
+    return [cls for cls in found if isinstance(cls, type)]
+
+
+def _beside(cls: type) -> set[str]:
+    if issubclass(cls, Hook):
+        return BESIDE['hook']
+    if issubclass(cls, OptimWrapper):
+        return BESIDE['optim_wrapper']
+    module = cls.__mro__[-2].__module__
+    if module.startswith('mmengine.optim.scheduler'):
+        return BESIDE['parameter scheduler']
+    return BESIDE['loop'] if module.startswith('mmengine.runner') else set()
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Types of a constructor's arguments by name, and their values by name and "default"."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        if '__init__' in vars(base):
+            init = vars(base)['__init__']
+            try:
+                hints |= get_type_hints(init)
+            except Exception:  # names that only a type checker imports
+                continue
+            for name, parameter in inspect.signature(init).parameters.items():
+                hints[f'{name} default'] = parameter.default
+    return hints
+
+
+def _check_values(key: str, node: dict, hints: dict[str, Any]) -> None:
+    for name, value in node.items():
+        allowed = _kinds(hints.get(name))
+        wrong = allowed and value is not None and not isinstance(value, tuple(allowed))
+        if wrong and isinstance(value, (str, int, float)):
+            shown = ' or '.join(sorted(kind.__name__ for kind in allowed - {NoneType}))
+            raise ConfigError(f'{key}.{name} is {value!r}, and must be of type {shown}.')
+        if name in COUNTS and isinstance(value, (int, float)):
+            if value != hints.get(f'{name} default') and (value < 1 or int(value) != value):
+                raise ConfigError(f'{key}.{name} is {value!r}, and must be an integer, at least 1.')
+
+
+def _kinds(hint: Any) -> set[type]:
+    """Types that a value may have, where a hint names plain ones; else none."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {option for option in options if option in (int, float, bool, str, NoneType)}
+    if len(kinds) < len(options) or kinds <= {NoneType}:
+        return set()
+    # Whole numbers do for others, and true and false for 1 and 0.
+    return kinds | ({int} if kinds & {float, bool} else set())
+
+
+def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
+    key = 'optim_wrapper'
+    _check_types(wrapper, key, OptimWrapper)
+    clip = wrapper.get('clip_grad')
+    if isinstance(clip, dict):
+        by = clip.get('type', 'norm')
+        if by not in ('norm', 'value'):
+            raise ConfigError(f"{key}.clip_grad.type is {by!r}, and must be 'norm' or 'value'.")
+        known = _names(getattr(torch.nn.utils, f'clip_grad_{by}_')) - {'parameters'} | {'type'}
+        _check_names(f'{key}.clip_grad', clip, known)
+        for name in ('max_norm', 'clip_value'):
+            value = clip.get(name, 1)
+            if not (isinstance(value, (int, float)) and value > 0):
+                raise ConfigError(
+                    f'{key}.clip_grad.{name} is {clip[name]!r}, and must be positive.'
+                )
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    name = wrapper.get('constructor') or 'DefaultOptimWrapperConstructor'
+    constructor: Any = registries.OPTIM_WRAPPER_CONSTRUCTORS.get(name)
+    if not (constructor and issubclass(constructor, DefaultOptimWrapperConstructor)):
+        return
+    _check_names(f'{key}.paramwise_cfg', paramwise, mentioned([constructor]))
+    names = [name for name, _ in model.named_parameters()]
+    for part, settings in (paramwise.get('custom_keys') or {}).items():
+        place = f'{key}.paramwise_cfg.custom_keys.{part}'
+        parts = {piece for name in names for piece in name.split('.') if not piece.isdigit()}
+        # Configs inherit keys of parameters that their model does not have.
+        misspelt = difflib.get_close_matches(part, parts, n=1, cutoff=0.8)
+        if misspelt and not any(part in name for name in names):
+            raise ConfigError(f'{place}: no parameter is called so{suggestion(part, parts)}')
+        _check_names(place, settings, {'lr_mult', 'decay_mult'})
+
+
+def _check_model(node: dict, model: BaseModel) -> None:
+    """Check the dicts without a type in a model's config, as ``test_cfg``."""
+    known = mentioned({type(module) for module in model.modules()})
+    is_detr = isinstance(model, DetectionTransformer)
+    for place, name in _untyped(node, 'model'):
+        # Other models than DETRs hand settings to functions that are not looked through.
+        unread = name not in known
+        if unread and (is_detr or difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
+            raise ConfigError(f'{place}.{name}: nothing reads {name}{suggestion(name, known)}')
+
+
+def _untyped(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Place and name of every key of a dict without a type."""
+    if isinstance(node, (list, tuple)):
+        for i, below in enumerate(node):
+            yield from _untyped(below, f'{key}.{i}')
+    elif isinstance(node, dict):
+        for name, below in node.items():
+            if 'type' not in node:
+                yield key, name
+            if name != 'init_cfg':
+                yield from _untyped(below, f'{key}.{name}')
+
+
+def mentioned(classes: Iterable[type]) -> set[str]:
+    """Names that the source of some classes' modules, bases included, can read from a dict."""
+    modules = {base.__module__ for cls in classes for base in cls.__mro__}
+    wanted = [name for name in modules if not name.startswith(('torch', 'builtins', 'typing'))]
+    return set().union(*map(_words, wanted))
+
+
+@cache
+def _words(module: str) -> set[str]:
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, KeyError):  # no source, as of what is typed into a console
+        return set()
+    words = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words.add(node.value)
+        elif isinstance(node, ast.arg):
+            words.add(node.arg)
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+    return {word for word in words if word.isidentifier()}
