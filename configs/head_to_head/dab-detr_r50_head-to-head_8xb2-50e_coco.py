@@ -1,6 +1,0 @@
-_base_ = [
-    'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
-    './_base_/recipe_coco.py',
-]
-
-globals().update(_base_.recipe)

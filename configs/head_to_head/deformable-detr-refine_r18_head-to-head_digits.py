@@ -1,3 +1,0 @@
-_base_ = ['./deformable-detr-refine_r18_head-to-head_shapes.py', '../_base_/digits.py']
-
-globals().update(_base_.digits)

@@ -1,6 +1,0 @@
-_base_ = [
-    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-    './_base_/recipe_coco.py',
-]
-
-globals().update(_base_.recipe)
