@@ -1,6 +1,6 @@
 _base_ = [
     'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py',
-    './_base_/recipe_shapes.py',
+    './_base_/recipe.py',
 ]
 
 globals().update(_base_.recipe)

@@ -1,6 +1,6 @@
 _base_ = [
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-    './_base_/recipe_shapes.py',
+    './_base_/recipe.py',
 ]
 
 globals().update(_base_.recipe)

@@ -1,6 +1,6 @@
 _base_ = [
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-    './_base_/recipe_shapes.py',
+    './_base_/recipe.py',
 ]
 
 globals().update(_base_.recipe)

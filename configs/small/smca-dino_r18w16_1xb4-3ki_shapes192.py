@@ -1,6 +1,6 @@
 _base_ = [
     '../smca_dino/smca-dino_r50_8xb2-12e_coco.py',
-    './_base_/recipe_shapes.py',
+    './_base_/recipe.py',
 ]
 
 globals().update(_base_.recipe)

@@ -1,6 +1,6 @@
 _base_ = [
     '../smca/smca-multi-scale_r50_8xb1-50e_coco.py',
-    './_base_/recipe_shapes.py',
+    './_base_/recipe.py',
 ]
 
 globals().update(_base_.recipe)

@@ -1,6 +1,6 @@
-_base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
+_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/house.py']
 
-custom_imports = dict(imports=['mmsmca'], allow_failed_imports=False)
+globals().update(_base_.house)
 
 model = dict(
     type='SMCADETR',
@@ -32,18 +32,6 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=300),
 )
-
-# faster-coco-eval where it is installed, with the results of pycocotools.
-val_evaluator = dict(type='FastestCocoMetric')
-test_evaluator = val_evaluator
-
-# One call for all weights that are trained alike.
-optim_wrapper = dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True))
-# Faster steps without an accelerator.
-custom_hooks = [dict(type='CPUSpeedHook')]
-
-# A run that is killed leaves whole checkpoints.
-default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
 
 max_epochs = 50
 train_cfg = dict(max_epochs=max_epochs)

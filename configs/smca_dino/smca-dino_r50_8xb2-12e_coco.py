@@ -1,6 +1,6 @@
-_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../_base_/house.py']
 
-custom_imports = dict(imports=['mmsmca'], allow_failed_imports=False)
+globals().update(_base_.house)
 
 model = dict(
     type='SMCADINO',
@@ -28,8 +28,3 @@ model = dict(
         ),
     ),
 )
-
-# One call for all weights that are trained alike.
-optim_wrapper = dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True))
-# Faster steps without an accelerator.
-custom_hooks = [dict(type='CPUSpeedHook')]

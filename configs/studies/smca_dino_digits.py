@@ -8,6 +8,6 @@ chosen = (
     'stages has 256 channels, as MMDetection allows no fewer, the others have 128.'
 )
 experiments = [
-    dict(name=experiment.name, config=experiment.config.replace('_shapes', '_digits'))
+    dict(experiment, config=[*experiment.config, '../small/digits.py'])
     for experiment in _base_.experiments
 ]

@@ -1,7 +1,36 @@
 # SMCA-DINO beside DINO (as it ships, with its improved settings, under the loss of SMCA-DINO),
 # Deformable DETR in its three forms, of which two stages run at twice the width, and SMCA itself.
 # `tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1` makes the data.
-_config = '../head_to_head/{}_r18_head-to-head_shapes.py'
+_config = '../small/{}_r18w16_1xb4-3ki_shapes192.py'
+# Not DINO's own: a classification target that knows the IoU (Generalized Focal Loss, 2006.04388).
+_dino_qfl = {
+    'model.bbox_head.loss_cls': dict(
+        _delete_=True, type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
+    )
+}
+# The settings of MMDetection's dino-4scale_r50_improved, at the rate of the recipe.
+_dino_improved = {
+    'model.bbox_head.loss_cls.loss_weight': 2.0,
+    'model.positional_encoding.offset': -0.5,
+    'model.positional_encoding.temperature': 10000,
+    'model.dn_cfg.group_cfg.num_dn_queries': 72,
+    'optim_wrapper.paramwise_cfg.custom_keys.sampling_offsets': dict(lr_mult=0.1),
+    'optim_wrapper.paramwise_cfg.custom_keys.reference_points': dict(lr_mult=0.1),
+}
+# MMDetection's position embedding of the proposals is made for 256 channels: two stages run with
+# twice the width of the others.
+_two_stage = {
+    'model.with_box_refine': True,
+    'model.as_two_stage': True,
+    'model.neck.out_channels': 256,
+    'model.encoder.layer_cfg.self_attn_cfg.embed_dims': 256,
+    'model.encoder.layer_cfg.ffn_cfg.embed_dims': 256,
+    'model.decoder.layer_cfg.self_attn_cfg.embed_dims': 256,
+    'model.decoder.layer_cfg.cross_attn_cfg.embed_dims': 256,
+    'model.decoder.layer_cfg.ffn_cfg.embed_dims': 256,
+    'model.positional_encoding.num_feats': 128,
+    'model.bbox_head.embed_dims': 256,
+}
 baseline = 'dino-qfl'
 seeds = [0, 1, 2]
 budgets = [dict(iterations=1500), dict(iterations=1500, time_of='smca-dino')]
@@ -11,16 +40,16 @@ chosen = (
     'MMDetection allows no fewer, the others have 128.'
 )
 experiments = [
-    dict(name=name, config=_config.format(name))
-    for name in (
-        'smca-dino',
-        'dino-qfl',
-        'dino',
-        'dino-improved',
-        'deformable-detr',
-        'deformable-detr-refine',
-        'deformable-detr-refine-twostage',
-        'smca-multi-scale',
-        'smca',
+    dict(name=name, config=[_config.format(detector)], cfg_options=options)
+    for name, detector, options in (
+        ('smca-dino', 'smca-dino', {}),
+        ('dino-qfl', 'dino', _dino_qfl),
+        ('dino', 'dino', {}),
+        ('dino-improved', 'dino', _dino_improved),
+        ('deformable-detr', 'deformable-detr', {}),
+        ('deformable-detr-refine', 'deformable-detr', {'model.with_box_refine': True}),
+        ('deformable-detr-refine-twostage', 'deformable-detr', _two_stage),
+        ('smca-multi-scale', 'smca-multi-scale', {}),
+        ('smca', 'smca', {}),
     )
 ]

@@ -1,17 +1,18 @@
-"""The common recipe on generated data: what every detector of the head-to-head shares.
+"""The common recipe of the small detectors, on the generated set shapes192.
 
-``tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1`` makes the data.
+``tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1`` makes the data: 192 px drawn,
+96 px seen. Evaluation reads the split ``val``. What is chosen (a rate, a schedule, a width) is
+chosen on ``tune``: ``EVAL_SPLIT=tune`` in the environment of any tool.
 
 MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
 hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys. A
 detector's model is ``single_scale`` or ``multi_scale``, and what else it needs.
 """
 
-_base_ = '../../_base_/shapes.py'
-
 num_iters = 3000
 eval_interval = 500
-shapes_backbone = dict(
+# ResNet-18 with a quarter of its channels, from scratch: "r18w16".
+small_backbone = dict(
     depth=18,
     base_channels=16,
     frozen_stages=-1,
@@ -19,18 +20,18 @@ shapes_backbone = dict(
     norm_eval=False,
     init_cfg=None,
 )
-shapes_ffn = dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0)
-shapes_transformer = dict(
+small_ffn = dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0)
+small_transformer = dict(
     num_queries=25,
     encoder=dict(
-        num_layers=2, layer_cfg=dict(self_attn_cfg=dict(embed_dims=128), ffn_cfg=shapes_ffn)
+        num_layers=2, layer_cfg=dict(self_attn_cfg=dict(embed_dims=128), ffn_cfg=small_ffn)
     ),
     decoder=dict(
         num_layers=3,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=128),
             cross_attn_cfg=dict(embed_dims=128),
-            ffn_cfg=shapes_ffn,
+            ffn_cfg=small_ffn,
         ),
     ),
     positional_encoding=dict(num_feats=64),
@@ -40,18 +41,81 @@ shapes_transformer = dict(
 
 # A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
 single_scale = dict(
-    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **shapes_backbone),
+    backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **small_backbone),
     neck=dict(in_channels=[128], out_channels=128),
-    **shapes_transformer,
+    **small_transformer,
 )
 multi_scale = dict(
-    backbone=dict(out_indices=(1, 2, 3), **shapes_backbone),
+    backbone=dict(out_indices=(1, 2, 3), **small_backbone),
     neck=dict(in_channels=[32, 64, 128], out_channels=128, num_outs=3),
-    **shapes_transformer,
+    **small_transformer,
+)
+
+small_data = dict(
+    data_root='data/shapes192/',
+    metainfo=dict(
+        classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
+        palette=[
+            (220, 50, 45),
+            (50, 90, 225),
+            (50, 175, 70),
+            (240, 205, 40),
+            (190, 60, 200),
+            (60, 210, 215),
+        ],
+    ),
+)
+small_train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+small_test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+small_eval_dataloader = dict(
+    batch_size=10,
+    num_workers=1,
+    dataset=dict(
+        **small_data,
+        ann_file='annotations/instances_{{$EVAL_SPLIT:val}}.json',
+        data_prefix=dict(img='{{$EVAL_SPLIT:val}}/'),
+        pipeline=small_test_pipeline,
+    ),
+)
+small_evaluator = dict(
+    type='FastestCocoMetric',
+    ann_file=small_data['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json',
 )
 
 recipe = dict(
-    **_base_.shapes,
+    custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
+    **small_data,
+    train_pipeline=small_train_pipeline,
+    test_pipeline=small_test_pipeline,
+    train_dataloader=dict(
+        batch_size=4,
+        num_workers=1,
+        dataset=dict(
+            **small_data,
+            ann_file='annotations/instances_train.json',
+            data_prefix=dict(img='train/'),
+            filter_cfg=dict(filter_empty_gt=False),
+            pipeline=small_train_pipeline,
+        ),
+    ),
+    val_dataloader=small_eval_dataloader,
+    test_dataloader=small_eval_dataloader,
+    val_evaluator=small_evaluator,
+    test_evaluator=small_evaluator,
     # Nothing is pretrained: the backbone learns at the rate of the rest.
     optim_wrapper=dict(
         # One kernel for all parameters instead of a dozen each: a tenth of a step of models this
@@ -86,19 +150,3 @@ recipe = dict(
     custom_hooks=[dict(type='CPUSpeedHook')],
     randomness=dict(seed=0),
 )
-# 192 px drawn, 96 px seen.
-recipe['data_root'] = 'data/shapes192/'
-recipe['train_pipeline'][2].scale = recipe['test_pipeline'][1].scale = (96, 96)
-recipe['train_dataloader'].batch_size = 4
-recipe['train_dataloader'].dataset.update(
-    data_root=recipe['data_root'], pipeline=recipe['train_pipeline']
-)
-recipe['val_dataloader'].batch_size = 10
-recipe['val_dataloader'].dataset.update(
-    data_root=recipe['data_root'], pipeline=recipe['test_pipeline']
-)
-recipe['test_dataloader'] = recipe['val_dataloader']
-recipe['val_evaluator'].ann_file = (
-    recipe['data_root'] + 'annotations/instances_{{$EVAL_SPLIT:val}}.json'
-)
-recipe['test_evaluator'] = recipe['val_evaluator']

@@ -1,0 +1,36 @@
+"""The generated set "digits" (``tools/make_digits.py data/digits``), laid over a small detector.
+
+A second data set, on which no recipe is chosen: recipe and sizes stay those of shapes192. A mirrored
+digit is none: no flips.
+"""
+
+data_root = 'data/digits/'
+metainfo = dict(
+    classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
+    palette=[
+        (220, 50, 45),
+        (50, 90, 225),
+        (50, 175, 70),
+        (240, 205, 40),
+        (190, 60, 200),
+        (60, 210, 215),
+        (245, 130, 48),
+        (145, 30, 180),
+        (128, 128, 0),
+        (0, 128, 128),
+    ],
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='PackDetInputs'),
+]
+train_dataloader = dict(
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline)
+)
+val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_{{$EVAL_SPLIT:val}}.json')
+test_evaluator = val_evaluator
+model = dict(bbox_head=dict(num_classes=10))

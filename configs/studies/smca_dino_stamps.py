@@ -1,0 +1,33 @@
+_base_ = './smca_dino_shapes.py'
+
+# SMCA-DINO beside its rivals on photographs, all from one backbone with ImageNet's weights:
+# `tools/make_stamps.py data/stamps` makes the data.
+_single_scale = {'model.backbone.out_indices': [1], 'model.neck.in_channels': [112]}
+_experiments = {experiment.name: experiment for experiment in _base_.experiments}
+seeds = [0, 1, 2, 3, 4]
+budgets = [dict(iterations=3000), dict(iterations=3000, time_of='smca-dino')]
+chosen = (
+    'Nothing was chosen on stamps: recipe and models are those of shapes, the rate of the backbone '
+    'is a tenth, as with COCO. Conditional DETR has 256 channels, as MMDetection allows no fewer, '
+    'the others have 128.'
+)
+experiments = [
+    *(
+        dict(_experiments[name], config=[*_experiments[name].config, '../small/stamps.py'])
+        for name in (
+            'smca-dino',
+            'dino-qfl',
+            'deformable-detr-refine',
+            'dino-improved',
+            'smca-multi-scale',
+        )
+    ),
+    *(
+        dict(
+            name=name,
+            config=[f'../small/{name}_r18w16_1xb4-3ki_shapes192.py', '../small/stamps.py'],
+            cfg_options=_single_scale,
+        )
+        for name in ('smca', 'dab-detr', 'conditional-detr')
+    ),
+]
