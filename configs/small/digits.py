@@ -1,7 +1,7 @@
 """The generated set "digits" (``tools/make_digits.py data/digits``), laid over a small detector.
 
-A second data set, on which no recipe is chosen: recipe and sizes stay those of shapes192. A mirrored
-digit is none: no flips.
+A second data set, on which no recipe is chosen: recipe and sizes stay those of shapes192. A
+mirrored digit is none: no flips.
 """
 
 data_root = 'data/digits/'

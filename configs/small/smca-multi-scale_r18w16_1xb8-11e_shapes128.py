@@ -1,4 +1,4 @@
-_base_ = './smca_r18_shapes.py'
+_base_ = './smca_r18w16_1xb8-11e_shapes128.py'
 
 # Strides 8, 16 and 32 instead of a dilated C5 at stride 16. The encoder is Intra-Multi-Intra.
 model = dict(

@@ -1,37 +1,29 @@
-_base_ = './_base_/recipe.py'
+_base_ = './smca_r18w16_1xb4-3ki_shapes192.py'
 
-# ResNet-18 with a quarter of its channels, trained from scratch at stride 16; 128 channels; 2 + 3
-# layers; no dropout.
-model = dict(
-    num_queries=25,
-    backbone=dict(
-        depth=18,
-        base_channels=16,
-        strides=(1, 2, 2, 1),
-        dilations=(1, 1, 1, 2),
-        frozen_stages=-1,
-        norm_cfg=dict(requires_grad=True),
-        norm_eval=False,
-        init_cfg=None,
-    ),
-    neck=dict(in_channels=[128], out_channels=128),
-    encoder=dict(
-        num_layers=2,
-        layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=128, dropout=0.0),
-            ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
-        ),
-    ),
-    decoder=dict(
-        num_layers=3,
-        strides=[16],
-        layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=128, dropout=0.0),
-            cross_attn_cfg=dict(embed_dims=128, dropout=0.0),
-            ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
-        ),
-    ),
-    positional_encoding=dict(num_feats=64),
-    bbox_head=dict(embed_dims=128),
-    test_cfg=dict(max_per_img=25),
+# On the data of the quick start, "tools/make_shapes.py data/shapes128", in epochs.
+data_root = 'data/shapes128/'
+train_pipeline = _base_.train_pipeline
+test_pipeline = _base_.test_pipeline
+train_pipeline[2].scale = test_pipeline[1].scale = (128, 128)
+train_dataloader = dict(
+    batch_size=8,
+    persistent_workers=False,
+    dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
+val_dataloader = dict(batch_size=8, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_{{$EVAL_SPLIT:val}}.json')
+test_evaluator = val_evaluator
+
+max_epochs = 11
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
+    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[9], gamma=0.1),
+]
+auto_scale_lr = dict(base_batch_size=8)
+default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1, save_best='coco/bbox_mAP'))
+log_processor = dict(by_epoch=True)
+# Interrupted and resumed (tools/train.py --resume), a run ends with the weights that it would have
+# had, bit for bit on a CPU.
+custom_hooks = [dict(type='EpochSeedHook')]
