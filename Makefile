@@ -5,7 +5,8 @@
 #                   with a report
 # make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
 #                   time: hours; called again, it goes on. FULL_STUDY=smca_dino_digits: on
-#                   digits; FULL_STUDY=smca_dino_ablations_shapes: what carries it
+#                   digits, =smca_dino_stamps: on photographs, =spatial_modulation_stamps: SMCA's
+#                   prior there; FULL_STUDY=smca_dino_ablations_shapes: what carries it
 # make gpu          parity, time, memory and precision on this machine's GPU, as a page; MINUTES=15
 #                   limits it, and called again, it continues
 # make install      virtual environment with everything in it
@@ -94,7 +95,8 @@ study: install
 	$(BIN)/python tools/report.py work_dirs/$(STUDY) --costs
 
 FULL_STUDY := smca_dino_shapes
-FULL_DATA = $(if $(findstring digits,$(FULL_STUDY)),digits.py data/digits,shapes.py $(SHAPES192))
+FULL_DATA = $(if $(findstring stamps,$(FULL_STUDY)),stamps.py data/stamps,\
+    $(if $(findstring digits,$(FULL_STUDY)),digits.py data/digits,shapes.py $(SHAPES192)))
 full-study: install
 	$(BIN)/python tools/make_$(FULL_DATA)
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS) --calibrate

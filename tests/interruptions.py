@@ -189,7 +189,10 @@ def run(folder: Path, config: Path, own: bool = True, point: Point | None = None
 def write_config(folder: Path, data: Path, workers: int, own: bool = True) -> Path:
     """Write the config of the small run."""
     text = CONFIG.format(
-        base=ROOT / 'configs/shapes/smca_r18_shapes.py', data=data, epochs=EPOCHS, workers=workers
+        base=ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py',
+        data=data,
+        epochs=EPOCHS,
+        workers=workers,
     )
     if not own:
         text += MMENGINE.format(persistent=workers > 0)

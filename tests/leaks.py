@@ -30,7 +30,7 @@ from utils import build_detector, load_config
 
 from mmsmca.datasets.shapes import make_shapes
 
-CONFIG = 'shapes/smca_r18_shapes.py'
+CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 MODEL = dict(
     num_queries=10,
     backbone=dict(base_channels=8),

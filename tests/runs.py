@@ -20,7 +20,7 @@ CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 HEAD_WEIGHT = 'bbox_head.fc_cls.weight'
 # Small enough for a second per epoch.
 CONFIG = f"""
-_base_ = '{ROOT / 'configs/shapes/smca_r18_shapes.py'}'
+_base_ = '{ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py'}'
 train_cfg = dict(max_epochs=1, val_interval=1)
 model = dict(
     num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=1),
@@ -73,7 +73,7 @@ def model_state(model: ConfigDict) -> dict[str, torch.Tensor]:
 
 @cache
 def shapes_state() -> dict[str, torch.Tensor]:
-    return model_state(load_config('shapes/smca_r18_shapes.py').model)
+    return model_state(load_config('small/smca_r18w16_1xb8-11e_shapes128.py').model)
 
 
 def save_checkpoint(
@@ -110,7 +110,7 @@ def run(monkeypatch, *arguments: str) -> int:
 
 def real_study(folder: Path, data: Path, **options: object) -> Path:
     """One experiment, two seeds of eight iterations each, with a checkpoint after every second."""
-    config = ROOT / 'configs/head_to_head/smca_r18_head-to-head_shapes.py'
+    config = ROOT / 'configs/small/smca_r18w16_1xb4-3ki_shapes192.py'
     cfg_options = {
         **{
             f'{loader}_dataloader.{key}': value

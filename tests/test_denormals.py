@@ -73,7 +73,7 @@ def ask_around(build):
 
 
 def detector():
-    ask_around(lambda: build_detector('shapes/smca_r18_shapes.py'))
+    ask_around(lambda: build_detector('small/smca_r18w16_1xb8-11e_shapes128.py'))
 
 
 def part():
@@ -85,7 +85,7 @@ def package():
 
 
 def inferencer():
-    config = str(ROOT / 'configs/shapes/smca_r18_shapes.py')
+    config = str(ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py')
     detect = ask_around(lambda: DetInferencer(config, device='cpu', show_progress=False))
     detect(np.zeros((64, 64, 3), np.uint8))
     print(json.dumps(denormals_flushed()))
@@ -159,7 +159,7 @@ def config(tmp_path_factory):
     """A step of training and one of evaluation, with the hook."""
     folder = tmp_path_factory.mktemp('denormals')
     make_shapes(folder / 'data', num_train=2, num_val=2, size=64)
-    cfg = load_config('shapes/smca_r18_shapes.py')
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     cfg.custom_imports.imports.append('test_denormals')
     cfg.custom_hooks = [dict(type='AskHook', folder=str(folder))]
     cfg.work_dir = str(folder / 'run')
@@ -184,7 +184,7 @@ def test_training_and_evaluation_of_two_processes_set_it(config):
 
 def test_test_tool_sets_it(config):
     torch.save(
-        dict(state_dict=build_detector('shapes/smca_r18_shapes.py').state_dict()),
+        dict(state_dict=build_detector('small/smca_r18w16_1xb8-11e_shapes128.py').state_dict()),
         config.parent / 'weights.pth',
     )
     run(ROOT / 'tools/test.py', config, config.parent / 'weights.pth')

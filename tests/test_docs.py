@@ -191,7 +191,7 @@ def test_start(checkout):
 
 def test_quoted_messages(checkout, monkeypatch):
     monkeypatch.chdir(checkout.folder)
-    cfg = Config.fromfile(ROOT / 'configs/shapes/smca_r18_shapes.py')
+    cfg = Config.fromfile(ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py')
     cfg.model.bbox_head.num_classes = 2
     for split in ('train', 'val'):
         cfg[f'{split}_dataloader'].dataset.update(

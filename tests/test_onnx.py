@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('trained')
     data = folder / 'data'
     make_shapes(data, num_train=16, num_val=3, size=128, max_objects=2, variant='easy', seed=0)
-    cfg = load_config('shapes/smca_r18_shapes.py')
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     loader = {'batch_size': 4, 'num_workers': 0, 'persistent_workers': False}
     for name in ('train', 'val', 'test'):
         cfg[f'{name}_dataloader'].update(loader)
@@ -125,9 +125,9 @@ def test_graph_is_standard_and_of_free_size(exported: Path):
     assert not list(exported.parent.glob('*.partial'))
 
 
-MULTI_SCALE = 'shapes/smca-multi-scale_r18_shapes.py'
+MULTI_SCALE = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
-DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
+DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 SMALL_CONV = dict(
     num_queries=25,
     backbone=dict(depth=18, base_channels=16),
@@ -224,7 +224,7 @@ def test_overwriting(trained: Path, exported: Path, monkeypatch, capsys):
     assert onnx.load(out) == proto
 
 
-DETR = f"_base_ = '{ROOT}/configs/head_to_head/detr_r18_head-to-head_shapes.py'"
+DETR = f"_base_ = '{ROOT}/configs/small/detr_r18w16_1xb4-3ki_shapes192.py'"
 DEFORMABLE = f"""
 _base_ = '{ROOT}/configs/smca/smca-deformable-encoder_r50_8xb1-50e_coco.py'
 model = dict(
@@ -254,7 +254,7 @@ def test_refusals(trained, tmp_path, monkeypatch, capsys, config, options, named
     Path('empty.py').write_text('')
     Path('detr.py').write_text(DETR)
     Path('deformable.py').write_text(DEFORMABLE)
-    Path('smca.py').write_text(f"_base_ = '{ROOT}/configs/shapes/smca_r18_shapes.py'")
+    Path('smca.py').write_text(f"_base_ = '{ROOT}/configs/small/smca_r18w16_1xb8-11e_shapes128.py'")
     before = sorted(Path().iterdir())
     arguments = [config, trained / 'epoch_15.pth', 'out.onnx']
     if config in ('detr.py', 'deformable.py'):

@@ -203,7 +203,7 @@ print(pickle.load(open('attention.pkl', 'rb')).embed_dims, MODELS.get('DINO').__
 
 
 CONFIG = f"""
-_base_ = '{ROOT / 'configs/shapes/smca-dino_r18_shapes.py'}'
+_base_ = '{ROOT / 'configs/small/smca-dino_r18w16_1xb4-2e_shapes128.py'}'
 train_cfg = dict(max_epochs=1)
 model = dict(
     num_queries=4, dn_cfg=dict(group_cfg=dict(num_dn_queries=2)), test_cfg=dict(max_per_img=4),
@@ -224,7 +224,7 @@ def test_training_with_compiled_operators(tmp_path, monkeypatch):
         pytest.skip('no .venv-onedl: `make install STACK=onedl` compiles mmcv')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    make_shapes('data/shapes', num_train=4, num_val=2)
+    make_shapes('data/shapes128', num_train=4, num_val=2)
     Path('config.py').write_text(CONFIG)
     subprocess.run([compiled, '-c', 'import mmsmca, mmcv._ext; mmcv._ext.__file__'], check=True)
     for python, folder in (sys.executable, 'without'), (compiled, 'with'):

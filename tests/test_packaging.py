@@ -152,10 +152,15 @@ def test_mim_finds_configs_and_tools(kind, request, tmp_path):
     """From any folder, by the config's bare name, with the mim of this environment."""
     python = request.getfixturevalue(f'{kind}_python')
     root = request.getfixturevalue('source') if kind == 'editable' else python.parents[1]
-    result = run(python, '-m', 'mim', 'train', 'mmsmca', 'smca_r18_shapes.py', cwd=tmp_path)
+    result = run(
+        python, '-m', 'mim', 'train', 'mmsmca', 'smca_r18w16_1xb8-11e_shapes128.py', cwd=tmp_path
+    )
     command = re.search(r'Training command is (.+?)\. $', result.stdout, re.MULTILINE)[1].split()
     script, config = Path(command[1]), Path(command[2])
-    for path, name in (script, 'tools/train.py'), (config, 'configs/shapes/smca_r18_shapes.py'):
+    for path, name in (
+        (script, 'tools/train.py'),
+        (config, 'configs/small/smca_r18w16_1xb8-11e_shapes128.py'),
+    ):
         assert path.is_relative_to(root)
         assert path.read_bytes() == MIM_FILES[name]
         assert path.as_posix().endswith(name)

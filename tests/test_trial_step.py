@@ -47,7 +47,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cfg(root: Path) -> Config:
-    cfg = load_config('shapes/smca_r18_shapes.py')
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     cfg.merge_from_dict(dict(model=SMALL))
     return on_data(cfg, root)
 
@@ -101,7 +101,7 @@ def test_mixed_precision_is_left_to_the_run(cfg: Config):
 
 def test_two_stages_of_other_than_256_channels(root: Path):
     """MMDetection's position embedding of two stages is made for 256 channels."""
-    cfg = load_config('head_to_head/deformable-detr-refine_r18_head-to-head_shapes.py')
+    cfg = load_config('small/deformable-detr_r18w16_1xb4-3ki_shapes192.py')
     cfg.merge_from_dict({'model.as_two_stage': True, 'model.encoder.num_layers': 1})
     before = traces(root)
     message = failure(on_data(cfg, root))

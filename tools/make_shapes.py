@@ -9,7 +9,7 @@ from mmsmca.errors import command
 
 @command
 def main() -> None:
-    arguments = parser(__doc__, 'data/shapes', num_val=300, size=128)
+    arguments = parser(__doc__, 'data/shapes128', num_val=300, size=128)
     arguments.add_argument('--variant', choices=VARIANTS, default='easy', help='what tells a class')
     generate(make_shapes, arguments.parse_args())
 

@@ -25,8 +25,8 @@ from mmsmca.files import write_json
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs/shapes/smca-dino_r18_shapes.py'
-DATA_DIR = Path('data/shapes')
+CONFIG = ROOT / 'configs/small/smca-dino_r18w16_1xb4-2e_shapes128.py'
+DATA_DIR = Path('data/shapes128')
 WORK_DIR = Path('work_dirs/quickstart')
 # Written last: its presence says that everything else is there.
 RESULT = WORK_DIR / 'result.json'

@@ -1,12 +1,10 @@
-"""The common recipe on COCO: what every detector of the head-to-head shares.
+"""The common recipe on COCO, laid over each detector of configs/studies/head_to_head.py."""
 
-MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
-hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys.
-"""
+custom_imports = dict(imports=['mmsmca'], allow_failed_imports=False)
 
 # DETR's augmentation, as all of them have it but for the limit of one resizing.
 coco_scales = [(side, 1333) for side in range(480, 801, 32)]
-coco_train_pipeline = [
+train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
@@ -34,23 +32,21 @@ coco_train_pipeline = [
 ]
 num_epochs = 50
 
-recipe = dict(
-    model=dict(num_queries=300, test_cfg=dict(max_per_img=300)),
-    train_dataloader=dict(
-        batch_size=2,
-        dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=coco_train_pipeline),
-    ),
-    # Each detector's own learning-rate multipliers stay (paramwise_cfg).
-    optim_wrapper=dict(
-        constructor='GroupedOptimWrapperConstructor',
-        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4, fused=True),
-        clip_grad=dict(max_norm=0.1, norm_type=2),
-    ),
-    train_cfg=dict(max_epochs=num_epochs),
-    param_scheduler=[
-        dict(type='MultiStepLR', begin=0, end=num_epochs, by_epoch=True, milestones=[40], gamma=0.1)
-    ],
-    custom_hooks=[dict(type='CPUSpeedHook')],
-    # 8 GPUs with 2 images each.
-    auto_scale_lr=dict(base_batch_size=16),
+model = dict(num_queries=300, test_cfg=dict(max_per_img=300))
+train_dataloader = dict(
+    batch_size=2,
+    dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline),
 )
+# Each detector's own learning-rate multipliers stay (paramwise_cfg).
+optim_wrapper = dict(
+    constructor='GroupedOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4, fused=True),
+    clip_grad=dict(max_norm=0.1, norm_type=2),
+)
+train_cfg = dict(max_epochs=num_epochs)
+param_scheduler = [
+    dict(type='MultiStepLR', begin=0, end=num_epochs, by_epoch=True, milestones=[40], gamma=0.1)
+]
+custom_hooks = [dict(type='CPUSpeedHook')]
+# 8 GPUs with 2 images each.
+auto_scale_lr = dict(base_batch_size=16)

@@ -1,5 +1,5 @@
-# The quick start: SMCA-DINO on a set of 128 px, "tools/make_shapes.py data/shapes128", in minutes on
-# a CPU.
+# The quick start: SMCA-DINO on a set of 128 px, "tools/make_shapes.py data/shapes128", which takes
+# minutes on a CPU.
 _base_ = './smca-dino_r18w16_1xb4-3ki_shapes192.py'
 
 data_root = 'data/shapes128/'

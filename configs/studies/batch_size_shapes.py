@@ -4,7 +4,7 @@ seeds = [0, 1, 2]
 experiments = [
     dict(
         name='batch-2',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         cfg_options={
             'train_dataloader.batch_size': 2,
             'train_cfg.max_iters': 6000,
@@ -16,7 +16,7 @@ experiments = [
     ),
     dict(
         name='batch-4',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         cfg_options={
             'train_dataloader.batch_size': 4,
             'train_cfg.max_iters': 3000,
@@ -28,7 +28,7 @@ experiments = [
     ),
     dict(
         name='batch-8',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         cfg_options={
             'train_dataloader.batch_size': 8,
             'train_cfg.max_iters': 1500,

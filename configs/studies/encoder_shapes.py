@@ -9,7 +9,7 @@ chosen = (
 experiments = [
     dict(
         name='2intra-multi-2intra',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 5,
@@ -18,7 +18,7 @@ experiments = [
     ),
     dict(
         name='3intra',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_3intra_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 3,
@@ -27,7 +27,7 @@ experiments = [
     ),
     dict(
         name='3multi',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_3multi_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 3,
@@ -36,7 +36,7 @@ experiments = [
     ),
     dict(
         name='5intra',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_5intra_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 5,
@@ -45,7 +45,7 @@ experiments = [
     ),
     dict(
         name='no-scale-selection',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_no-scale-selection_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 5,
@@ -55,7 +55,7 @@ experiments = [
     ),
     dict(
         name='unshared-attention',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_unshared-attention_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 5,
@@ -65,7 +65,7 @@ experiments = [
     ),
     dict(
         name='unshared-ffn',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale_r50_unshared-ffn_8xb1-50e_coco.py',
         cfg_options={
             'model.encoder.num_layers': 5,
@@ -75,21 +75,10 @@ experiments = [
     ),
     dict(
         name='conv',
-        config='../head_to_head/smca-multi-scale_r18_head-to-head_shapes.py',
+        config='../small/smca-multi-scale-conv_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
         cfg_options={
-            'model.encoder': {
-                '_delete_': True,
-                'type': 'SMCAConvEncoder',
-                'num_layers': 5,
-                'num_levels': 3,
-                'layer_cfg': {
-                    'self_attn_cfg': {'embed_dims': 128, 'num_heads': 8, 'dropout': 0.0},
-                    'ffn_cfg': {'embed_dims': 128, 'feedforward_channels': 512, 'ffn_drop': 0.0},
-                },
-            },
-            'model.decoder.strides': [16, 16, 32],
-            'model.decoder.layer_cfg.spatial_prior_cfg.beta': [16.0, 16.0, 8.0],
+            'model.encoder.num_layers': 5,
         },
     ),
 ]

@@ -1,7 +1,7 @@
 # SMCA and SMCA-DINO beside their rivals on generated data, under the recipe of
-# configs/head_to_head/_base_/recipe_shapes.py at half its length: `make study`, on 2 cores within
-# 90 minutes. DINO's other forms, two stages and equal training time are in smca_dino_shapes.py.
-_config = '../head_to_head/{}_r18_head-to-head_shapes.py'
+# configs/small/_base_/recipe.py at half its length: `make study`. DINO's
+# other forms, two stages and equal training time are in smca_dino_shapes.py.
+_config = '../small/{}_r18w16_1xb4-3ki_shapes192.py'
 baseline = 'detr'
 seeds = [0, 1, 2]
 budgets = [dict(iterations=1500)]
@@ -17,10 +17,15 @@ experiments = [
         'conditional-detr',
         'dab-detr',
         'deformable-detr',
-        'deformable-detr-refine',
         'dino',
         'smca',
         'smca-multi-scale',
         'smca-dino',
+    )
+] + [
+    dict(
+        name='deformable-detr-refine',
+        config=_config.format('deformable-detr'),
+        cfg_options={'model.with_box_refine': True},
     )
 ]

@@ -1,5 +1,5 @@
 # What carries SMCA-DINO: its parts, taken out or replaced one at a time.
-_config = '../head_to_head/smca-dino_r18_head-to-head_shapes.py'
+_config = '../small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 _prior = 'model.decoder.layer_cfg.spatial_prior_cfg'
 _encoder_layer = dict(
     self_attn_cfg=dict(embed_dims=128, num_levels=3, dropout=0.0),

@@ -1,5 +1,6 @@
 # SMCA-DINO beside DINO (as it ships, with its improved settings, under the loss of SMCA-DINO),
-# Deformable DETR in its three forms, of which two stages run at twice the width, and SMCA itself.
+# Deformable DETR in its three forms, of which two stages run at twice the width, SMCA itself, and
+# the first two at that width.
 # `tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1` makes the data.
 _config = '../small/{}_r18w16_1xb4-3ki_shapes192.py'
 # Not DINO's own: a classification target that knows the IoU (Generalized Focal Loss, 2006.04388).
@@ -17,11 +18,9 @@ _dino_improved = {
     'optim_wrapper.paramwise_cfg.custom_keys.sampling_offsets': dict(lr_mult=0.1),
     'optim_wrapper.paramwise_cfg.custom_keys.reference_points': dict(lr_mult=0.1),
 }
-# MMDetection's position embedding of the proposals is made for 256 channels: two stages run with
-# twice the width of the others.
-_two_stage = {
-    'model.with_box_refine': True,
-    'model.as_two_stage': True,
+# Twice the width of the others: of two stages, as MMDetection's position embedding of the proposals
+# is made for 256 channels, and of two controls.
+_wide = {
     'model.neck.out_channels': 256,
     'model.encoder.layer_cfg.self_attn_cfg.embed_dims': 256,
     'model.encoder.layer_cfg.ffn_cfg.embed_dims': 256,
@@ -31,6 +30,7 @@ _two_stage = {
     'model.positional_encoding.num_feats': 128,
     'model.bbox_head.embed_dims': 256,
 }
+_two_stage = {'model.with_box_refine': True, 'model.as_two_stage': True, **_wide}
 baseline = 'dino-qfl'
 seeds = [0, 1, 2]
 budgets = [dict(iterations=1500), dict(iterations=1500, time_of='smca-dino')]
@@ -51,5 +51,7 @@ experiments = [
         ('deformable-detr-refine-twostage', 'deformable-detr', _two_stage),
         ('smca-multi-scale', 'smca-multi-scale', {}),
         ('smca', 'smca', {}),
+        ('smca-dino-256', 'smca-dino', _wide),
+        ('dino-qfl-256', 'dino', {**_dino_qfl, **_wide}),
     )
 ]

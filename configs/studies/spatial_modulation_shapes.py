@@ -9,7 +9,7 @@ chosen = (
 experiments = [
     dict(
         name='detr-focal-loss',
-        config='../head_to_head/detr_r18_head-to-head_shapes.py',
+        config='../small/detr_r18w16_1xb4-3ki_shapes192.py',
         published='smca/detr_r50_focal-loss_8xb2-50e_coco.py',
         cfg_options={
             'model.bbox_head.loss_cls': {
@@ -30,7 +30,7 @@ experiments = [
     ),
     dict(
         name='head-shared',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca_r50_head-shared_8xb2-50e_coco.py',
         cfg_options={
             'model.decoder.layer_cfg.spatial_prior_cfg.head_shared': True,
@@ -38,7 +38,7 @@ experiments = [
     ),
     dict(
         name='fixed',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca_r50_fixed-scale_8xb2-50e_coco.py',
         cfg_options={
             'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'fixed',
@@ -46,14 +46,14 @@ experiments = [
     ),
     dict(
         name='isotropic',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         cfg_options={
             'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'isotropic',
         },
     ),
     dict(
         name='independent',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca_r50_8xb2-50e_coco.py',
         cfg_options={
             'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'independent',
@@ -61,7 +61,7 @@ experiments = [
     ),
     dict(
         name='covariance',
-        config='../head_to_head/smca_r18_head-to-head_shapes.py',
+        config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
         cfg_options={
             'model.decoder.layer_cfg.spatial_prior_cfg.scale': 'covariance',
         },

@@ -5,17 +5,18 @@ A study is an MMEngine config::
     baseline = 'detr'
     seeds = [0, 1, 2]
     experiments = [
-        dict(name='detr', config='../head_to_head/detr_r18_shapes.py'),
-        dict(name='smca', config='../head_to_head/smca_r18_shapes.py',
+        dict(name='detr', config='../small/detr_r18w16_1xb4-3ki_shapes192.py'),
+        dict(name='smca', config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
              cfg_options={'model.num_queries': 50}),
     ]
 
-``config`` is relative to the study's file. A list of files is merged in its order: the first is a
-complete config, say of a detector, each next one is merged over it, say a data set, as MMEngine
-merges a config over its ``_base_``; ``cfg_options`` come last. ``published`` may name the config
-whose published figures belong beside the experiment's, ``'mmdet::detr/...'`` or ``'smca/...'``. Two
-more keys may be there: ``budgets``, with each of which every experiment is trained, its whole
-schedule fitted to it, and ``chosen``, what was chosen on which data, for the report::
+``config`` is relative to the study's file, or of a package, ``'mmdet::detr/...'``. A list of files
+is merged in its order: the first is a complete config, say of a detector, each next one is merged
+over it, say a data set, as MMEngine merges a config over its ``_base_``; ``cfg_options`` come last.
+``published`` may name the config whose published figures belong beside the experiment's,
+``'mmdet::detr/...'`` or ``'smca/...'``. Two more keys may be there: ``budgets``, with each of which
+every experiment is trained, its whole schedule fitted to it, and ``chosen``, what was chosen on
+which data, for the report::
 
     budgets = [dict(iterations=1500), dict(iterations=1500, time_of='detr')]
     chosen = 'The recipe was chosen on the split tune.'
@@ -182,7 +183,7 @@ def _experiments(entries: object, path: Path) -> list[Experiment]:
         if name in experiments:
             raise StudyError(f'{path}: two experiments are named {name!r}. Rename one.')
         files = entry['config'] if isinstance(entry['config'], list) else [entry['config']]
-        configs = [os.path.normpath(path.parent / str(file)) for file in files]
+        configs = [_config_path(str(file), path) for file in files]
         for config in configs:
             if not os.path.isfile(config):
                 raise StudyError(
@@ -199,6 +200,13 @@ def _experiments(entries: object, path: Path) -> list[Experiment]:
             raise StudyError(f'{where} ({name}): published: {published!r} is not a string.')
         experiments[name] = Experiment(name, configs, cfg_options, published)
     return list(experiments.values())
+
+
+def _config_path(file: str, study: Path) -> str:
+    try:
+        return os.path.normpath(Config._get_cfg_path(file, str(study))[0])
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise StudyError(f'{study}: config: {file}: {error}.') from error
 
 
 def _seeds(seeds: object, path: Path) -> list[int]:

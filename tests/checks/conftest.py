@@ -15,7 +15,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def shapes_config() -> Config:
-    return load_config('shapes/smca_r18_shapes.py')
+    return load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
 
 
 @pytest.fixture

@@ -524,7 +524,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     Path('config.py').write_text(CONFIG)
-    write_data(tmp_path / 'data/shapes')
+    write_data(tmp_path / 'data/shapes128')
     return tmp_path
 
 
@@ -534,7 +534,7 @@ def test_unusual_images_train_and_are_evaluated(folder: Path, monkeypatch, capfd
     sizes = {'grey.png': (96, 128), 'deep.png': (96, 128), 'turned.jpg': (96, 128)}
     sizes |= {'dot.png': (1, 1), 'line.png': (1, 100)}
     for split in ('train', 'val'):
-        images = folder / 'data/shapes' / split
+        images = folder / 'data/shapes128' / split
         cv2.imwrite(str(images / 'grey.png'), picture(96, 128)[..., 0])
         cv2.imwrite(str(images / 'deep.png'), picture(96, 128).astype(np.uint16) * 257)
         write_turned(images / 'turned.jpg')
@@ -551,7 +551,7 @@ def test_unusual_images_train_and_are_evaluated(folder: Path, monkeypatch, capfd
             dict(content['annotations'][0], id=10 + i, bbox=box)
             for i, box in enumerate([[8, 8, 0, 4], [72, 8, -64, 48], [500, 500, 9, 9]])
         ]
-        write_json(folder / f'data/shapes/annotations/instances_{split}.json', content)
+        write_json(folder / f'data/shapes128/annotations/instances_{split}.json', content)
     # A visualizer of its own: another test's of the same name would write elsewhere.
     assert run(monkeypatch, 'train', 'config.py', '--cfg-options', 'visualizer.name=own') == 0
     log = json.loads(next(folder.glob('work/*/vis_data/scalars.json')).read_text().splitlines()[-1])
@@ -670,7 +670,7 @@ COMMANDS = {
     'train a folder': ('train', ['data'], ['config data does not exist', 'path of a config']),
     'train what is no config': (
         'train',
-        ['data/shapes/annotations/instances_train.json'],
+        ['data/shapes128/annotations/instances_train.json'],
         ["no key 'model'", 'complete config'],
     ),
     'train with a misspelt option': (
@@ -794,7 +794,7 @@ def test_drawing_never_overwrites(tmp_path: Path, monkeypatch, capfd, images, ou
 
 
 def test_image_size_of_a_wrapped_data_set():
-    cfg = load_config('shapes/smca_r18_shapes.py')
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     size = image_size(cfg)
     wrapped = dict(type='RepeatDataset', times=2, dataset=cfg.test_dataloader.dataset)
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[wrapped])

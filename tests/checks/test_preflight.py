@@ -452,7 +452,7 @@ def test_checkpoint_of_another_number_of_classes(cfg: Config, tmp_path: Path, le
 
 @pytest.fixture(scope='module')
 def dino_config() -> Config:
-    return load_config('head_to_head/smca-dino_r18_head-to-head_shapes.py')
+    return load_config('small/smca-dino_r18w16_1xb4-3ki_shapes192.py')
 
 
 def test_smca_dino_and_its_checkpoint_pass(dino_config: Config, root: Path, tmp_path: Path):

@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import pytest
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from utils import ROOT, load_config
 
 from mmsmca.datasets import digits
 from mmsmca.datasets.digits import DIGITS_OF_SPLIT, draw_image, make_digits
+from mmsmca.studies.study import study_configs
 
 SMALL = {'num_train': 12, 'num_val': 6, 'size': 64, 'seed': 3}
 
@@ -88,7 +90,8 @@ def test_boxes_are_tight_apart_and_inside_the_image():
 
 
 def test_config_reads_the_set(small_set):
-    cfg = load_config('head_to_head/detr_r18_head-to-head_digits.py')
+    cfg = load_config('small/detr_r18w16_1xb4-3ki_shapes192.py')
+    cfg.merge_from_dict(Config.fromfile(ROOT / 'configs/small/digits.py').to_dict())
     cfg.train_dataloader.dataset.data_root = str(small_set)
     init_default_scope('mmdet')
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
@@ -101,10 +104,10 @@ def test_config_reads_the_set(small_set):
     ]
 
 
-@pytest.mark.parametrize('detector', ['detr', 'dino-qfl', 'smca-multi-scale'])
+@pytest.mark.parametrize('detector', ['smca', 'dino-qfl', 'smca-multi-scale'])
 def test_recipe_is_that_of_shapes(detector):
     cfg, shapes = (
-        load_config(f'head_to_head/{detector}_r18_head-to-head_{data}.py')
+        study_configs(ROOT / f'configs/studies/smca_dino_{data}.py')[detector]
         for data in ('digits', 'shapes')
     )
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'test_pipeline'):

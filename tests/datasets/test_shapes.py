@@ -36,7 +36,7 @@ def contents(folder):
 
 def load_config(folder):
     """The quick start's config, reading the set in ``folder``."""
-    cfg = Config.fromfile(ROOT / 'configs/shapes/smca_r18_shapes.py')
+    cfg = Config.fromfile(ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(folder)
     cfg.val_evaluator.ann_file = str(folder / 'annotations/instances_val.json')
@@ -206,7 +206,7 @@ def test_images_to_choose_by_do_not_touch_the_others(small_set, tmp_path):
 
 @pytest.mark.parametrize(
     'config',
-    ['shapes/smca_r18_shapes.py', 'head_to_head/detr_r18_head-to-head_shapes.py'],
+    ['small/smca_r18w16_1xb8-11e_shapes128.py', 'small/detr_r18w16_1xb4-3ki_shapes192.py'],
 )
 def test_environment_chooses_the_split_of_evaluation(config, monkeypatch):
     for split in ('val', 'tune'):

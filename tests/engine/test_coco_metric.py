@@ -72,7 +72,9 @@ def test_without_faster_coco_eval_it_is_pycocotools(monkeypatch):
     assert coco_metric.fastest_metric() is CocoMetric
 
 
-@pytest.mark.parametrize('config', ['smca/smca_r50_8xb2-50e_coco.py', 'shapes/smca_r18_shapes.py'])
+@pytest.mark.parametrize(
+    'config', ['smca/smca_r50_8xb2-50e_coco.py', 'small/smca_r18w16_1xb8-11e_shapes128.py']
+)
 def test_configs_evaluate_with_it(config: str):
     cfg = load_config(config)
     assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'FastestCocoMetric'

@@ -14,7 +14,7 @@ from utils import ROOT, build_detector, load_config
 from mmsmca.engine.hooks import cpu_speed_hook
 from mmsmca.engine.hooks.cpu_speed_hook import GLIBC_VARIABLES, CPUSpeedHook
 
-CONFIG = 'shapes/smca_r18_shapes.py'
+CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 # Page faults of ten tensors of 64 MiB, one after the other, when ten were there before: a small
 # block in the place of a freed one has the next placed behind it, a few times.
 FAULTS = """

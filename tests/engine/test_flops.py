@@ -34,7 +34,7 @@ def test_folding_costs_four_channels_of_co_attention():
     for implementation in ('explicit', 'folded'):
         cross_attn_cfg = dict(implementation=implementation)
         decoder = build_detector(
-            'shapes/smca_r18_shapes.py',
+            'small/smca_r18w16_1xb8-11e_shapes128.py',
             dict(decoder=dict(layer_cfg=dict(cross_attn_cfg=cross_attn_cfg))),
         ).decoder
         shape = (1, 10, 128)

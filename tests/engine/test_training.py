@@ -13,7 +13,7 @@ from utils import ROOT, load_config
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine.step_time import step_seconds
 
-CONFIG = 'shapes/smca_r18_shapes.py'
+CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 
 
 @pytest.fixture(scope='module')

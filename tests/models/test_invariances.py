@@ -222,7 +222,7 @@ def test_co_attention_to_flipped_levels(seed, grids, heads, queries, selection, 
 
 def build_tiny(seed, num_levels, heads, queries, encoder='intra', selection='learned', scale=None):
     """Detector with 16 channels, one encoder and two decoder layers, random weights."""
-    cfg = load_config('shapes/smca_r18_shapes.py').model
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py').model
     channels = 16
     strides = [32 * 2**level for level in range(num_levels)]
     cfg.num_queries = cfg.test_cfg.max_per_img = queries

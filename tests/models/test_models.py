@@ -46,7 +46,6 @@ CONFIGS = {
     - 6 * (2 * 256 + 2 * 16 * 257)
     - 257 * (2 * 256 + 2),
     'smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py': 41_534_998,
-    'smca/strategy/smca_r50_deepspeed_8xb2-50e_coco.py': 41_534_998,
     'smca/smca-multi-scale_r50_8xb1-50e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r50_refined_8xb1-50e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r50_8xb1-108e_coco.py': MULTI_SCALE,
@@ -289,7 +288,7 @@ def test_few_queries_give_what_they_have(max_per_img: int):
 
 def test_strides_are_measured_whatever_the_backbone_is():
     """RegNet, a ResNet to Python, has no stem of stride 4."""
-    cfg = load_config('shapes/smca-multi-scale_r18_shapes.py').model
+    cfg = load_config('small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py').model
     cfg.backbone = dict(type='RegNet', arch='regnetx_400mf', out_indices=(1, 2, 3), init_cfg=None)
     cfg.neck.in_channels = [64, 160, 384]
     cfg.decoder.strides = [8, 16, 32]

@@ -13,7 +13,7 @@ from utils import FEW_QUERIES, batch, build_detector, load_config, randomise, sa
 MULTI_SCALE = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
 DEFORMABLE = 'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py'
-SHAPES = 'shapes/smca-multi-scale_r18_shapes.py'
+SHAPES = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
 
 CHANNELS, HEADS = 16, 4
 # Three levels of a padded image of 96 x 160 pixels.

@@ -22,7 +22,7 @@ def decoder():
 
 def build(part):
     """Encoder or decoder of the shapes config: 128 channels, no dropout; randomised priors."""
-    cfg = load_config('shapes/smca_r18_shapes.py').model[part]
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py').model[part]
     module = MODELS.build(
         dict(type={'encoder': 'SMCAEncoder', 'decoder': 'SMCADecoder'}[part], **cfg)
     )

@@ -430,7 +430,7 @@ def test_published_numbers_of_no_config(reference):
 
 def test_costs_are_measured_once(tmp_path):
     path = write_log(tmp_path / 'a', [train_line(50), eval_line(0.1)])
-    config = ROOT / 'configs/shapes/smca_r18_shapes.py'
+    config = ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py'
     path.with_name('config.py').write_text(
         f'_base_ = {str(config)!r}\nmodel = dict(num_queries=4, test_cfg=dict(max_per_img=4))\n'
     )

@@ -17,10 +17,11 @@ from utils import ROOT, mmdet_script
 from mmsmca.launch import run_tool
 
 DINO_CONFIG = f"""
-_base_ = '{ROOT / 'configs/head_to_head/smca-dino_r18_head-to-head_shapes.py'}'
+_base_ = '{ROOT / 'configs/small/smca-dino_r18w16_1xb4-3ki_shapes192.py'}'
 model = dict(num_queries=4, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=4))
 val_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root='data/shapes/'))
+    batch_size=2, num_workers=0, persistent_workers=False,
+    dataset=dict(data_root='data/shapes128/'))
 test_dataloader = val_dataloader
 """
 
@@ -29,7 +30,7 @@ test_dataloader = val_dataloader
 def run(tmp_path_factory) -> Path:
     """The folder of a short training run, with its data, log and checkpoint."""
     folder = tmp_path_factory.mktemp('run')
-    write_data(folder / 'data/shapes')
+    write_data(folder / 'data/shapes128')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv('LOCAL_RANK', '0')
@@ -96,12 +97,13 @@ def test_analyze_logs(start, run: Path, capfd):
 def test_det_inferencer(config: str, checkpoint: str, run: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(run)
     inferencer = DetInferencer(config, checkpoint, device='cpu', palette='none')
-    images = ['data/shapes/val/0.jpg', 'data/shapes/val/1.jpg']
+    images = ['data/shapes128/val/0.jpg', 'data/shapes128/val/1.jpg']
     predictions = inferencer(images, out_dir=str(tmp_path), pred_score_thr=0.0)['predictions']
     assert [len(prediction['scores']) for prediction in predictions] == [4, 4]
     assert tuple(inferencer.visualizer.dataset_meta['classes']) == CLASSES
     assert sorted(path.name for path in (tmp_path / 'vis').iterdir()) == ['0.jpg', '1.jpg']
     image, drawn = (
-        cv2.imread(str(folder / '0.jpg')) for folder in (run / 'data/shapes/val', tmp_path / 'vis')
+        cv2.imread(str(folder / '0.jpg'))
+        for folder in (run / 'data/shapes128/val', tmp_path / 'vis')
     )
     assert image.shape == drawn.shape and (image != drawn).any()

@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     Path('config.py').write_text(CONFIG)
-    write_data(tmp_path / 'data/shapes')
+    write_data(tmp_path / 'data/shapes128')
     return tmp_path
 
 
@@ -56,7 +56,7 @@ def test_training_and_evaluation(monkeypatch, capfd):
         (['test', 'config.py', 'gone.pth'], 'gone.pth does not exist'),
         (
             ['train', 'config.py', '--cfg-options', 'train_dataloader.dataset.ann_file=gone.json'],
-            'data/shapes/gone.json does not exist',
+            'data/shapes128/gone.json does not exist',
         ),
         (
             ['train', 'config.py', '--cfg-options', 'model.bbox_head.num_classes=80'],
@@ -207,10 +207,10 @@ def test_config_without_a_scope(monkeypatch, started):
 
 
 def test_corrupt_image_ends_training_by_its_name(monkeypatch, capfd):
-    Path('data/shapes/train/1.jpg').write_bytes(b'junk')
+    Path('data/shapes128/train/1.jpg').write_bytes(b'junk')
     assert run(monkeypatch, 'train', 'config.py') == 2
     line = error_line(capfd.readouterr().err, 'train')
-    assert 'data/shapes/train/1.jpg cannot be loaded' in line
+    assert 'data/shapes128/train/1.jpg cannot be loaded' in line
     assert 'Restore the file' in line
 
 
@@ -222,18 +222,18 @@ def test_script_prints_mmdetections_help():
 
 
 def test_script_names_corrupt_image_of_worker():
-    Path('data/shapes/val/2.jpg').write_bytes(b'')
+    Path('data/shapes128/val/2.jpg').write_bytes(b'')
     checkpoint = save_checkpoint(Path('some.pth'), model=Config.fromfile('config.py').model)
     done = start(
         str(ROOT / 'tools/test.py'), 'config.py', checkpoint, '--cfg-options',
         'test_dataloader.num_workers=1',
     )  # fmt: skip
     assert done.returncode == 2
-    assert 'data/shapes/val/2.jpg cannot be loaded' in error_line(done.stderr, 'test')
+    assert 'data/shapes128/val/2.jpg cannot be loaded' in error_line(done.stderr, 'test')
 
 
 def test_script_under_torchrun():
-    Path('data/shapes/annotations/instances_train.json').unlink()
+    Path('data/shapes128/annotations/instances_train.json').unlink()
     done = start(
         '-m', 'torch.distributed.run', '--nproc_per_node=1', '--master_port=29517',
         str(ROOT / 'tools/train.py'), 'config.py', '--launcher', 'pytorch',

@@ -7,10 +7,10 @@ from utils import build_detector, load_config
 from mmsmca.datasets.shapes import make_shapes
 
 CONFIGS = {
-    'smca': 'shapes/smca_r18_shapes.py',
-    'multi': 'shapes/smca-multi-scale_r18_shapes.py',
-    'dino': 'head_to_head/smca-dino_r18_head-to-head_shapes.py',
-    'detr': 'head_to_head/detr_r18_head-to-head_shapes.py',
+    'smca': 'small/smca_r18w16_1xb8-11e_shapes128.py',
+    'multi': 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
+    'dino': 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py',
+    'detr': 'small/detr_r18w16_1xb4-3ki_shapes192.py',
 }
 
 

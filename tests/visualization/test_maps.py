@@ -18,10 +18,10 @@ from mmsmca.visualization.inspection import (
     record,
 )
 
-SINGLE = 'shapes/smca_r18_shapes.py'
-MULTI = 'shapes/smca-multi-scale_r18_shapes.py'
-DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
-DETR = 'head_to_head/detr_r18_head-to-head_shapes.py'
+SINGLE = 'small/smca_r18w16_1xb8-11e_shapes128.py'
+MULTI = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
+DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
+DETR = 'small/detr_r18w16_1xb4-3ki_shapes192.py'
 CONV_ENCODER = dict(
     _delete_=True,
     type='SMCAConvEncoder',

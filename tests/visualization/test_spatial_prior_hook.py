@@ -13,9 +13,9 @@ from mmsmca.errors import ConfigError
 from mmsmca.visualization.inspection import inspect_image
 from mmsmca.visualization.spatial_prior_hook import SpatialPriorHook
 
-SINGLE = 'shapes/smca_r18_shapes.py'
-DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
-DETR = 'head_to_head/detr_r18_head-to-head_shapes.py'
+SINGLE = 'small/smca_r18w16_1xb8-11e_shapes128.py'
+DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
+DETR = 'small/detr_r18w16_1xb4-3ki_shapes192.py'
 
 
 def train(workplace, work_dir, epochs, hook=None, resume=False):

@@ -1,0 +1,20 @@
+_base_ = './spatial_modulation_shapes.py'
+
+# The same on photographs, from one backbone with ImageNet's weights:
+# `tools/make_stamps.py data/stamps` makes the data.
+chosen = (
+    'Nothing was chosen on stamps: recipe and models are those of shapes, the rate of the backbone '
+    'is a tenth, as with COCO.'
+)
+experiments = [
+    dict(
+        experiment,
+        config=[experiment.config, '../small/stamps.py'],
+        cfg_options={
+            **experiment.cfg_options,
+            'model.backbone.out_indices': [1],
+            'model.neck.in_channels': [112],
+        },
+    )
+    for experiment in _base_.experiments
+]
