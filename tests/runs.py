@@ -49,7 +49,7 @@ def coco(classes=CLASSES, num_images: int = 3) -> dict:
 
 
 def write_data(root: Path) -> Path:
-    """Three grey images in each split, below the file names of configs/shapes."""
+    """Three grey images in each split, below the file names of configs/small."""
     for split in ('train', 'val'):
         write_json(root / f'annotations/instances_{split}.json', coco())
         (root / split).mkdir()
@@ -79,7 +79,7 @@ def shapes_state() -> dict[str, torch.Tensor]:
 def save_checkpoint(
     path: Path, classes=CLASSES, rows: int = 6, model: ConfigDict | None = None, **content
 ) -> str:
-    """Write a checkpoint of a model, of configs/shapes by default, as training writes it."""
+    """Write a checkpoint of a model, of configs/small by default, as training writes it."""
     state = dict(model_state(model) if model else shapes_state())
     state[HEAD_WEIGHT] = torch.zeros(rows, state[HEAD_WEIGHT].size(1))
     state[HEAD_WEIGHT.replace('weight', 'bias')] = torch.zeros(rows)

@@ -1,4 +1,4 @@
-"""The config of ``configs/shapes`` on data that are written anew for every test."""
+"""The config of ``configs/small`` on data that are written anew for every test."""
 
 from pathlib import Path
 
