@@ -51,7 +51,7 @@ from mmsmca.visualization import inspection
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'
 ATTENTION = 'model.decoder.layer_cfg.cross_attn_cfg'
-RIVAL = load_config('head_to_head/detr_r18_head-to-head_shapes.py').model
+RIVAL = load_config('small/detr_r18w16_1xb4-3ki_shapes192.py').model
 RIVAL.test_cfg = dict(max_per_img=100)
 ENCODER_ATTENTION = 'model.encoder.layer_cfg.self_attn_cfg'
 
@@ -269,7 +269,7 @@ def test_key_that_nothing_reads(key: tuple, cfg: Config, tmp_path: Path):
 
 
 def test_key_of_the_denoising_that_nothing_reads(root: Path, tmp_path: Path):
-    cfg = on_data(load_config('head_to_head/smca-dino_r18_head-to-head_shapes.py'), root)
+    cfg = on_data(load_config('small/smca-dino_r18w16_1xb4-3ki_shapes192.py'), root)
     check_config(cfg, ('train', 'val'))
     cfg.model.dn_cfg.group_cfg['num_dn_querys'] = 10
     message = refusal(ConfigError, cfg, ('train',), tmp_path)

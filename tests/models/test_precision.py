@@ -14,11 +14,11 @@ from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine import cpu
 
 SMALL = dict(num_queries=12, encoder=dict(num_layers=1), decoder=dict(num_layers=2))
-DINO = 'head_to_head/smca-dino_r18_head-to-head_shapes.py'
+DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 CONFIGS = {
-    'single scale': ('shapes/smca_r18_shapes.py', {}),
+    'single scale': ('small/smca_r18w16_1xb8-11e_shapes128.py', {}),
     'multi scale': (
-        'shapes/smca-multi-scale_r18_shapes.py',
+        'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
         dict(encoder=dict(layer_kinds=['multi'])),
     ),
     # Its queries would be others, were they chosen by scores in half precision.
@@ -121,7 +121,7 @@ def test_smca_dino_trains_in_half_precision():
 
 def mixed_precision_wrapper(**options):
     """What ``--amp`` gives where there is no accelerator."""
-    cpu.support(load_config('shapes/smca_r18_shapes.py'), 'none')
+    cpu.support(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), 'none')
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     cfg = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=optimizer)
     return OPTIM_WRAPPERS.build(dict(cfg, **options))
@@ -140,7 +140,7 @@ def test_mixed_precision_on_a_cpu_is_bfloat16():
 def test_300_steps_with_amp_stay_finite(tmp_path):
     data = tmp_path / 'data'
     make_shapes(data, num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0)
-    cfg = load_config('shapes/smca_r18_shapes.py')
+    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     options = {
         'model.backbone.base_channels': 8,
         'model.neck.in_channels': [64],
