@@ -29,7 +29,7 @@ def test_counts_both_products():
     assert counter.total() == 2 * (2 * 3 * 7 * 11 * 4)
 
 
-def test_folding_costs_four_channels_of_co_attention():
+def test_folding_costs_eight_channels_of_co_attention():
     totals = {}
     for implementation in ('explicit', 'folded'):
         cross_attn_cfg = dict(implementation=implementation)
@@ -42,6 +42,7 @@ def test_folding_costs_four_channels_of_co_attention():
         inputs = (*args, [(5, 7)], torch.tensor([[112.0, 80.0]]))
         totals[implementation] = FlopAnalyzer(decoder, inputs).total()
     layers, heads, queries, cells = 3, 8, 10, 35
-    # Four more channels in both products; what is elementwise does not count.
-    folding = layers * heads * queries * cells * 2 * 4
+    # The prior's five channels, rounded up to a multiple of eight, in both products; what is
+    # elementwise does not count.
+    folding = layers * heads * queries * cells * 2 * 8
     assert totals['folded'] - totals['explicit'] == folding
