@@ -1,5 +1,6 @@
 """Where queries look in one decoder layer: Gaussians of the prior, and attention weights."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,10 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
 from mmsmca.models.layers.box_prior import JointPrior
-from mmsmca.models.layers.co_attention import CoAttention
 from mmsmca.models.layers.decoder import SMCADecoderLayer
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
-from mmsmca.models.layers.explicit_attention import gaussian_log_prior
 from mmsmca.models.layers.fused_attention import masked_softmax
-from mmsmca.models.layers.joint_attention import Cells, joint_log_prior
-from mmsmca.models.layers.joint_co_attention import JointCoAttention
+from mmsmca.models.layers.joint_attention import Cells
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
 CoAttentionLayer = SMCADecoderLayer | SMCADINODecoderLayer | DetrTransformerDecoderLayer
@@ -171,20 +169,20 @@ def modulated_maps(
     layer: SMCADecoderLayer | SMCADINODecoderLayer, given: dict, attended: dict
 ) -> ModulatedMaps:
     """Maps of a layer of SMCA or SMCA-DINO; arguments are those of :func:`layer_gaussians`."""
-    strides = layer.spatial_prior.strides
-    content, log_prior = _logits(layer.cross_attn, attended)
-    heads, queries = content.shape[1:3]
-    level_weights = content.new_ones(heads, queries, len(strides))
+    strides, attention = layer.spatial_prior.strides, layer.cross_attn
+    names = inspect.signature(attention.logits).parameters
+    content, log_prior = attention.logits(**{name: attended[name] for name in names})
+    level_weights = content.new_ones(*content.shape[1:3], len(strides))
     if isinstance(layer, SMCADINODecoderLayer):
         cells: Cells = attended['cells']
         shapes, padding = _level_shapes(cells, len(strides)), cells.padding
         log_gaussians = log_prior - attended['prior'].gates[..., cells.levels]
     else:
         shapes, padding = attended['level_shapes'], attended['memory_mask']
-        log_gaussians, selection = log_prior, layer.cross_attn.scale_selection
-        level_weights = level_weights / len(strides)
-        if selection is not None:
-            level_weights = selection(attended['features'][0]).softmax(-1).expand(heads, -1, -1)
+        log_gaussians, level_weights = log_prior, level_weights / len(strides)
+        if attention.scale_selection is not None:
+            alpha = attention.scale_selection(attended['features'][0]).softmax(-1)
+            level_weights = alpha.expand_as(level_weights)
     sizes = [height * width for height, width in shapes]
     # Cells that share a softmax: those of all levels in SMCA-DINO, else those of each level.
     groups = [sum(sizes)] if isinstance(layer, SMCADINODecoderLayer) else sizes
@@ -209,28 +207,6 @@ def modulated_maps(
         unmodulated=softmax(content),
         prior_shares=level_weights * _level_sums(softmax(log_prior)),
     )
-
-
-def _logits(attention: CoAttention | JointCoAttention, attended: dict) -> tuple[Tensor, Tensor]:
-    """Logits of the content and of the prior, (1, M, Q, N)."""
-    query, key = (
-        attended['query'] + attended['query_pos'],
-        attended['memory'] + attended['memory_pos'],
-    )
-    if isinstance(attention, JointCoAttention):
-        q = attention._split_heads(attention.query_proj(query))
-        k = attention._split_heads(attention.key_proj(key))
-        prior = joint_log_prior(attended['prior'], attended['cells'])
-    else:
-        q, k = attention.attn.query(query), attention.attn.key(key)
-        prior = torch.cat(
-            [
-                gaussian_log_prior(prior.centers, prior.scales, shape, prior.beta)
-                for prior, shape in zip(attended['priors'], attended['level_shapes'], strict=True)
-            ],
-            dim=-1,
-        )
-    return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), prior
 
 
 def plain_maps(

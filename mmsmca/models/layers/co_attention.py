@@ -1,7 +1,9 @@
 """Spatially modulated co-attention (paper, section 3.2 and 3.3)."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from mmsmca.denormals import flush_denormals
 
 from .attention import IMPLEMENTATIONS, gaussian_attention
-from .explicit_attention import joint_attention
+from .explicit_attention import gaussian_log_prior, joint_attention
 from .projections import AttentionProjections
 from .spatial_prior import LevelPrior
 
@@ -113,6 +115,29 @@ class CoAttention(BaseModule):
             levels = self._attend_levels(q, k, v, priors, memory_mask, level_shapes, dropout_p)
             out = self._select(levels, features)
         return query + self.dropout(self.attn.output(out))
+
+    def logits(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        priors: Sequence[LevelPrior],
+        memory: Tensor,
+        memory_pos: Tensor,
+        level_shapes: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the attention weights, which :meth:`forward` need not have in memory.
+
+        Arguments are those of :meth:`forward`.
+
+        Returns:
+            Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
+        """
+        q, k = self.attn.query(query + query_pos), self.attn.key(memory + memory_pos)
+        log_priors = [
+            gaussian_log_prior(prior.centers, prior.scales, shape, prior.beta)
+            for prior, shape in zip(priors, level_shapes, strict=True)
+        ]
+        return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), torch.cat(log_priors, dim=-1)
 
     def _attend_levels(
         self,

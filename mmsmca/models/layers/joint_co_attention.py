@@ -1,11 +1,13 @@
 """Co-attention over the cells of all levels in one softmax, under a prior tied to a box."""
 
+import math
+
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
-from .joint_attention import IMPLEMENTATIONS, Cells, num_prior_channels
+from .joint_attention import IMPLEMENTATIONS, Cells, joint_log_prior, num_prior_channels
 from .values import check_count
 
 
@@ -112,6 +114,26 @@ class JointCoAttention(BaseModule):
             self.dropout.p if self.training else 0.0,
         )
         return query + self.dropout(self.output_proj(out.transpose(1, 2).flatten(2)))
+
+    def logits(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        prior: JointPrior,
+        memory: Tensor,
+        memory_pos: Tensor,
+        cells: Cells,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the attention weights, which :meth:`forward` need not have in memory.
+
+        Arguments are those of :meth:`forward`.
+
+        Returns:
+            Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
+        """
+        q = self._split_heads(self.query_proj(query + query_pos))
+        k = self._split_heads(self.key_proj(memory + memory_pos))
+        return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), joint_log_prior(prior, cells)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, N, M * k) to (B, M, N, k)."""
