@@ -34,7 +34,7 @@ def interleaved_times(
             0.1 seconds.
 
     Returns:
-        Seconds per call by name, one number a round; work of the accelerator is waited for.
+        Seconds per call by name, one number per round; work of the accelerator is waited for.
     """
     repeats = {}
     for name, call in calls.items():
@@ -58,7 +58,7 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
     """Median over the rounds of how many times as long as the reference something took.
 
     Args:
-        times: Seconds, one number a round.
+        times: Seconds, one number per round.
         reference: Seconds of the reference in the same rounds.
     """
     return statistics.median(t / r for t, r in zip(times, reference, strict=True))

@@ -15,7 +15,7 @@ from .panels import RED, WIDTH, attention_norm, color_bar, draw_box, new_figure
 def comparison_figure(
     rows: Sequence[tuple[np.ndarray, Tensor, dict[str, Inspection]]], layer: int = -1
 ) -> Figure:
-    """Co-attention of several detectors to the same objects, one object a row.
+    """Co-attention of several detectors to the same objects, one object per row.
 
     Each detector shows the query whose box overlaps the object's most: the mean of its attention
     weights over heads, all levels together, and how much of it lies inside the object's box.

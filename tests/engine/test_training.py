@@ -24,7 +24,7 @@ def shapes(tmp_path_factory):
 
 
 def options(shapes, max_epochs):
-    """Four iterations an epoch, no validation before the end."""
+    """Four iterations per epoch, no validation before the end."""
     return {
         'train_dataloader.dataset.data_root': f'{shapes}/',
         'val_dataloader.dataset.data_root': f'{shapes}/',
@@ -100,7 +100,7 @@ def test_quick_start_estimates_its_time_from_a_few_iterations(shapes, monkeypatc
     monkeypatch.setitem(estimate.__globals__, 'step_seconds', recorded)
     cfg = load_config(CONFIG)
     cfg.merge_from_dict(options(shapes, max_epochs=5))
-    # Twenty iterations, four an epoch.
+    # Twenty iterations, four per epoch.
     assert estimate(cfg) == pytest.approx(20 * statistics.fmean(measured) / 60)
     assert len(measured) == 10 and min(measured) > 0
 

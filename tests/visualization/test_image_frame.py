@@ -21,7 +21,7 @@ def test_cells_are_drawn_around_their_places():
     fine, coarse = torch.zeros(5, 7), torch.zeros(3, 4)
     fine[1, 2], coarse[1, 0] = 1, 1
     rasters = frame.rasters([fine, coarse])
-    # Half a fine cell a step: cell (2, 1) lies at pixel (32, 16), a square from 24 and 8 on.
+    # Half a fine cell per step: cell (2, 1) lies at pixel (32, 16), a square from 24 and 8 on.
     assert rasters.shape == (2, 9, 13)
     assert [list(i) for i in np.nonzero(rasters[0])] == [[1, 1, 2, 2], [3, 4, 3, 4]]
     rows, columns = np.nonzero(rasters[1])
