@@ -1,4 +1,4 @@
-"""Train, evaluate and show SMCA-DINO on generated data; interrupted, it goes on where it was."""
+"""Train, evaluate and show SMCA-DINO on generated data. An interrupted run resumes."""
 
 import json
 import os

@@ -33,7 +33,7 @@ def read(path: str | Path) -> dict:
         Its content. If the format allows it, tensors stay on disk until they are used.
 
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint, or holds more than data.
+        CheckpointError: If the file is missing, not a checkpoint, or holds more than data.
     """
     _check_file(Path(path))
     # Once more: whenever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
@@ -88,7 +88,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     ):
         raise CheckpointError(
             f'{path} holds no named tensors, neither under "model", nor "state_dict", nor at the '
-            'top: it is no checkpoint of a model'
+            'top: it is not a checkpoint of a model'
         )
     # As DistributedDataParallel names them.
     wrapped = all(name.startswith('module.') for name in state_dict)

@@ -102,7 +102,7 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
     found = [name for name, projection in projections.items() if projection in state_dict]
     if not found or not any('.norm4.' in name for name in state_dict):
         raise CheckpointError(
-            'this is no SMCA of the authors, neither single-scale nor convolutional multi-scale: '
+            'this is not an SMCA of the authors, single-scale or convolutional multi-scale: '
             'it lacks their input_proj or the norm4 of their decoder layers'
         )
     architecture = found[0]
@@ -177,7 +177,7 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             is missing or has no place, or ``num_classes`` has reduced the classifier.
     """
     if not any('.spatial_prior.' in name for name in state_dict):
-        raise CheckpointError('this is no SMCA, neither ours nor of the authors: no spatial_prior')
+        raise CheckpointError('this is not an SMCA of ours or of the authors: no spatial_prior')
     architecture = 'multi_scale_conv' if 'encoder.halve.weight' in state_dict else 'single_scale'
     if architecture == 'single_scale' and 'level_embed' in state_dict:
         raise CheckpointError(

@@ -125,7 +125,7 @@ def model_tensors(config: str) -> dict[str, Tensor]:
         The state dict of the model.
 
     Raises:
-        CheckpointError: If the config is no config of SMCA, or its model cannot be built.
+        CheckpointError: If the config is not one of SMCA, or its model cannot be built.
     """
     register_all_modules()
     try:
@@ -133,7 +133,7 @@ def model_tensors(config: str) -> dict[str, Tensor]:
     except Exception as error:  # a config is Python code: anything can be wrong with it
         raise CheckpointError(f'the model of {config} cannot be built: {error}') from error
     if 'decoder.center_head.layers.0.weight' not in state_dict:
-        raise CheckpointError(f'the model of {config} is no SMCA: name a config of one')
+        raise CheckpointError(f'the model of {config} is not an SMCA: name a config of one')
     return state_dict
 
 

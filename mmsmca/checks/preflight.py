@@ -96,7 +96,7 @@ def effective_config(args: Namespace) -> Config:
 
     Returns:
         The config with ``--cfg-options`` merged; ``load_from`` is the checkpoint that the run
-        starts from, or None, and ``resume`` says whether the run goes on with it. With ``--resume``
+        starts from, or None, and ``resume`` says whether the run resumes from it. With ``--resume``
         without a path that is :func:`.latest_checkpoint`; as long as there is none, the run starts
         as it would without ``--resume``.
 

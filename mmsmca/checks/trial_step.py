@@ -83,7 +83,7 @@ def trial_step(cfg: Config) -> None:
         except Exception as error:
             raise ConfigError(
                 f'{name}{stage} fails{_place(error, names)}: {one_line(error)}. '
-                'Correct the config; --no-trial-step starts all the same.'
+                'Correct the config; --no-trial-step starts anyway.'
             ) from error
 
 

@@ -162,7 +162,7 @@ def test_odd_shapes_are_refused(reference, name, value, words):
 
 def test_other_models_are_refused(reference, ours):
     detr = {name: tensor for name, tensor in reference.items() if 'norm4' not in name}
-    with pytest.raises(CheckpointError, match='no SMCA of the authors'):
+    with pytest.raises(CheckpointError, match='not an SMCA of the authors'):
         checkpoints.convert_reference(detr)
     detr = {name: tensor for name, tensor in ours.items() if 'spatial_prior' not in name}
     with pytest.raises(CheckpointError, match='no SMCA'):

@@ -445,7 +445,7 @@ def test_command(detr, tmp_path):
 
     for config, words in (
         ('nowhere.py', 'nowhere.py cannot be built'),
-        (MMDET_CONFIGS / 'detr' / 'detr_r50_8xb2-150e_coco.py', 'is no SMCA'),
+        (MMDET_CONFIGS / 'detr' / 'detr_r50_8xb2-150e_coco.py', 'is not an SMCA'),
     ):
         refused = convert(source, tmp_path / 'never.pth', '--warm-start', config)
         assert refused.returncode == 2 and words in refused.stderr

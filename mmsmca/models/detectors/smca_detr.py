@@ -29,14 +29,14 @@ class SMCADETR(DETR):
     """
 
     def __init__(self, *args, **kwargs) -> None:
-        # Before anything of it is built: the first large tensors start PyTorch's threads.
+        # Before anything is built: the first large tensors start PyTorch's threads.
         flush_denormals()
         super().__init__(*args, **kwargs)
 
     def _init_layers(self) -> None:
-        """Build what lies between the neck and the head."""
+        """Build the modules between neck and head."""
         check_count('model.num_queries', self.num_queries)
-        # Under these names MMDetection's DETR keeps the configs first, then the modules.
+        # MMDetection's DETR stores the configs under these names first, then the modules.
         encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
         self.positional_encoding = SinePositionalEncoding(**encoding)
         self.encoder = MODELS.build({'type': 'SMCAEncoder', **encoder})
@@ -97,7 +97,7 @@ class SMCADETR(DETR):
         return self.encoder(**encoder_inputs)._asdict()
 
     def pre_decoder(self, memory: Tensor, **levels) -> tuple[dict, dict]:
-        """Add the queries to what the encoder gave.
+        """Add the queries to the encoder's outputs.
 
         Args:
             memory: Encoded cells, (B, N, C).

@@ -37,7 +37,7 @@ def gaussian_attention(
     .. math:: C = softmax(K^T Q / \sqrt{d} + \log G) V
 
     Args:
-        query: B images, M heads, Q queries, d channels a head: (B, M, Q, d).
+        query: B images, M heads, Q queries, d channels per head: (B, M, Q, d).
         key: Keys of the H * W cells, row by row, (B, M, H * W, d).
         value: (B, M, H * W, d).
         centers: Centres (x, y) of the priors in cells, (B, M, Q, 2).

@@ -97,7 +97,7 @@ class CoAttention(BaseModule):
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
             features: Prior features u, (B, Q, C).
-            priors: Gaussian priors of the queries, one a level.
+            priors: Gaussian priors of the queries, one per level.
             memory: Encoded cells of all levels, one level after the other, (B, N, C).
             memory_pos: Position encoding of the cells, (B, N, C).
             memory_mask: True where a cell is padding, (B, N), or None.

@@ -68,7 +68,7 @@ def _valid_ratios(
     feat: Tensor, mask: Tensor | None, level_shapes: Sequence[tuple[int, int]]
 ) -> Tensor:
     """Fraction of every level that is content, along x and y: (B, L, 2)."""
-    # Half precision would place the sampling points off by tenths of a cell.
+    # Half precision would misplace the sampling points by tenths of a cell.
     dtype = torch.promote_types(feat.dtype, torch.float32)
     if mask is None:
         return feat.new_ones(len(feat), len(level_shapes), 2, dtype=dtype)
@@ -77,6 +77,6 @@ def _valid_ratios(
     for level, (height, width) in zip(levels, level_shapes, strict=True):
         content = ~level.unflatten(1, (height, width))
         cells = torch.stack([content.any(dim).sum(dim=1) for dim in (1, 2)], dim=-1)
-        # Reference points are divided by the ratio, on a level that is all padding too.
+        # Reference points are divided by the ratio, even on a level that is all padding.
         ratios.append(cells.clamp(min=1).to(dtype) / cells.new_tensor([width, height]))
     return torch.stack(ratios, dim=1)

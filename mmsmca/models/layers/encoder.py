@@ -65,7 +65,7 @@ class SMCAEncoderLayer(BaseModule):
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
         num_attentions: 1, shared by all groups, or one attention a group. Defaults to 1.
-        num_ffns: 1, shared by all groups, or one FFN a group. Defaults to 1.
+        num_ffns: 1, shared by all groups, or one FFN per group. Defaults to 1.
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
 
@@ -134,7 +134,7 @@ class SMCAEncoder(BaseModule):
         num_layers: Number of layers.
         layer_cfg: Arguments of every :class:`SMCAEncoderLayer`.
         layer_kinds: ``intra`` (each level attends to itself) or ``multi`` (all cells attend to
-            all), one a layer. Defaults to ``intra`` everywhere.
+            all), one per layer. Defaults to ``intra`` everywhere.
         num_levels: Number of levels. Defaults to 1.
         share_attention: Whether the levels share an intra-scale layer's attention weights.
             Defaults to True.

@@ -77,7 +77,7 @@ def joint_attention(
         query: (B, M, Q, d).
         key: Keys of all levels, one level after the other, (B, M, N, d).
         value: (B, M, N, d).
-        priors: Gaussian priors of the queries, one a level.
+        priors: Gaussian priors of the queries, one per level.
         level_shapes: Height and width of every level, in cells.
         key_padding_mask: True where a cell is padding, (B, N). Defaults to None: no padding.
         dropout_p: Probability that an attention weight is dropped. Defaults to 0.

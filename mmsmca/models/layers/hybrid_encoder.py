@@ -42,7 +42,7 @@ class ConvLayer(BaseModule):
 
 
 class FusionBlock(BaseModule):
-    """Two maps of a level become one: residual 3 x 3 convolutions beside a 1 x 1 shortcut.
+    """Fusion of two maps of a level: residual 3 x 3 convolutions beside a 1 x 1 shortcut.
 
     Args:
         embed_dims: Channels C.
@@ -164,6 +164,6 @@ class SMCAHybridEncoder(BaseModule):
 
 
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Give every cell of the finer level what the coarser cell holds that it lies in."""
+    """Give every cell of the finer level the value of the coarser cell that it lies in."""
     height, width = shape
     return F.interpolate(x, scale_factor=2, mode='nearest')[..., :height, :width]

@@ -52,7 +52,7 @@ class MatchabilityLoss(QualityFocalLoss):
         labels, quality = target
         positive = F.one_hot(labels, pred.size(1) + 1)[:, :-1].to(pred.dtype)
         soft = positive * quality.to(pred.dtype)[:, None].pow(self.gamma)
-        # The weight is no path of the gradient, as in the authors' code.
+        # The weight gets no gradient, as in the authors' code.
         balance = positive + (1 - positive) * pred.detach().sigmoid().pow(self.gamma)
         loss = F.binary_cross_entropy_with_logits(pred, soft, balance, reduction='none').sum(1)
         reduction = reduction_override or 'mean'
