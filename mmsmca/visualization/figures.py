@@ -29,6 +29,7 @@ class Row(NamedTuple):
 
     label: str
     maps: ModulatedMaps
+    frame: ImageFrame
     box: Tensor
 
 
@@ -52,11 +53,11 @@ def summary_figure(
         The figure.
     """
     rows = [
-        _row(inspection, query, layer, _found(inspection, query, classes, '\n'))
+        _row(image, inspection, query, layer, _found(inspection, query, classes, '\n'))
         for query in queries
     ]
     number = layer % len(inspection.layers)
-    return _rows_figure(image, inspection, rows, f'Where the queries look, decoder layer {number}')
+    return _rows_figure(rows, f'Where the queries look, decoder layer {number}')
 
 
 def layers_figure(
@@ -67,10 +68,11 @@ def layers_figure(
     Arguments and result are those of :func:`summary_figure`, for one query in all layers.
     """
     rows = [
-        _row(inspection, query, layer, f'layer {layer}') for layer in range(len(inspection.layers))
+        _row(image, inspection, query, layer, f'layer {layer}')
+        for layer in range(len(inspection.layers))
     ]
     title = f'{_found(inspection, query, classes)}: layer by layer'
-    return _rows_figure(image, inspection, rows, title, same_part=True)
+    return _rows_figure(rows, title, same_part=True)
 
 
 def query_figure(
@@ -84,8 +86,8 @@ def query_figure(
 
     Arguments and result are those of :func:`summary_figure`, for one query.
     """
-    row = _row(inspection, query, layer)
-    top_height, levels = _panel_height(image, [row]) + 1, len(row.maps.strides)
+    row = _row(image, inspection, query, layer)
+    top_height, levels = _panel_height([row]) + 1, len(row.maps.strides)
     num_heads = len(row.maps.weights[0])
     level_height = 3 * WIDTH / (num_heads + 1) * image.shape[0] / image.shape[1] + 0.75
     figure = new_figure(top_height + levels * level_height + 0.5)
@@ -93,10 +95,9 @@ def query_figure(
     figure.suptitle(f'{_found(inspection, query, classes)}: decoder layer {number}', size=11)
     heights = [top_height] + [level_height] * levels
     top, *parts = figure.subfigures(levels + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_rows(top, image, inspection, [row])
-    frame = ImageFrame(image, inspection, row.maps)
+    _draw_rows(top, [row])
     for level, part in enumerate(parts):
-        _draw_heads(part, frame, row, level)
+        _draw_heads(part, row, level)
     _legend(figure, row.maps)
     return figure
 
@@ -149,10 +150,11 @@ def detections_image(
     return visualizer.get_image()
 
 
-def _row(inspection: Inspection, query: int, layer: int, label: str = '') -> Row:
+def _row(image: np.ndarray, inspection: Inspection, query: int, layer: int, label: str = '') -> Row:
     maps = inspection.maps([query], layer)
     assert isinstance(maps, ModulatedMaps)
-    return Row(label, maps, inspection.layer_boxes[layer, query])
+    frame = ImageFrame(image, inspection, maps)
+    return Row(label, maps, frame, inspection.layer_boxes[layer, query])
 
 
 def _found(
@@ -171,47 +173,34 @@ def _num_columns(rows: Sequence[Row]) -> int:
     return max(len(r.maps.prior.peaks) + 3 + (len(r.maps.strides) > 1) for r in rows)
 
 
-def _panel_height(image: np.ndarray, rows: Sequence[Row]) -> float:
+def _panel_height(rows: Sequence[Row]) -> float:
+    image = rows[0].frame.image
     return WIDTH / _num_columns(rows) * image.shape[0] / image.shape[1] + 0.1
 
 
-def _rows_figure(
-    image: np.ndarray,
-    inspection: Inspection,
-    rows: Sequence[Row],
-    title: str,
-    same_part: bool = False,
-) -> Figure:
-    figure = new_figure(_panel_height(image, rows) * len(rows) + 1.5)
+def _rows_figure(rows: Sequence[Row], title: str, same_part: bool = False) -> Figure:
+    figure = new_figure(_panel_height(rows) * len(rows) + 1.5)
     figure.suptitle(title, size=11)
-    _draw_rows(figure, image, inspection, rows, same_part)
+    _draw_rows(figure, rows, same_part)
     _legend(figure, rows[0].maps)
     return figure
 
 
-def _draw_rows(
-    figure: Figure | SubFigure,
-    image: np.ndarray,
-    inspection: Inspection,
-    rows: Sequence[Row],
-    same_part: bool = False,
-) -> None:
-    """Draw rows of panels, their colour scales below and a legend."""
-    # A layer may leave out the finest levels.
-    frames = [ImageFrame(image, inspection, row.maps) for row in rows]
+def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row], same_part: bool = False) -> None:
+    """Draw rows of panels and their colour scales below."""
     maps, columns = rows[0].maps, _num_columns(rows)
-    heights = [_panel_height(image, rows)] * len(rows) + [0.13]
+    heights = [_panel_height(rows)] * len(rows) + [0.13]
     panels = figure.subplots(len(rows) + 1, columns, squeeze=False, height_ratios=heights)
     norm = attention_norm(
         [
-            frame.density(row.maps.head_means(weights, 0))
-            for frame, row in zip(frames, rows, strict=True)
+            row.frame.density(row.maps.head_means(weights, 0))
+            for row in rows
             for weights in (row.maps.unmodulated, row.maps.weights)
         ]
     )
-    for number, (axes, frame, row) in enumerate(zip(panels, frames, rows, strict=False)):
-        part = _part(frame, rows if same_part else [row])
-        _draw_row(axes, frame, row, part, norm, titles=number == 0)
+    for number, (axes, row) in enumerate(zip(panels, rows, strict=False)):
+        part = _part(rows if same_part else [row])
+        _draw_row(axes, row, part, norm, titles=number == 0)
         axes[0].set_ylabel(row.label, fontsize=8)
     for axes in panels[-1]:
         axes.set_axis_off()
@@ -226,15 +215,10 @@ def _draw_rows(
 
 
 def _draw_row(
-    panels: Sequence[Axes],
-    frame: ImageFrame,
-    row: Row,
-    part: np.ndarray,
-    norm: Normalize,
-    titles: bool,
+    panels: Sequence[Axes], row: Row, part: np.ndarray, norm: Normalize, titles: bool
 ) -> None:
     """Draw a row's boxes, centre and Gaussians, means over the heads, and weights of the levels."""
-    maps, prior = row.maps, row.maps.prior
+    maps, prior, frame = row.maps, row.maps.prior, row.frame
     placements = len(prior.peaks)
     names = ['Gaussians' if prior.boxes is None else 'Gaussians, enlarged']
     if placements > 1:
@@ -280,13 +264,13 @@ def outlines(prior: Gaussians, level: int) -> Tensor:
     return prior.peaks[level, :, 0, None] + radii[..., None] * directions
 
 
-def _part(frame: ImageFrame, rows: Sequence[Row]) -> np.ndarray:
+def _part(rows: Sequence[Row]) -> np.ndarray:
     """Two corners of the part of the image that the Gaussians are drawn over, (2, 2).
 
     This is the whole image, unless the priors are tied to boxes: those are as small as the boxes.
     """
+    frame, points = rows[0].frame, []
     size = np.array(frame.image.shape[1::-1])
-    points = []
     for row in rows:
         prior = row.maps.prior
         if prior.boxes is None:
@@ -330,7 +314,7 @@ def _draw_level_shares(axes: Axes, maps: ModulatedMaps) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _draw_heads(figure: SubFigure, frame: ImageFrame, row: Row, level: int) -> None:
+def _draw_heads(figure: SubFigure, row: Row, level: int) -> None:
     """Draw one column per head: its Gaussian on a level, attention without and with it."""
     maps = row.maps
     heads, _, height, width = maps.weights[level].shape
@@ -356,8 +340,8 @@ def _draw_heads(figure: SubFigure, frame: ImageFrame, row: Row, level: int) -> N
     ):
         axes[0].set_ylabel(name, fontsize=8)
         for head in range(heads):
-            raster = frame.rasters([of_level[head, 0] for of_level in values])[level]
-            frame.show_map(axes[head], raster, colors, scale)
+            raster = row.frame.rasters([of_level[head, 0] for of_level in values])[level]
+            row.frame.show_map(axes[head], raster, colors, scale)
             draw_box(axes[head], row.box, 'black', linewidth=0.5)
     for head, axes in enumerate(rows[0]):
         axes.set_title(f'head {head}', fontsize=8, color=_head_color(head))

@@ -22,24 +22,12 @@ SINGLE = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 MULTI = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
 DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 DETR = 'small/detr_r18w16_1xb4-3ki_shapes192.py'
-CONV_ENCODER = dict(
-    _delete_=True,
-    type='SMCAConvEncoder',
-    num_layers=1,
-    num_levels=3,
-    layer_cfg=dict(
-        self_attn_cfg=dict(embed_dims=128),
-        ffn_cfg=dict(embed_dims=128, feedforward_channels=64, ffn_drop=0.0),
-    ),
-)
 MODELS = {
     'single scale': (SINGLE, {}),
     'head-shared': (SINGLE, dict(spatial_prior_cfg=dict(head_shared=True))),
-    'isotropic': (SINGLE, dict(spatial_prior_cfg=dict(scale='isotropic'))),
     'covariance': (SINGLE, dict(spatial_prior_cfg=dict(scale='covariance'))),
     'learned': (MULTI, {}),
     'uniform': (MULTI, dict(cross_attn_cfg=dict(scale_selection='uniform'))),
-    'conv': (MULTI, {}),
     'box': (DINO, {}),
     'static': (DINO, dict(spatial_prior_cfg=dict(_delete_=True, type='StaticPrior'))),
 }
@@ -57,9 +45,6 @@ def build(kind):
     model_options = dict(data_preprocessor=dict(pad_size_divisor=32))
     if layer_cfg:
         model_options['decoder'] = dict(layer_cfg=layer_cfg)
-    if kind == 'conv':
-        model_options['encoder'] = CONV_ENCODER
-        model_options['decoder'] = dict(strides=[16, 16, 32])
     model = build_detector(name, model_options).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
