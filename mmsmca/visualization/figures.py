@@ -239,7 +239,7 @@ def _draw_row(
         frame.show_map(axes, frame.density(maps.head_means(weights, 0)), RED, norm)
     for axes in images:
         draw_box(axes, row.box, 'black')
-    names += ['largest Gaussian', 'attention without prior', 'attention with prior']
+    names += ['largest Gaussian', 'attention without it', 'attention with it']
     if len(maps.strides) > 1:
         _draw_level_shares(panels[-1], maps)
         panels[-1].set_box_aspect(frame.image.shape[0] / frame.image.shape[1])
@@ -335,8 +335,8 @@ def _draw_heads(figure: SubFigure, row: Row, level: int) -> None:
     norm = attention_norm([maps.unmodulated[level].numpy(), maps.weights[level].numpy()])
     for axes, name, values, colors, scale in (
         (rows[0], 'Gaussian', maps.gaussians, BLUE, GAUSSIAN),
-        (rows[1], 'attention\nwithout prior', maps.unmodulated, RED, norm),
-        (rows[2], 'with prior', maps.weights, RED, norm),
+        (rows[1], 'attention\nwithout it', maps.unmodulated, RED, norm),
+        (rows[2], 'with it', maps.weights, RED, norm),
     ):
         axes[0].set_ylabel(name, fontsize=8)
         for head in range(heads):
