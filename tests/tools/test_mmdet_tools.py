@@ -1,6 +1,8 @@
 """MMDetection's own tools run on our configs as they are."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +45,22 @@ def run(tmp_path_factory) -> Path:
         meta = dict(dataset_meta=dict(classes=CLASSES))
         torch.save(dict(state_dict=MODELS.build(model).state_dict(), meta=meta), 'dino.pth')
     return folder
+
+
+@pytest.mark.slow
+def test_own_test_script(run: Path):
+    """It imports MMDetection's models before it reads the config that imports mmsmca."""
+    script = Path(mmdet.__file__).parent / '.mim/tools/test.py'
+    environment = {k: v for k, v in os.environ.items() if k != 'LOCAL_RANK'}
+    tested = subprocess.run(
+        [sys.executable, '-m', 'mmsmca', script, 'config.py', 'work/epoch_1.pth'],
+        capture_output=True,
+        text=True,
+        cwd=run,
+        env={**environment, 'PYTHONPATH': str(ROOT)},
+    )
+    assert tested.returncode == 0, tested.stderr
+    assert 'coco/bbox_mAP' in tested.stdout
 
 
 @pytest.fixture
