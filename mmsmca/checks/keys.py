@@ -154,7 +154,7 @@ def described(error: Exception) -> str:
     if not unknown or named is None:
         return text
     close = difflib.get_close_matches(unknown[2], signature_names(named) or (), n=1)
-    return text + (f'; did you mean {close[0]}?' if close else '')
+    return text + (f' (did you mean {close[0]}?)' if close else '')
 
 
 def _names(function: Callable) -> set[str]:
