@@ -1,5 +1,6 @@
 """Data sets and evaluators of a config, checked against their files and each other."""
 
+import difflib
 import os
 import warnings
 from collections import defaultdict
@@ -17,6 +18,9 @@ from mmsmca.errors import ConfigError, DataError, few, first_difference
 from .checkpoint import is_local
 from .coco_file import CocoFile, duplicates, read_coco
 from .keys import described
+
+# Of a data set's metainfo, what MMDetection reads.
+META = ('classes', 'palette')
 
 Datasets = list[tuple[str, CocoDataset]]
 Evaluators = list[tuple[str, ConfigDict, str]]
@@ -155,8 +159,9 @@ def _evaluators(node: ConfigDict | list | None, key: str) -> Iterator[tuple[str,
 
 def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
     for name in metainfo:
-        if name.lower() != name and name.lower() in ('classes', 'palette'):
-            raise ConfigError(f'{key}.metainfo.{name}: nothing reads it. Call it {name.lower()}.')
+        meant = difflib.get_close_matches(name.lower(), META, n=1, cutoff=0.8)
+        if meant and name not in META:
+            raise ConfigError(f'{key}.metainfo.{name}: nothing reads it. Call it {meant[0]}.')
     classes = metainfo.get('classes')
     if classes is None or isinstance(classes, str):
         raise ConfigError(
@@ -208,6 +213,8 @@ def _check_paths(key: str, dataset: CocoDataset) -> None:
             f"{key}.data_prefix has no key 'img'. Set it to the folder of the images: "
             "data_prefix=dict(img='train2017/')."
         )
+    for name in dataset.data_prefix.keys() - {'img', 'seg'}:
+        raise ConfigError(f"{key}.data_prefix.{name}: nothing reads it. Call it 'img' or 'seg'.")
     folder = os.path.abspath(dataset.data_prefix['img'])
     if not os.path.isdir(folder):
         raise DataError(

@@ -110,10 +110,13 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the one that was meant, or some of the known."""
     known = sorted(word for word in known if not word.startswith('_'))
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.76)
     if close:
         return f'; did you mean {close[0]}?'
-    return f'. It is one of {few(known, 12)}.' if known else '. Remove it.'
+    # Of a long list the first are of no help.
+    return (
+        f'. It is one of {few(known, 12)}.' if 0 < len(known) < 100 else '. Correct or remove it.'
+    )
 
 
 def signature_names(cls: type) -> set[str] | None:
@@ -293,7 +296,13 @@ def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
     paramwise = wrapper.get('paramwise_cfg') or {}
     name = wrapper.get('constructor') or 'DefaultOptimWrapperConstructor'
     constructor: Any = registries.OPTIM_WRAPPER_CONSTRUCTORS.get(name)
-    if not (constructor and issubclass(constructor, DefaultOptimWrapperConstructor)):
+    if constructor is None:
+        known = {
+            *registries.OPTIM_WRAPPER_CONSTRUCTORS.module_dict,
+            'DefaultOptimWrapperConstructor',
+        }
+        raise ConfigError(f'{key}.constructor: nothing is called {name}{suggestion(name, known)}')
+    if not issubclass(constructor, DefaultOptimWrapperConstructor):
         return
     _check_names(f'{key}.paramwise_cfg', paramwise, mentioned([constructor]))
     names = [name for name, _ in model.named_parameters()]

@@ -201,6 +201,21 @@ VALUES = {
         'train',
         ["optim_wrapper.clip_grad.type is 'norms'", "'value'"],
     ),
+    'classes misspelt': (
+        {'train_dataloader.dataset.metainfo.clases': ('disc',)},
+        'train',
+        ['train_dataloader.dataset.metainfo.clases', 'Call it classes'],
+    ),
+    'images misspelt': (
+        {'train_dataloader.dataset.data_prefix.image': 'train/'},
+        'train',
+        ['train_dataloader.dataset.data_prefix.image', "Call it 'img'"],
+    ),
+    'unknown constructor': (
+        {'optim_wrapper.constructor': 'GroupedOptimWrapper'},
+        'train',
+        ['optim_wrapper.constructor', 'did you mean GroupedOptimWrapperConstructor?'],
+    ),
     'classes in capitals': (
         {'train_dataloader.dataset.metainfo': dict(CLASSES=('disc',))},
         'train',
