@@ -150,7 +150,8 @@ def described(error: Exception) -> str:
     trace, named = error.__traceback__, None
     while unknown and trace is not None:
         frame = trace.tb_frame
-        for value in (*frame.f_locals.values(), frame.f_globals.get(unknown[1])):
+        bases = type(frame.f_locals.get('self')).__mro__
+        for value in (*bases, *frame.f_locals.values(), frame.f_globals.get(unknown[1])):
             if isinstance(value, type) and value.__name__ == unknown[1]:
                 named = value
         trace = trace.tb_next

@@ -259,6 +259,7 @@ MISSPELT = [
     ('model.test_cfg.max_per_image', 5, 'max_per_img'),
     ('model.train_cfg.assigners', {}, 'assigner'),
     ('model.encoder.num_layer', 1, 'num_layers'),
+    ('model.num_query', 1, 'num_queries'),
     ('model.decoder.layer_cfg.spatial_prior_cfg.betas', 1, 'beta'),
     ('model.decoder.layer_cfg.ffn_cfg.feedforward_channel', 1, 'feedforward_channels'),
 ]
