@@ -5,6 +5,7 @@ import math
 import os
 import runpy
 import time
+from functools import partial
 from pathlib import Path
 
 import benchmarks
@@ -16,18 +17,16 @@ from cases import Detector, Setting
 from utils import ROOT
 
 
-def allocate(mib: int) -> float | None:
-    """Peak of a call that keeps nothing, under a limit of 2 GiB."""
-    return benchmarks.peak_memory(
-        lambda: torch.ones(mib * benchmarks.MIB, dtype=torch.uint8), limit_gib=2
-    )
-
-
 @pytest.mark.slow
 def test_peak_memory_of_a_fresh_process():
     before = dict(os.environ)
-    assert benchmarks.in_fresh_process(allocate, 300) == pytest.approx(300, abs=5)
-    assert benchmarks.in_fresh_process(allocate, 4000) is None
+    small, large = (
+        benchmarks.in_fresh_process(
+            benchmarks.peak_memory, partial(torch.ones, mib * 2**20, dtype=torch.uint8), 2
+        )
+        for mib in (300, 4000)
+    )
+    assert small == pytest.approx(300, abs=5) and large is None
     assert os.environ == before
 
 
