@@ -11,7 +11,7 @@ import torch
 
 from mmsmca.engine.timing import cpu_name
 
-PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'mmdetection', 'mmsmca', 'numpy')
+PACKAGES = ('torch', 'mmcv', 'mmcv-lite', 'mmengine', 'mmdet', 'mmdetection', 'mmsmca', 'numpy')
 
 
 def git_revision(folder: Path) -> str | None:
