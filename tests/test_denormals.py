@@ -25,7 +25,7 @@ from utils import ROOT, build_detector, load_config
 
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.denormals import denormals_flushed
-from mmsmca.deployment import onnx_comparison
+from mmsmca.deployment import runtimes
 
 sys.path.append(str(ROOT / 'tools'))
 import infer_onnx  # noqa: E402
@@ -92,28 +92,31 @@ def inferencer():
 
 
 def double():
-    """A graph that doubles 4096 numbers."""
-    x, y = (make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in ('x', 'y'))
-    graph = make_graph([make_node('Add', ['x', 'x'], ['y'])], 'double', [x], [y])
+    """A graph that doubles 4096 numbers, with the names of a detector's."""
+    names = ['images', 'sizes', 'boxes', 'scores', 'labels']
+    x, y, *outputs = (make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in names)
+    nodes = [make_node('Add', ['images', 'sizes'], [name]) for name in names[2:]]
+    graph = make_graph(nodes, 'double', [x, y], outputs)
     model = make_model(graph, opset_imports=[make_opsetid('', 17)], ir_version=8)
     onnx.helper.set_model_props(model, {'classes': '[]', 'scale': '[64, 64]'})
     return model
 
 
-def ask_session(session):
+def ask_session(run):
     denormal = np.full(4096, 2.0**-128, np.float32)
-    (doubled,) = session.run(None, dict(x=denormal))
+    doubled = run(denormal, denormal)[0]
     print(json.dumps(not doubled.view(np.int32).any().item()))
 
 
 def exported():
-    ask_session(onnx_comparison.start_session(double()))
+    (session,) = runtimes.start_onnxruntime(double().SerializeToString()).args
+    ask_session(lambda x, y: session.run(['boxes'], dict(images=x, sizes=y)))
 
 
 def template():
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(double(), f'{folder}/double.onnx')
-        ask_session(infer_onnx.start_session(f'{folder}/double.onnx', threads=2)[0])
+        ask_session(infer_onnx.start(f'{folder}/double.onnx', threads=2, streams=1)[0])
 
 
 def run(*command, switch='1'):

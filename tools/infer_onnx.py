@@ -1,21 +1,29 @@
-"""Detect on images with a graph of tools/export_onnx.py: onnxruntime, OpenCV and NumPy alone.
+"""Detect on images with an exported detector: onnxruntime or OpenVINO, OpenCV and NumPy alone.
 
-Example: python tools/infer_onnx.py smca.onnx street.jpg park.jpg --out-dir found
+Examples:
+    python tools/infer_onnx.py smca.onnx street.jpg park.jpg --out-dir found
+    python tools/infer_onnx.py smca.xml *.jpg --batch-size 4 --streams 2
 
-A template for applications: neither PyTorch nor MMDetection nor this package is imported.
+A template for applications: neither PyTorch nor MMDetection nor this package is imported. A .onnx
+file runs in onnxruntime, a .xml file in OpenVINO.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
-import onnxruntime
+
+# From a batch of images and their sizes to boxes, scores and labels; threads may share it.
+Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
 
 
 def read(path: str) -> np.ndarray:
@@ -26,11 +34,16 @@ def read(path: str) -> np.ndarray:
     return image
 
 
-def resize(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
+def resize(path: str, image: np.ndarray, scale: Sequence[int]) -> np.ndarray:
     """Resize as in training, to the largest size within (long side, short side) in pixels."""
     sides = sorted(image.shape[:2], reverse=True)
     factor = min(limit / side for limit, side in zip(scale, sides, strict=True))
     height, width = (int(side * factor + 0.5) for side in image.shape[:2])
+    if not height or not width:
+        raise ValueError(
+            f'{path} has {image.shape[0]} x {image.shape[1]} pixels, resized {height} x {width}: '
+            'cut it into pieces that are less long'
+        )
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
@@ -43,21 +56,62 @@ def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return batch, sizes
 
 
-def start_session(path: str, threads: int) -> tuple[onnxruntime.InferenceSession, dict]:
-    """Load a graph and what its export stored beside it: classes and scale."""
+def runtime(name: str, path: str) -> ModuleType:
+    """Import what runs a file."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{path} needs {name}: pip install {name}') from error
+
+
+def start_onnxruntime(path: str, threads: int) -> tuple[Run, dict[str, str]]:
+    """Load a graph, and what its export stored in it."""
+    onnxruntime = runtime('onnxruntime', path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Attention weights far from a Gaussian are such numbers, and slow on many processors.
     options.add_session_config_entry('session.set_denormal_as_zero', '1')
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        return session.run(['boxes', 'scores', 'labels'], {'images': images, 'sizes': sizes})
+
+    return run, session.get_modelmeta().custom_metadata_map
+
+
+def start_openvino(path: str, threads: int, streams: int) -> tuple[Run, dict[str, str]]:
+    """Load a model, and what its export stored in it."""
+    openvino = runtime('openvino', path)
+    core = openvino.Core()
+    model = core.read_model(path)
+    settings = {'NUM_STREAMS': streams, 'INFERENCE_NUM_THREADS': threads}
+    compiled = core.compile_model(model, 'CPU', settings)
+
+    def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = compiled.create_infer_request().infer({'images': images, 'sizes': sizes})
+        return tuple(found[name] for name in ('boxes', 'scores', 'labels'))
+
+    keys = [key for key in ('classes', 'scale') if model.has_rt_info(['mmsmca', key])]
+    return run, {key: model.get_rt_info(['mmsmca', key]).astype(str) for key in keys}
+
+
+def start(path: str, threads: int, streams: int) -> tuple[Run, list[str], list[int]]:
+    """Load a detector, the names of its classes and its scale."""
+    openvino = path.endswith('.xml')
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    except Exception as error:  # onnxruntime's have no common base class
-        reason = str(error).splitlines()[0]
-        raise ValueError(f'{path} cannot be loaded by onnxruntime: {reason}') from error
-    metadata = session.get_modelmeta().custom_metadata_map
-    if not {'classes', 'scale'} <= metadata.keys():
-        raise ValueError(f'{path} has no classes and scale: export it with tools/export_onnx.py')
-    return session, {key: json.loads(metadata[key]) for key in ('classes', 'scale')}
+        run, stored = (
+            start_openvino(path, threads, streams) if openvino else start_onnxruntime(path, threads)
+        )
+    except Exception as error:  # the runtimes' have no common base class
+        if isinstance(error, ValueError):
+            raise
+        name = 'OpenVINO' if openvino else 'onnxruntime'
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'{path} cannot be loaded by {name}: {reason}') from error
+    if not {'classes', 'scale'} <= stored.keys():
+        tool = 'export_openvino.py' if openvino else 'export_onnx.py'
+        raise ValueError(f'{path} has no classes and scale: export it with tools/{tool}')
+    return run, json.loads(stored['classes']), json.loads(stored['scale'])
 
 
 def check_destination(images: Sequence[str], out_dir: Path) -> None:
@@ -84,14 +138,22 @@ def draw(image: np.ndarray, box: np.ndarray, text: str) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """Parse a number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is less than 1')
+    return int(text)
+
+
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('model', help='graph, .onnx')
+    parser.add_argument('model', help='exported detector, .onnx or .xml')
     parser.add_argument('images', nargs='+', help='image files')
-    parser.add_argument('--batch-size', type=int, default=1, help='images at once; default: 1')
+    parser.add_argument('--batch-size', type=positive, default=1, help='images at once; default: 1')
     parser.add_argument('--threshold', type=float, default=0.3, help='least score; default: 0.3')
-    parser.add_argument('--threads', type=int, default=0, help='default: one a core')
+    parser.add_argument('--threads', type=positive, default=0, help='default: one a core')
+    parser.add_argument('--streams', type=positive, default=1, help='batches at a time; default: 1')
     parser.add_argument('--out-dir', type=Path, help='folder to draw the detections in')
     return parser.parse_args()
 
@@ -100,41 +162,48 @@ def detect(args: argparse.Namespace) -> None:
     """Detect, print what is found and how long it took."""
     if args.out_dir:
         check_destination(args.images, args.out_dir)
-    session, metadata = start_session(args.model, args.threads)
-    classes, scale = metadata['classes'], metadata['scale']
+    run, classes, scale = start(args.model, args.threads, args.streams)
     if args.out_dir:
         args.out_dir.mkdir(parents=True, exist_ok=True)
 
-    seconds = []
-    for start in range(0, len(args.images), args.batch_size):
+    def detect_batch(start: int) -> tuple[list, np.ndarray, tuple[np.ndarray, ...], float]:
         paths = args.images[start : start + args.batch_size]
         images = [read(path) for path in paths]
-        resized, sizes = pad([resize(image, scale) for image in images])
-        inputs = {'images': resized, 'sizes': sizes}
-        if not seconds:
-            session.run(None, inputs)  # The first run takes longer: memory is allocated.
+        resized = [resize(path, image, scale) for path, image in zip(paths, images, strict=True)]
+        batch, sizes = pad(resized)
         begin = time.perf_counter()
-        boxes, scores, labels = session.run(['boxes', 'scores', 'labels'], inputs)
-        seconds.append(time.perf_counter() - begin)
+        found = run(batch, sizes)
+        seconds = time.perf_counter() - begin
+        return list(zip(paths, images, strict=True)), sizes, found, seconds
 
-        for i, (path, image) in enumerate(zip(paths, images, strict=True)):
-            # From pixels of the resized image to those of the file.
-            factors = np.array(image.shape[1::-1]) / sizes[i, ::-1]
-            own_boxes = boxes[i] * np.tile(factors, 2)
-            for box, score, label in zip(own_boxes, scores[i], labels[i], strict=True):
-                if score < args.threshold:
-                    break  # The best come first.
-                print(path, classes[label], f'{score:.3f}', *(f'{side:.1f}' for side in box))
+    detect_batch(0)  # The first run takes longer: memory is allocated.
+    begin, latencies = time.perf_counter(), []
+    with ThreadPoolExecutor(args.streams) as pool:
+        starts = range(0, len(args.images), args.batch_size)
+        for batch, sizes, (boxes, scores, labels), seconds in pool.map(detect_batch, starts):
+            latencies.append(seconds)
+            for i, (path, image) in enumerate(batch):
+                # From pixels of the resized image to those of the file.
+                factors = np.array(image.shape[1::-1]) / sizes[i, ::-1]
+                own_boxes = boxes[i] * np.tile(factors, 2)
+                for box, score, label in zip(own_boxes, scores[i], labels[i], strict=True):
+                    if score < args.threshold:
+                        break  # The best come first.
+                    print(path, classes[label], f'{score:.3f}', *(f'{side:.1f}' for side in box))
+                    if args.out_dir:
+                        draw(image, box, f'{classes[label]} {score:.2f}')
                 if args.out_dir:
-                    draw(image, box, f'{classes[label]} {score:.2f}')
-            if args.out_dir:
-                cv2.imwrite(str(args.out_dir / Path(path).name), image)
-    median = statistics.median(seconds) * 1e3
-    print(f'latency: {median:.1f} ms a batch of {args.batch_size} (median of {len(seconds)})')
+                    cv2.imwrite(str(args.out_dir / Path(path).name), image)
+    rate = len(args.images) / (time.perf_counter() - begin)
+    median = statistics.median(latencies) * 1e3
+    print(
+        f'latency: {median:.1f} ms a batch of {args.batch_size} (median of {len(latencies)}); '
+        f'{rate:.1f} images/s, reading and writing included'
+    )
 
 
 def main() -> int:
-    """Detect; an image or graph that cannot be used ends it with one line."""
+    """Detect; an image or detector that cannot be used ends it with one line."""
     args = parse_args()
     try:
         detect(args)

@@ -1,1 +1,1 @@
-"""ONNX: the graph of a detector, and how it compares with the detector."""
+"""A detector as an ONNX graph or as OpenVINO's IR, and how it compares with the detector."""

@@ -1,63 +1,30 @@
-"""An ONNX graph beside the detector that it was made of, on the same images.
+"""An exported detector beside the detector that it was made of, on the same images.
 
-The detector runs as it always does, by MMDetection's own path, the graph in onnxruntime on the CPU.
+The detector runs as it always does, by MMDetection's own path, the exported one in its runtime.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
-import onnxruntime
 import torch
+from mmdet.registry import DATASETS, METRICS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
 from mmsmca.datasets.shapes import draw_image
-from mmsmca.denormals import switched_on
 from mmsmca.models import SMCADETR
 
-from .onnx_export import OUTPUTS
+from .runtimes import Detect, Detections
 
-LEVELS = {
-    'none': onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    'basic': onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    'extended': onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    'all': onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.05  # pixels
 # (height, width) of the images to compare with; multiples of no stride, but for the first.
 CHECK_SIZES = ((256, 320), (333, 250), (161, 203))
-
-
-def start_session(
-    graph: onnx.ModelProto | str | Path,
-    threads: int | None = None,
-    level: str = 'all',
-    flush_denormals: bool | None = None,
-) -> onnxruntime.InferenceSession:
-    """Start onnxruntime on the CPU.
-
-    Args:
-        graph: The graph, or its file.
-        threads: Defaults to None: as many as PyTorch has.
-        level: How much of the graph onnxruntime rewrites, a key of :data:`LEVELS`. Defaults to
-            ``all``, its default.
-        flush_denormals: Whether numbers too small for full precision are taken as zero. Defaults to
-            None: as PyTorch is told to, see :mod:`mmsmca.denormals`.
-    """
-    if flush_denormals is None:
-        flush_denormals = switched_on()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
-    options.graph_optimization_level = LEVELS[level]
-    options.add_session_config_entry('session.set_denormal_as_zero', str(int(flush_denormals)))
-    source = graph.SerializeToString() if isinstance(graph, onnx.ModelProto) else str(graph)
-    return onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
 
 
 def check_images() -> list[np.ndarray]:
@@ -76,7 +43,7 @@ def check_batches(images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     return [list(batch) for count in (1, 2) for batch in combinations(images, count)]
 
 
-def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> Detections:
     """Detect by MMDetection's own path.
 
     Args:
@@ -98,22 +65,9 @@ def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> list[tuple[np.nd
     return [(x.bboxes.numpy(), x.scores.numpy(), x.labels.numpy()) for x in found]
 
 
-def run_onnx(
-    session: onnxruntime.InferenceSession, images: Sequence[np.ndarray]
-) -> list[tuple[np.ndarray, ...]]:
-    """Detect by the graph; arguments and result as those of :func:`run_torch`."""
-    sizes = np.array([image.shape[:2] for image in images])
-    # White, where the data preprocessor pads with the mean: the graph has to see to that.
-    padded = np.full((len(images), *sizes.max(axis=0), 3), 255, dtype=np.uint8)
-    for canvas, image in zip(padded, images, strict=True):
-        canvas[: image.shape[0], : image.shape[1]] = image
-    outputs = session.run(OUTPUTS, dict(images=padded, sizes=sizes))
-    return list(zip(*outputs, strict=True))
-
-
 @dataclass(frozen=True)
 class Difference:
-    """How far the graph is from the detector on a batch.
+    """How far an exported detector is from the detector on a batch.
 
     Attributes:
         sizes: Height and width of the images.
@@ -135,18 +89,16 @@ class Difference:
         )
 
 
-def compare(
-    model: SMCADETR, session: onnxruntime.InferenceSession, images: Sequence[np.ndarray]
-) -> Difference:
-    """Compare the graph with the detector.
+def compare(model: SMCADETR, detect: Detect, images: Sequence[np.ndarray]) -> Difference:
+    """Compare an exported detector with the detector.
 
-    Every detection of the graph is matched with one of all the detector's pairs of query and class:
-    which of two equal scores is the last that makes it to the output is chance. That none is
-    missing then follows from the scores, compared in their order.
+    Every detection of the exported one is matched with one of all the detector's pairs of query
+    and class: which of two equal scores is the last that makes it to the output is chance. That
+    none is missing then follows from the scores, compared in their order.
 
     Args:
         model: The detector.
-        session: The graph.
+        detect: The exported detector.
         images: A batch of images, BGR, (H, W, 3), uint8.
     """
     head = model.bbox_head
@@ -155,7 +107,7 @@ def compare(
         expected = run_torch(model, images)
     finally:
         head.test_cfg = test_cfg
-    pairs = [_match(*both) for both in zip(expected, run_onnx(session, images), strict=True)]
+    pairs = [_match(*both) for both in zip(expected, detect(images), strict=True)]
     scores, boxes, unmatched = zip(*pairs, strict=True)
     sizes = tuple(image.shape[:2] for image in images)
     return Difference(sizes, max(scores), max(boxes), sum(unmatched))
@@ -180,3 +132,26 @@ def _match(
         float(box_gaps[pairs][same].max(initial=0)),
         int((~same).sum()),
     )
+
+
+def average_precision(detect: Detect, cfg: Config) -> float:
+    """Box AP of an exported detector on a config's test data, by its own pipeline and evaluator.
+
+    Args:
+        detect: The exported detector.
+        cfg: Config of the detector.
+
+    Returns:
+        COCO's AP over IoU 0.50 to 0.95, in [0, 1].
+    """
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    for data in map(dataset.__getitem__, range(len(dataset))):
+        sample = data['data_samples']
+        image = data['inputs'].permute(1, 2, 0).numpy()
+        boxes, scores, labels = map(torch.from_numpy, detect([image])[0])
+        boxes = boxes / torch.tensor(sample.scale_factor).repeat(2)
+        sample.pred_instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+        metric.process({}, [sample.to_dict()])
+    return metric.evaluate(len(dataset))['coco/bbox_mAP']

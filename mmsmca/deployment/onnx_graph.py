@@ -1,95 +1,147 @@
-"""What an ONNX graph consists of, where its time goes, its form in int8, and its AP."""
+"""SMCA as an ONNX graph, and its form in int8."""
 
 import json
 import tempfile
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from mmdet.registry import DATASETS, METRICS
-from mmengine.config import Config
-from mmengine.structures import InstanceData
-from onnxruntime.quantization import quantize_dynamic
+from onnx_ir import Value
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxscript import opset18
+from torch.export import ExportedProgram
 
-from .onnx_comparison import run_onnx
+from mmsmca.files import written_whole
+
+from .program import FAST_MODULES, INPUTS, OUTPUTS
+from .runtimes import Detect, pad, start_onnxruntime
+
+SUFFIX, RUNTIME = '.onnx', 'onnxruntime'
+# The first with all that the graph needs is 16 (GridSample, in the convolutional encoder).
+OPSET = 18
+# Its methods are annotated with types that no value of a graph has.
+op: Any = opset18
 
 
-def quantize(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantise the matrix products with weights to int8, dynamically, by onnxruntime's quantiser.
+def convert(program: ExportedProgram, metadata: dict) -> onnx.ModelProto:
+    """Make a graph of a program; batch, height and width stay free.
 
-    Convolutions stay: onnxruntime's CPU provider has no fast kernel for dynamic ones.
+    Args:
+        program: The program.
+        metadata: What the graph's user has to know besides, stored as JSON.
+
+    Returns:
+        A checked ONNX model, weights included. Inputs and outputs are named, and are, as those of
+        :meth:`.DeployedSMCA.forward`.
+    """
+    converted = torch.onnx.export(
+        program,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        dynamic_shapes=({0: 'batch', 1: 'height', 2: 'width'}, {0: 'batch'}),
+        opset_version=OPSET,
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: attention_by_head
+        },
+        dynamo=True,
+        verbose=False,
+    )
+    assert converted is not None  # It would be None without dynamo only.
+    proto = converted.model_proto
+    onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def attention_by_head(
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """Attention as a graph has it: one head after the other.
+
+    There is no fused attention among the standard operators, so the weights are in memory; like
+    this, those of one head at a time. Arguments and result are those of PyTorch's
+    ``scaled_dot_product_attention``, (B, N, L, d), of which the package uses ``attn_mask``
+    (booleans, of which every query has a true one) and ``scale``.
+    """
+    _, num_heads, _, channels = cast(tuple[int, ...], query.shape)
+    factor = channels**-0.5 if scale is None else scale
+    query = op.Mul(query, op.Constant(value_float=factor))
+    lowest = op.Constant(value_float=torch.finfo(torch.float32).min)
+    split = [op.Split(x, axis=1, num_outputs=num_heads) for x in (query, key, value)]
+    heads = []
+    for q, k, v in zip(*split, strict=True):
+        logits = op.MatMul(q, op.Transpose(k, perm=(0, 1, 3, 2)))
+        if attn_mask is not None:
+            logits = op.Where(attn_mask, logits, lowest)
+        heads.append(op.MatMul(op.Softmax(logits, axis=-1), v))
+    return op.Concat(*heads, axis=1)
+
+
+class _Images(CalibrationDataReader):
+    """Images one after the other, as the quantiser asks for them."""
+
+    def __init__(self, images: Iterable[np.ndarray]) -> None:
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self.images, None)
+        return None if image is None else dict(zip(INPUTS, pad([image]), strict=True))
+
+
+def quantize(proto: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
+    """Quantise backbone, neck and encoder to int8, statically, by onnxruntime's quantiser.
 
     Args:
         proto: The graph, which is not changed.
+        images: Images to calibrate on, BGR, (H, W, 3), uint8.
 
     Returns:
         Another graph, with the same inputs and outputs.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    precise = [node.name for node in proto.graph.node if not _fast(node)]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'int8.onnx'
-        quantize_dynamic(copy, path, op_types_to_quantize=['MatMul', 'Gemm'])
-        return onnx.load(path)
-
-
-def operator_counts(proto: onnx.ModelProto) -> Counter[str]:
-    """How many nodes of each operator a graph has."""
-    return Counter(node.op_type for node in proto.graph.node)
-
-
-def operator_times(proto: onnx.ModelProto, image: np.ndarray, threads: int) -> dict[str, float]:
-    """Seconds that each operator takes in one pass, of the graph as onnxruntime rewrites it.
-
-    Args:
-        proto: The graph.
-        image: BGR, (H, W, 3), uint8.
-        threads: How many run it.
-
-    Returns:
-        By operator, the longest first; from onnxruntime's own profile of the second pass.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / 'profile')
-        session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=['CPUExecutionProvider']
+        before, after = Path(folder) / 'float32.onnx', Path(folder) / 'int8.onnx'
+        onnx.save(proto, before)
+        quantize_static(
+            before,
+            after,
+            _Images(images),
+            per_channel=True,
+            op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
+            nodes_to_exclude=precise,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
         )
-        for _ in range(2):
-            run_onnx(session, [image])
-        events = json.loads(Path(session.end_profiling()).read_text())
-    passes = [event for event in events if event['name'] == 'model_run']
-    start = max(event['ts'] for event in passes)
-    times: Counter[str] = Counter()
-    for event in events:
-        if event['name'].endswith('_kernel_time') and event['ts'] >= start:
-            times[event['args']['op_name']] += event['dur'] / 1e6
-    return dict(times.most_common())
+        return onnx.load(after)
 
 
-def average_precision(session: onnxruntime.InferenceSession, cfg: Config) -> float:
-    """Box AP of a graph on a config's test data, by its own pipeline and evaluator.
+def _fast(node: onnx.NodeProto) -> bool:
+    """Whether a node was traced in a module that may run in lower precision."""
+    scopes = {x.key: x.value for x in node.metadata_props}.get('pkg.torch.onnx.name_scopes', '')
+    return any(name in scopes for name in FAST_MODULES)
 
-    Args:
-        session: The graph.
-        cfg: Config of the detector.
 
-    Returns:
-        COCO's AP over IoU 0.50 to 0.95, in [0, 1].
-    """
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    metric = METRICS.build(cfg.test_evaluator)
-    metric.dataset_meta = dataset.metainfo
-    for data in map(dataset.__getitem__, range(len(dataset))):
-        sample = data['data_samples']
-        image = data['inputs'].permute(1, 2, 0).numpy()
-        boxes, scores, labels = map(torch.from_numpy, run_onnx(session, [image])[0])
-        boxes = boxes / torch.tensor(sample.scale_factor).repeat(2)
-        sample.pred_instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
-        metric.process({}, [sample.to_dict()])
-    return metric.evaluate(len(dataset))['coco/bbox_mAP']
+def start(path: Path, precision: str = 'f32') -> Detect:
+    """Start a graph, which has its precision."""
+    return start_onnxruntime(path)
+
+
+def fast_precision() -> str:
+    """What a float32 graph is run in."""
+    return 'f32'
+
+
+def save(proto: onnx.ModelProto, path: str | Path) -> None:
+    """Write a graph, whole or not at all; an existing file is replaced."""
+    with written_whole(path) as partial:
+        onnx.save(proto, partial)

@@ -1,41 +1,34 @@
-"""SMCA as an ONNX graph: from images as OpenCV reads them to boxes in pixels.
+"""SMCA as a program of tensors: from images as OpenCV reads them to boxes in pixels.
 
-The detector stays as it is: :class:`OnnxSMCA` calls its parts, with every size taken from tensors,
-between a preprocessing and a postprocessing of its own. PyTorch's exporter makes the graph of it
-(``torch.onnx.export(dynamo=True)``, standard operators only).
+The detector stays as it is: :class:`DeployedSMCA` calls its parts, with every size taken from
+tensors, between a preprocessing and a postprocessing of its own. ``torch.export`` traces it, and
+ONNX and OpenVINO convert what it traced.
 """
 
-import json
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
 
-import onnx
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
+from mmcv.transforms import Compose, Resize
 from mmdet.models import DetDataPreprocessor
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import load_checkpoint
-from onnx_ir import Value
-from onnxscript import opset18
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from mmsmca.checkpoints import safe_globals
-from mmsmca.errors import UserError
-from mmsmca.files import written_whole
+from mmsmca.errors import UserError, one_line
 from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
 from mmsmca.models.layers.encoder import flatten_levels
 
-# The first with all that the graph needs is 16 (GridSample, in the convolutional encoder).
-OPSET = 18
-# Its methods are annotated with types that no value of a graph has.
-op: Any = opset18
 INPUTS = ('images', 'sizes')
 OUTPUTS = ('boxes', 'scores', 'labels')
-# Height and width of the images that are traced; the graph takes others too.
+# The modules that may run in lower precision. Boxes, priors and the choice of queries may not.
+FAST_MODULES = ('model.backbone', 'model.neck', 'model.encoder')
+# Height and width of the images that are traced; the program takes others too.
 TRACED_SIZE = (256, 320)
 
 
@@ -43,16 +36,16 @@ class ExportError(UserError):
     """A model that cannot be exported. The message says what to do."""
 
 
-class OnnxSMCA(nn.Module):
+class DeployedSMCA(nn.Module):
     """A detector with its pre- and postprocessing, in tensors only.
 
-    Padding is always masked, even where there is none: a graph has no branches.
+    Padding is always masked, even where there is none: a program has no branches.
 
     Args:
         model: The detector.
 
     Raises:
-        ExportError: If the model is none whose graph would be of standard operators.
+        ExportError: If the model is none whose program would be of standard operators.
     """
 
     def __init__(self, model: SMCADETR | SMCADINO) -> None:
@@ -69,9 +62,10 @@ class OnnxSMCA(nn.Module):
             sizes: Height and width of each image without padding, in pixels, (B, 2), int64.
 
         Returns:
-            The detections of every image by descending score, D = ``test_cfg.max_per_img``: boxes
-            (left, top, right, bottom) in pixels of ``images``, (B, D, 4), float32; scores in
-            [0, 1], (B, D), float32; labels, indices of classes, (B, D), int64.
+            The detections of every image by descending score, D = ``test_cfg.max_per_img`` or, if
+            there are fewer, all pairs of query and class: boxes (left, top, right, bottom) in
+            pixels of ``images``, (B, D, 4), float32; scores in [0, 1], (B, D), float32; labels,
+            indices of classes, (B, D), int64.
         """
         model = self.model
         levels = model.extract_feat(self._normalise(images, sizes))
@@ -110,9 +104,8 @@ class OnnxSMCA(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Do what the head does: the best pairs of query and class, as boxes in pixels."""
         classes = scores.size(-1)
-        scores, indices = scores.flatten(1).topk(
-            self.model.test_cfg.get('max_per_img', self.model.num_queries), dim=1
-        )
+        num_detections = self.model.test_cfg.get('max_per_img', self.model.num_queries)
+        scores, indices = scores.flatten(1).topk(min(num_detections, scores[0].numel()), dim=1)
         queries = torch.div(indices, classes, rounding_mode='floor')
         boxes = boxes.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
         limits = image_sizes.repeat(1, 2).unsqueeze(1)
@@ -130,7 +123,7 @@ def _beyond(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raise an ExportError for a model that :class:`OnnxSMCA` does not reproduce."""
+    """Raise an ExportError for a model that :class:`DeployedSMCA` does not reproduce."""
     head = getattr(model, 'bbox_head', None)
     supported = ((SMCADETR, SMCAHead), (SMCADINO, SMCADINOHead))
     if not any(isinstance(model, kind) and isinstance(head, its) for kind, its in supported):
@@ -142,7 +135,7 @@ def check_supported(model: nn.Module) -> None:
     if any(isinstance(module, MultiScaleDeformableAttention) for module in model.modules()):
         raise ExportError(
             f'model.encoder.type={type(model.encoder).__name__} cannot be exported: its deformable '
-            'attention has no standard ONNX operator. Use another of the encoders.'
+            'attention is no standard operator. Use another of the encoders.'
         )
     assert head is not None  # Supported models have one.
     if not head.loss_cls.use_sigmoid:
@@ -165,7 +158,7 @@ def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
         cfg: Config with a model; ``cfg.load_from`` is the checkpoint.
 
     Returns:
-        The detector, for inference on the CPU; and what the graph's user has to know besides:
+        The detector, for inference on the CPU; and what the program's user has to know besides:
         ``classes``, their names, from the checkpoint or else from the config, and ``scale``, the
         size (long side, short side) in pixels that test images are resized to.
 
@@ -173,13 +166,7 @@ def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
         ExportError: If the detector cannot be exported, or a weight is missing, unknown or of
             another shape.
     """
-    dataset = cfg.test_dataloader.dataset
-    resize = [t for t in dataset.pipeline if t.type == 'Resize' and t.get('keep_ratio')]
-    if not resize:
-        raise ExportError(
-            'test_dataloader.dataset.pipeline has no Resize with keep_ratio=True: the size that '
-            'the graph gets its images in cannot be told without one.'
-        )
+    scale = image_scale(cfg)
     if 'backbone' in cfg.model:  # its pretrained weights would be downloaded for nothing
         cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
@@ -197,21 +184,58 @@ def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
         ) from error
     dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
     if not isinstance(dataset_meta, dict):  # as in converted checkpoints
+        dataset = next(data_sets(cfg.test_dataloader.dataset))
         dataset_meta = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo
-    metadata = dict(classes=list(dataset_meta['classes']), scale=sorted(resize[0].scale)[::-1])
-    return model.eval(), metadata
+    return model.eval(), dict(classes=list(dataset_meta['classes']), scale=scale)
 
 
-def export(model: SMCADETR | SMCADINO, metadata: dict) -> onnx.ModelProto:
-    """Export a detector; batch, height and width are free.
+def data_sets(node: ConfigDict) -> Iterator[ConfigDict]:
+    """Every data set at or below a node of a config, inside whatever wrappers."""
+    inside = [*node.get('datasets', []), *filter(None, [node.get('dataset')])]
+    for dataset in inside:
+        yield from data_sets(dataset)
+    if not inside:
+        yield node
+
+
+def image_scale(cfg: Config) -> list[int]:
+    """The size that a config's test images are resized to: long and short side, in pixels.
+
+    Raises:
+        ExportError: If no transform of the pipeline, inside any wrappers, is a ``Resize`` that
+            keeps the ratio.
+    """
+    key = 'test_dataloader.dataset.pipeline'
+    for dataset in data_sets(cfg.test_dataloader.dataset):
+        try:
+            found = list(_transforms(Compose([TRANSFORMS.build(t) for t in dataset.pipeline])))
+        except Exception as error:
+            raise ExportError(f'{key}: {one_line(error)}. Correct it in the config.') from error
+        for transform in found:
+            if isinstance(transform, Resize) and transform.keep_ratio and transform.scale:
+                return sorted(transform.scale)[::-1]
+    raise ExportError(
+        f'{key} has no Resize with scale and keep_ratio=True: the size that images are to have '
+        'cannot be told without one.'
+    )
+
+
+def _transforms(transform: object) -> Iterator[object]:
+    """A transform, and all those inside it."""
+    yield transform
+    inside = getattr(transform, 'transforms', [])
+    for each in inside if isinstance(inside, list) else [inside]:
+        yield from _transforms(each)
+
+
+def trace(model: SMCADETR | SMCADINO) -> ExportedProgram:
+    """Trace a detector; batch, height and width are free.
 
     Args:
         model: The detector, on the CPU.
-        metadata: What the graph's user has to know besides, stored as JSON.
 
     Returns:
-        A checked ONNX model, weights included. Inputs and outputs are named, and are, as those of
-        :meth:`OnnxSMCA.forward`.
+        The program of :meth:`DeployedSMCA.forward`.
 
     Raises:
         ExportError: If the detector cannot be exported.
@@ -220,63 +244,9 @@ def export(model: SMCADETR | SMCADINO, metadata: dict) -> onnx.ModelProto:
     images = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     sizes = torch.tensor([(height, width), (height // 2, width // 2)])
     free = torch.export.Dim.DYNAMIC
-    exported = torch.export.export(
-        OnnxSMCA(model).eval(),
+    return torch.export.export(
+        DeployedSMCA(model).eval(),
         (images, sizes),
         dynamic_shapes=({0: free, 1: free, 2: free}, {0: free}),
         strict=False,
     )
-    program = torch.onnx.export(
-        exported,
-        input_names=INPUTS,
-        output_names=OUTPUTS,
-        dynamic_shapes=({0: 'batch', 1: 'height', 2: 'width'}, {0: 'batch'}),
-        opset_version=OPSET,
-        custom_translation_table={
-            torch.ops.aten.scaled_dot_product_attention.default: attention_by_head
-        },
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None  # It would be None without dynamo only.
-    proto = program.model_proto
-    onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
-
-
-def attention_by_head(
-    query: Value,
-    key: Value,
-    value: Value,
-    attn_mask: Value | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Value:
-    """Attention as a graph has it: one head after the other.
-
-    There is no fused attention among the standard operators, so the weights are in memory; like
-    this, those of one head at a time. Arguments and result are those of PyTorch's
-    ``scaled_dot_product_attention``, (B, N, L, d), of which the package uses ``attn_mask``
-    (booleans, of which every query has a true one) and ``scale``.
-    """
-    _, num_heads, _, channels = cast(tuple[int, ...], query.shape)
-    factor = channels**-0.5 if scale is None else scale
-    query = op.Mul(query, op.Constant(value_float=factor))
-    lowest = op.Constant(value_float=torch.finfo(torch.float32).min)
-    split = [op.Split(x, axis=1, num_outputs=num_heads) for x in (query, key, value)]
-    heads = []
-    for q, k, v in zip(*split, strict=True):
-        logits = op.MatMul(q, op.Transpose(k, perm=(0, 1, 3, 2)))
-        if attn_mask is not None:
-            logits = op.Where(attn_mask, logits, lowest)
-        heads.append(op.MatMul(op.Softmax(logits, axis=-1), v))
-    return op.Concat(*heads, axis=1)
-
-
-def save(proto: onnx.ModelProto, path: str | Path) -> None:
-    """Write a graph, whole or not at all; an existing file is replaced."""
-    with written_whole(path) as partial:
-        onnx.save(proto, partial)

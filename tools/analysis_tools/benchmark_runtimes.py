@@ -1,76 +1,101 @@
-"""Latency and memory of a detector's ONNX graph in onnxruntime, beside PyTorch.
+"""Latency, throughput, memory, file size and AP of a detector's exported forms, beside PyTorch.
 
-Example: python tools/benchmark_onnx.py configs/smca/smca_r50_8xb2-50e_coco.py --threads 1 2
+Example: python tools/analysis_tools/benchmark_runtimes.py \
+    configs/smca/smca_r50_8xb2-50e_coco.py --threads 1 2
 
-The graph is measured as onnxruntime rewrites it to each degree, with denormal numbers taken as
-zero, and with its matrix products quantised to int8; all in turns with PyTorch on the same random
-image. With --checkpoint and --evaluate, the AP of the graph and of its quantised form is measured
-on the config's test data.
+All forms run in turns with PyTorch on the same random image. With --checkpoint and --evaluate, the
+AP of PyTorch and of each form is measured on the config's test data, and int8 is calibrated on its
+training data.
 """
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
-import warnings
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
-sys.path.append(str(Path(__file__).parent / 'analysis_tools'))
 import benchmarks
 import numpy as np
-import onnx
 import torch
 from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.denormals import flush_denormals
-from mmsmca.deployment import onnx_comparison, onnx_export, onnx_variants
+from mmsmca.deployment import comparison, onnx_graph, openvino_model, program, runtimes
+from mmsmca.deployment.export import calibration_images, quiet
 from mmsmca.engine import timing
 from mmsmca.errors import command
+from mmsmca.files import write_json
 from mmsmca.models import SMCADETR
 
-# By name: level of rewriting, whether denormals are taken as zero, whether quantised.
-VARIANTS = {level: (level, False, False) for level in onnx_comparison.LEVELS}
-VARIANTS |= {'denormals-as-zero': ('all', True, False), 'int8': ('all', True, True)}
 TORCH = 'PyTorch'
+# By name: file and precision.
+FORMS = {
+    'onnxruntime': ('float32.onnx', 'f32'),
+    'onnxruntime, int8': ('int8.onnx', 'f32'),
+    'OpenVINO': ('float32.xml', 'f32'),
+    'OpenVINO, bfloat16': ('float32.xml', 'bf16'),
+    'OpenVINO, int8': ('int8.xml', 'f32'),
+    'OpenVINO, int8 and bfloat16': ('int8.xml', 'bf16'),
+}
 COLUMNS = {
     'size': 'image',
     'threads': 'threads',
-    'runtime': 'runtime',
+    'form': 'form',
     'latency_ms': 'latency, ms',
     'time': 'latency vs PyTorch',
+    'images_per_second': 'images/s',
     'memory_mib': 'memory, MiB',
+    'file_mib': 'file, MiB',
 }
 
 
-def quiet() -> None:
-    """Register MMDetection's modules, and print no warnings of the libraries about themselves."""
-    warnings.simplefilter('ignore')
-    logging.disable(logging.WARNING)
-    register_all_modules()
-
-
 def load(args: argparse.Namespace) -> tuple[Config, SMCADETR, dict]:
-    """Config, detector, and what its graph's user has to know."""
+    """Config, detector, and what its user has to know."""
     cfg = effective_config(
         argparse.Namespace(config=args.config, cfg_options=None, checkpoint=args.checkpoint)
     )
-    check_config(cfg, phases=('test',) if args.evaluate else ())
+    check_config(cfg, phases=('train', 'test') if args.evaluate else ())
     if args.checkpoint:
-        return cfg, *onnx_export.load_model(cfg)
+        return cfg, *program.load_model(cfg)
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
-    onnx_export.check_supported(model)
+    program.check_supported(model)
     model.init_weights()
     return cfg, model.eval(), {}
+
+
+def export(args: argparse.Namespace, folder: Path) -> None:
+    """Write the files of the forms that are not in the folder."""
+    needed = {FORMS[name][0] for name in args.forms}
+    if all((folder / name).exists() for name in needed):
+        return
+    cfg, model, metadata = load(args)
+    traced = program.trace(model)
+    images = calibration_images(cfg, 300) if args.evaluate else comparison.check_images()
+    for form in (onnx_graph, openvino_model):
+        if not any(name.endswith(form.SUFFIX) for name in needed):
+            continue
+        converted = form.convert(traced, metadata)
+        form.save(converted, folder / f'float32{form.SUFFIX}')
+        if f'int8{form.SUFFIX}' in needed:
+            form.save(form.quantize(converted, images), folder / f'int8{form.SUFFIX}')
+
+
+def start(name: str, folder: Path, threads: int) -> runtimes.Detect:
+    """Start one of the forms."""
+    file, precision = FORMS[name]
+    if file.endswith('.onnx'):
+        return runtimes.start_onnxruntime(folder / file, threads, flush_denormals=True)
+    return runtimes.start_openvino(folder / file, threads, precision)
 
 
 def random_image(height: int, width: int) -> np.ndarray:
@@ -78,11 +103,13 @@ def random_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def start(name: str, folder: Path, threads: int):
-    """A session of one of the variants, of the files that :func:`main` wrote."""
-    level, as_zero, int8 = VARIANTS[name]
-    graph = folder / ('int8.onnx' if int8 else 'float32.onnx')
-    return onnx_comparison.start_session(graph, threads, level, as_zero)
+def run_torch(model: SMCADETR, images: list[np.ndarray]) -> runtimes.Detections:
+    """Detect in PyTorch, with denormals as it is told to take them.
+
+    Every call of a session sets the calling thread to the session's own way with them.
+    """
+    flush_denormals()
+    return comparison.run_torch(model, images)
 
 
 def peak_memory(
@@ -95,50 +122,70 @@ def peak_memory(
 
     def run() -> None:
         if name == TORCH:
-            detect = partial(onnx_comparison.run_torch, load(args)[1])
+            detect = partial(comparison.run_torch, load(args)[1])
         else:
-            detect = partial(onnx_comparison.run_onnx, start(name, folder, threads))
+            detect = start(name, folder, threads)
         for _ in range(2):
             detect([image])
 
     return benchmarks.peak_memory(run, args.memory_limit)
 
 
-def run_torch(model: SMCADETR, images: list[np.ndarray]) -> None:
-    """Detect in PyTorch, with denormals as it is told to take them.
+def images_per_second(
+    name: str, folder: Path, threads: int, image: np.ndarray, seconds: float
+) -> float:
+    """Throughput of as many streams as threads, one thread each, over about so many seconds."""
+    streams = [start(name, folder, 1) for _ in range(threads)]
+    for detect in streams:
+        detect([image])
 
-    Every call of a session sets the calling thread to the session's own way with them.
-    """
-    flush_denormals()
-    onnx_comparison.run_torch(model, images)
+    def work(detect: runtimes.Detect) -> int:
+        count = 0
+        while time.perf_counter() < begin + seconds:
+            detect([image])
+            count += 1
+        return count
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        count = sum(pool.map(work, streams))
+    return count / (time.perf_counter() - begin)
 
 
 def measure(
     model: SMCADETR, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
 ) -> list[dict]:
-    """A row for PyTorch and for every variant, at one size and number of threads."""
+    """A row for PyTorch and for every form, at one size and number of threads."""
     torch.set_num_threads(threads)
     image = random_image(*size)
     calls = {TORCH: partial(run_torch, model, [image])}
-    for name in args.variants:
-        calls[name] = partial(onnx_comparison.run_onnx, start(name, folder, threads), [image])
+    for name in args.forms:
+        calls[name] = partial(start(name, folder, threads), [image])
     times = timing.interleaved_times(calls, args.rounds)
     rows = []
     for name in calls:
         low, high = timing.paired_spread(times[name], times[TORCH])
-        rows.append(
-            dict(
-                runtime=name if name == TORCH else f'onnxruntime, {name}',
-                size='x'.join(map(str, size)),
-                threads=threads,
-                latency_ms=1e3 * statistics.median(times[name]),
-                time_vs_torch=timing.paired_ratio(times[name], times[TORCH]),
-                time_quartiles=[low, high],
-                memory_mib=benchmarks.in_fresh_process(
-                    peak_memory, name, folder, size, threads, args
-                ),
-            )
+        latency = statistics.median(times[name])
+        row = dict(
+            form=name,
+            size='x'.join(map(str, size)),
+            threads=threads,
+            latency_ms=1e3 * latency,
+            time_vs_torch=timing.paired_ratio(times[name], times[TORCH]),
+            time_quartiles=[low, high],
         )
+        if args.memory:
+            row['memory_mib'] = benchmarks.in_fresh_process(
+                peak_memory, name, folder, size, threads, args
+            )
+        if name != TORCH:
+            row['images_per_second'] = images_per_second(
+                name, folder, threads, image, args.rounds * latency
+            )
+            file = folder / FORMS[name][0]
+            files = {file, file.with_suffix('.bin')} if file.suffix == '.xml' else {file}
+            row['file_mib'] = sum(path.stat().st_size for path in files) / 2**20
+        rows.append(row)
     return rows
 
 
@@ -151,22 +198,31 @@ def table(rows: list[dict]) -> str:
     return benchmarks.markdown_table(shown, COLUMNS)
 
 
-def print_operators(proto: onnx.ModelProto, size: tuple[int, int], threads: int) -> None:
-    """Print how many nodes the graph has, and which operators take the time."""
-    counts = onnx_variants.operator_counts(proto)
-    print(
-        f'{sum(counts.values())} nodes:', ', '.join(f'{n} {op}' for op, n in counts.most_common())
-    )
-    times = onnx_variants.operator_times(proto, random_image(*size), threads)
-    total = sum(times.values())
-    shares = [f'{op} {100 * t / total:.1f} %' for op, t in list(times.items())[:12]]
-    print(f'time at {size[0]} x {size[1]}, rewritten: {", ".join(shares)}')
+def evaluate(cfg: Config, model: SMCADETR, folder: Path, args: argparse.Namespace) -> dict:
+    """AP of PyTorch and of every form, in percent."""
+    threads = max(args.threads)
+    torch.set_num_threads(threads)
+    ap = {}
+    for name in (TORCH, *args.forms):
+        detect = partial(run_torch, model) if name == TORCH else start(name, folder, threads)
+        ap[name] = 100 * comparison.average_precision(detect, cfg)
+        print(f'AP of {name}: {ap[name]:.1f}', flush=True)
+    return ap
 
 
 def size(text: str) -> tuple[int, int]:
     """Parse a command line's HxW."""
     height, width = text.split('x')
+    if min(int(height), int(width)) < 1:
+        raise ValueError
     return int(height), int(width)
+
+
+def count(text: str) -> int:
+    """Parse a positive number."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def parse_args() -> argparse.Namespace:
@@ -177,11 +233,12 @@ def parse_args() -> argparse.Namespace:
         '--shapes', type=size, nargs='+', default=[(640, 640), (800, 1333)], metavar='HxW',
         help='sizes of the image',
     )  # fmt: skip
-    parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
+    parser.add_argument('--threads', type=count, nargs='+', default=[1, 2])
+    parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS))
     parser.add_argument(
-        '--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS),
-        help='how much onnxruntime rewrites the graph, and what else is done to it',
-    )  # fmt: skip
+        '--folder', help='keep the exported files there, and take those that are there'
+    )
+    parser.add_argument('--no-memory', dest='memory', action='store_false', help='not measured')
     parser.add_argument(
         '--evaluate', action='store_true', help="also measure AP, on the config's test data"
     )
@@ -193,30 +250,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure, print, write."""
-    cfg, model, metadata = load(args)
-    proto = onnx_export.export(model, metadata)
-    int8 = onnx_variants.quantize(proto)
-    print_operators(proto, args.shapes[0], args.threads[0])
+    export(args, folder)
+    cfg, model, _ = load(args)
     result: dict = dict(settings=benchmarks.settings(args), rows=[])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        onnx_export.save(proto, folder / 'float32.onnx')
-        onnx_export.save(int8, folder / 'int8.onnx')
-        for shape in args.shapes:
-            for threads in args.threads:
-                result['rows'] += measure(model, folder, shape, threads, args)
+    if args.evaluate:
+        result['ap'] = evaluate(cfg, model, folder, args)
+    for shape in args.shapes:
+        for threads in args.threads:
+            result['rows'] += measure(model, folder, shape, threads, args)
     print(', '.join(f'{key} {value}' for key, value in result['settings'].items()))
     print(table(result['rows']))
-    if args.evaluate:
-        result['ap'] = {}
-        for name, graph in (('float32', proto), ('int8', int8)):
-            session = onnx_comparison.start_session(graph, max(args.threads), flush_denormals=True)
-            result['ap'][name] = onnx_variants.average_precision(session, cfg)
-            print(f'AP of the graph, {name}: {100 * result["ap"][name]:.1f}')
     if args.json:
-        benchmarks.write_json(args.json, result)
+        write_json(args.json, result)
 
 
 @command
@@ -224,7 +271,12 @@ def main() -> None:
     """Measure, print, write."""
     args = parse_args()
     quiet()
-    run(args)
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
+        run(args, Path(args.folder))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(args, Path(folder))
 
 
 if __name__ == '__main__':

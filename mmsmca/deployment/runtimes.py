@@ -1,0 +1,77 @@
+"""The runtimes of an exported detector, on the CPU, as functions from images to detections."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmsmca.denormals import switched_on
+
+from .program import INPUTS, OUTPUTS
+
+# Boxes, scores and labels of every image of a batch, of images BGR, (H, W, 3), uint8.
+Detections = list[tuple[np.ndarray, ...]]
+Detect = Callable[[Sequence[np.ndarray]], Detections]
+
+
+def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Join images to what :meth:`.DeployedSMCA.forward` takes, as arrays."""
+    sizes = np.array([image.shape[:2] for image in images])
+    # White, where the data preprocessor pads with the mean: the program has to see to that.
+    padded = np.full((len(images), *sizes.max(axis=0), 3), 255, dtype=np.uint8)
+    for canvas, image in zip(padded, images, strict=True):
+        canvas[: image.shape[0], : image.shape[1]] = image
+    return padded, sizes
+
+
+def start_onnxruntime(
+    graph: bytes | str | Path, threads: int | None = None, flush_denormals: bool | None = None
+) -> Detect:
+    """Start onnxruntime.
+
+    Args:
+        graph: The graph, serialised, or its file.
+        threads: Defaults to None: as many as PyTorch has.
+        flush_denormals: Whether numbers too small for full precision are taken as zero. Defaults to
+            None: as PyTorch is told to, see :mod:`mmsmca.denormals`.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    flush = switched_on() if flush_denormals is None else flush_denormals
+    options.add_session_config_entry('session.set_denormal_as_zero', str(int(flush)))
+    source = graph if isinstance(graph, bytes) else str(graph)
+    session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
+    return partial(_run_onnxruntime, session)
+
+
+def _run_onnxruntime(session, images: Sequence[np.ndarray]) -> Detections:
+    outputs = session.run(OUTPUTS, dict(zip(INPUTS, pad(images), strict=True)))
+    return list(zip(*outputs, strict=True))
+
+
+def start_openvino(
+    model: str | Path, threads: int | None = None, precision: str | None = None
+) -> Detect:
+    """Start OpenVINO.
+
+    Args:
+        model: File of the model, .xml.
+        threads: Defaults to None: as many as PyTorch has.
+        precision: ``f32`` or ``bf16``. Defaults to None: what OpenVINO takes for the fastest on
+            this processor.
+    """
+    import openvino
+
+    settings = dict(INFERENCE_NUM_THREADS=threads or torch.get_num_threads(), NUM_STREAMS=1)
+    if precision is not None:
+        settings['INFERENCE_PRECISION_HINT'] = precision
+    return partial(_run_openvino, openvino.Core().compile_model(model, 'CPU', settings))
+
+
+def _run_openvino(compiled, images: Sequence[np.ndarray]) -> Detections:
+    found = compiled(dict(zip(INPUTS, pad(images), strict=True)))
+    return list(zip(*(found[name].copy() for name in OUTPUTS), strict=True))
