@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -130,7 +131,7 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
             print(f'as it runs here, {"int8 and " if args.int8 else ""}{form.fast_precision()}:')
             _agree(model, detect)
         for image in comparison.check_images():
-            calls = {
+            calls: dict[str, Callable[[], object]] = {
                 'PyTorch': partial(comparison.run_torch, model, [image]),
                 form.RUNTIME: partial(detect, [image]),
             }

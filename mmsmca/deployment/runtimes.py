@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,9 @@ def start_openvino(
     """
     import openvino
 
-    settings = dict(INFERENCE_NUM_THREADS=threads or torch.get_num_threads(), NUM_STREAMS=1)
+    settings: dict[str, Any] = dict(
+        INFERENCE_NUM_THREADS=threads or torch.get_num_threads(), NUM_STREAMS=1
+    )
     if precision is not None:
         settings['INFERENCE_PRECISION_HINT'] = precision
     return partial(_run_openvino, openvino.Core().compile_model(model, 'CPU', settings))

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def peak_memory(
 
     def run() -> None:
         if name == TORCH:
-            detect = partial(comparison.run_torch, load(args)[1])
+            detect: runtimes.Detect = partial(comparison.run_torch, load(args)[1])
         else:
             detect = start(name, folder, threads)
         for _ in range(2):
@@ -158,7 +159,7 @@ def measure(
     """A row for PyTorch and for every form, at one size and number of threads."""
     torch.set_num_threads(threads)
     image = random_image(*size)
-    calls = {TORCH: partial(run_torch, model, [image])}
+    calls: dict[str, Callable[[], object]] = {TORCH: partial(run_torch, model, [image])}
     for name in args.forms:
         calls[name] = partial(start(name, folder, threads), [image])
     times = timing.interleaved_times(calls, args.rounds)
