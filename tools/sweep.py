@@ -7,6 +7,7 @@ run is finished, 1 when one is not, 2 when the study cannot be run.
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def main() -> int:
     args = parse_args()
     # Side by side, runs share the cores; threads that wait for each other spin.
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from mmsmca.errors import command
 
     return command(sweep)(args)

@@ -5,10 +5,9 @@ from datetime import timedelta
 from rich.table import Table
 
 from .record import Run
-from .report.logs import epoch_length, last_evaluation, read_records
+from .report.logs import read_log
 from .sweep import Sweep
 
-AP = 'coco/bbox_mAP'
 STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'yellow'}
 
 
@@ -49,24 +48,19 @@ class SweepProgress:
         return self._finished[run.dir]
 
     def _read_figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
-        entries = read_records(self.sweep.dir_of(run))
-        training = [entry for entry in entries if 'loss' in entry]
-        metrics, _ = last_evaluation(entries)
-        ap = f'{metrics[AP]:.3f}' if AP in metrics else ''
-        if not training:
-            return '', '', ap, ''
-        last = training[-1]
         train_cfg = run.cfg.train_cfg if run.cfg else {}
-        by_epoch = train_cfg.get('by_epoch', 'max_epochs' in train_cfg)
-        total = run.length or 0
-        if by_epoch:
-            progress = f'epoch {last["epoch"]}/{total}'
-            per_epoch = epoch_length(entries)
-            left = None if per_epoch is None else total * per_epoch - last['step']
+        log = read_log(self.sweep.dir_of(run), train_cfg)
+        found = log.evaluations[-1].metrics['AP'] if log.evaluations else None
+        ap = '' if found is None else f'{found:.3f}'
+        if 'loss' not in log.last:
+            return '', '', ap, ''
+        step, total = log.last['step'], run.length or 0
+        if 'max_epochs' in train_cfg:
+            progress = f'epoch {log.last["epoch"]}/{total}'
+            left = log.epoch_length and total * log.epoch_length - step
         else:
-            progress = f'{last["step"]}/{total}'
-            left = total - last['step']
+            progress, left = f'{step}/{total}', total - step
         eta = ''
         if state == 'running' and left is not None:
-            eta = str(timedelta(seconds=round(left * last['time'])))
-        return progress, f'{last["loss"]:.2f}', ap, eta
+            eta = str(timedelta(seconds=round(left * log.last.get('time', 0))))
+        return progress, f'{log.last["loss"]:.2f}', ap, eta

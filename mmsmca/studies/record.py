@@ -120,7 +120,7 @@ class Study:
     def write(self, work_dir: Path) -> None:
         """Say in a folder which runs belong to the study as it is defined now."""
         runs = [replace(run, cfg=None) for run in self.runs]
-        write_json(work_dir / STUDY, asdict(replace(self, runs=runs), dict_factory=_without_cfg))
+        write_json(work_dir / STUDY, asdict(replace(self, runs=runs), dict_factory=without_cfg))
 
     @classmethod
     def read(cls, work_dir: Path) -> 'Study | None':
@@ -144,7 +144,8 @@ class Study:
             ) from error
 
 
-def _without_cfg(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_cfg(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict factory of ``asdict``: configs are no JSON."""
     return {key: value for key, value in items if key != 'cfg'}
 
 

@@ -31,7 +31,7 @@ from mmsmca.files import read_json, write_json
 
 from .provenance import git_revision, hardware, versions
 from .record import RUN, Attempt, RunRecord
-from .report.logs import last_evaluation, read_records
+from .report.logs import read_log
 
 LOCK = '.lock'
 LOG_TAIL_LINES = 15
@@ -189,13 +189,13 @@ class TrainRun:
         if exit_code == 0:
             # Kibibytes, but bytes on macOS.
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            metrics, iterations = last_evaluation(read_records(self.run_dir))
+            log = read_log(self.run_dir, {})
             result = dict(
                 finished=_now(),
-                iterations=iterations,
+                iterations=log.iterations,
                 seconds=round(seconds, 1),
                 peak_memory_mib=round(peak / (1024**2 if sys.platform == 'darwin' else 1024)),
-                metrics=metrics,
+                metrics=log.evaluations[-1].metrics if log.evaluations else {},
             )
             write_json(self.run_dir / 'result.json', result)
             return

@@ -29,9 +29,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from mmsmca.checks.preflight import merge_options
 from mmsmca.errors import ConfigError
@@ -182,22 +184,21 @@ def _experiments(entries: object, path: Path) -> list[Experiment]:
             )
         if name in experiments:
             raise StudyError(f'{path}: two experiments are named {name!r}. Rename one.')
+        where = f'{where} ({name})'
         files = entry['config'] if isinstance(entry['config'], list) else [entry['config']]
         configs = [_config_path(str(file), path) for file in files]
+        if not configs:
+            raise StudyError(f'{where}: config: name a file, or a list of files.')
         for config in configs:
             if not os.path.isfile(config):
                 raise StudyError(
-                    f'{where} ({name}): config: {config} does not exist. The path is relative to '
-                    'the study.'
+                    f'{where}: config: {config} does not exist. The path is relative to the study.'
                 )
-        if not configs:
-            raise StudyError(f'{where} ({name}): config: name a file, or a list of files.')
-        cfg_options = entry.get('cfg_options', {})
+        cfg_options, published = entry.get('cfg_options', {}), entry.get('published')
         if not isinstance(cfg_options, dict):
-            raise StudyError(f'{where} ({name}): cfg_options: {cfg_options!r} is not a dict.')
-        published = entry.get('published')
-        if published is not None and not isinstance(published, str):
-            raise StudyError(f'{where} ({name}): published: {published!r} is not a string.')
+            raise StudyError(f'{where}: cfg_options: {cfg_options!r} is not a dict.')
+        if not isinstance(published, str | None):
+            raise StudyError(f'{where}: published: {published!r} is not a string.')
         experiments[name] = Experiment(name, configs, cfg_options, published)
     return list(experiments.values())
 
@@ -239,12 +240,10 @@ def _resolve(experiment: Experiment, files: dict[str, dict], where: str) -> Conf
             below = ', '.join(experiment.configs[:i])
             raise StudyError(f'{where}: {file} cannot be merged over {below}: {error}') from error
     for key in experiment.cfg_options:
-        parent: object = cfg
         *parents, leaf = key.split('.')
-        for part in parents:
-            parent = _child(parent, part)
         # A new leaf is legitimate, say an argument that the config leaves at its default.
-        if not isinstance(parent, (Config, ConfigDict, dict, list)) or leaf == '':
+        parent = reduce(_child, parents, cfg)
+        if not isinstance(parent, (Config, dict, list)) or leaf == '':
             raise StudyError(
                 f'{where}: cfg_options: {key!r} changes nothing that '
                 f'{", ".join(experiment.configs)} has.'
@@ -256,7 +255,7 @@ def _resolve(experiment: Experiment, files: dict[str, dict], where: str) -> Conf
     return cfg
 
 
-def _child(node: object, part: str) -> object:
+def _child(node: Any, part: str) -> Any:
     if isinstance(node, (Config, dict)):
         return node.get(part)
     if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):

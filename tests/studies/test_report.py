@@ -438,7 +438,7 @@ def test_costs_are_measured_once(tmp_path):
     model_costs.add_costs(study, tmp_path)
     assert study.costs == {}
     model_costs.add_costs(study, tmp_path, measured=True)
-    measured, cfg = study.costs, study.runs[0].config
+    measured, cfg = study.costs, study.runs[0].cfg
     (found,) = numbers(study)
     model = model_costs.MODELS.build(copy.deepcopy(cfg.model))
     assert found.parameters == sum(p.numel() for p in model.parameters())

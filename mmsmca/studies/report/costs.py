@@ -105,7 +105,7 @@ def add_costs(report: Report, work_dir: Path, measured: bool = False) -> None:
         measured: Whether to measure what is not known. Latencies compare only if they were measured
             in turns: then all of it is measured. Defaults to False.
     """
-    cfgs = {run.experiment: run.config for run in reversed(report.runs) if run.config}
+    cfgs = {run.experiment: run.cfg for run in reversed(report.runs) if run.cfg}
     path = work_dir / FILE
     costs = read_json(path) or {}
     known = costs.get('experiments', {})

@@ -49,12 +49,16 @@ class Log:
         iterations: Last iteration that was logged.
         peak_memory_mib: Most memory of a GPU, in MiB; None if none was logged.
         problems: What could not be read, by file name.
+        last: The last logged line of training; empty if there is none.
+        epoch_length: Iterations of an epoch, from where epochs begin; None while there is but one.
     """
 
     evaluations: list[Evaluation]
     iterations: int
     peak_memory_mib: float | None
     problems: list[str]
+    last: dict
+    epoch_length: int | None
 
 
 @dataclass
@@ -83,6 +87,7 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
     lines: dict[int, _Line] = {}
     evaluations: dict[int, Evaluation] = {}  # By epoch, or else by iteration.
     problems = []
+    last: dict = {}
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         records, unreadable = _records(path)
         if unreadable:
@@ -101,6 +106,7 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
         after_evaluation = False
         for record in records:
             if 'iter' in record:
+                last = record
                 reached = max(reached, record['iter'])
                 lines[record['iter']] = _Line(
                     record.get('time'),
@@ -132,6 +138,8 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
         max(lines, default=0),
         max((line.memory for line in lines.values() if line.memory), default=None),
         problems,
+        last,
+        epoch_length,
     )
 
 
@@ -151,51 +159,6 @@ def _records(path: Path) -> tuple[list[dict], int]:
         if is_evaluation or 'iter' in record:
             records.append(record)
     return records, unreadable
-
-
-def read_records(folder: Path) -> list[dict]:
-    """Everything that a run logged of training and evaluation, all attempts in their order.
-
-    Args:
-        folder: MMEngine's work directory of the run.
-
-    Returns:
-        MMEngine's records; lines that cannot be read are left out.
-    """
-    paths = sorted(folder.glob('*/vis_data/scalars.json'))
-    return [record for path in paths for record in _records(path)[0]]
-
-
-def last_evaluation(records: Iterable[dict]) -> tuple[dict, int]:
-    """The last evaluation of a run, and how far it was trained.
-
-    Args:
-        records: Those of :func:`read_records`.
-
-    Returns:
-        Metrics by the names that MMDetection logs, and the last iteration.
-    """
-    metrics: dict = {}
-    iterations = 0
-    for record in records:
-        iterations = max(iterations, record.get('iter', 0))
-        found = {key: number for key, number in record.items() if key.startswith('coco/')}
-        metrics = found or metrics
-    return metrics, iterations
-
-
-def epoch_length(records: Iterable[dict]) -> int | None:
-    """Iterations of an epoch, from where epochs begin; None while there is but one.
-
-    Args:
-        records: Those of :func:`read_records`.
-    """
-    lines = {
-        record['iter']: _Line(None, None, None, record.get('epoch'), False)
-        for record in records
-        if 'iter' in record
-    }
-    return _epoch_length(lines)
 
 
 def _metrics(record: dict) -> dict[str, float | None]:

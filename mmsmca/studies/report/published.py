@@ -1,10 +1,10 @@
 """Published numbers: MMDetection's of its own models, and those of this package's configs."""
 
-import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import mmdet
 import yaml
 
 from mmsmca.studies.record import StudyError
@@ -47,7 +47,7 @@ def find_published(reference: str) -> Published | None:
     """
     if reference.startswith(MMDET):
         config = reference.removeprefix(MMDET)
-        rows = _read(_mmdet() / '.mim/configs' / Path(config).parent / 'metafile.yml')
+        rows = _read(Path(mmdet.__path__[0], '.mim/configs', config).with_name('metafile.yml'))
     else:
         config = reference
         rows = _read(_configs() / 'smca/metafile.yml')
@@ -72,12 +72,6 @@ def _parse(row: dict) -> Published:
 @lru_cache
 def _read(path: Path) -> list[dict]:
     return yaml.safe_load(path.read_text())['Models'] if path.is_file() else []
-
-
-def _mmdet() -> Path:
-    spec = importlib.util.find_spec('mmdet')
-    assert spec is not None and spec.origin is not None  # mmsmca requires it.
-    return Path(spec.origin).parent
 
 
 def _configs() -> Path:

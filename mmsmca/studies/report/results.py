@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmsmca.studies.record import (
     Study,
     StudyError,
     read_attempts,
+    without_cfg,
 )
 
 from .logs import Evaluation, read_log
@@ -44,7 +45,7 @@ class Result:
         peak_memory_mib: Most memory of a GPU; without one, of the training process.
         failure: The last attempt's exit code and last line, if it failed.
         attempts: Every start, with revision, versions and hardware.
-        config: As it ran; None if there is none to read. It is not part of the JSON.
+        cfg: Its config as it ran; None if there is none to read. It is not part of the JSON.
     """
 
     experiment: str
@@ -58,7 +59,7 @@ class Result:
     peak_memory_mib: float | None
     failure: str | None
     attempts: list[Attempt]
-    config: Config | None = field(default=None, repr=False, compare=False)
+    cfg: Config | None = field(default=None, repr=False, compare=False)
 
     @property
     def final(self) -> dict[str, float | None]:
@@ -137,14 +138,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the configs."""
-        configs = [run.config for run in self.runs]
-        for run in self.runs:
-            run.config = None  # asdict would copy it.
-        content = asdict(self)
-        for run, config, entry in zip(self.runs, configs, content['runs'], strict=True):
-            run.config = config
-            del entry['config']
-        return content
+        runs = [replace(run, cfg=None) for run in self.runs]
+        return asdict(replace(self, runs=runs), dict_factory=without_cfg)
 
     @classmethod
     def from_json(cls, path: Path) -> 'Report':
@@ -281,7 +276,7 @@ class _Reader:
 
     def report(self, name: str, experiments: list[str], runs: list[Result]) -> Report:
         """A report on runs, with the first experiment as the baseline."""
-        files = {(r.config.get('val_evaluator') or {}).get('ann_file') for r in runs if r.config}
+        files = {(r.cfg.get('val_evaluator') or {}).get('ann_file') for r in runs if r.cfg}
         splits = sorted(Path(file).name for file in files if isinstance(file, str))
         return Report(name, experiments[0], experiments, runs, self.problems, splits=splits)
 
@@ -318,7 +313,7 @@ class _Reader:
             or (read_json(folder / 'result.json') or {}).get('peak_memory_mib'),
             failure=failure,
             attempts=read_attempts(folder),
-            config=config,
+            cfg=config,
         )
 
     def config(self, folder: Path) -> Config | None:

@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .results import Report
-from .statistics import Numbers, Value
+from .statistics import Numbers
 from .tables import DASH, Table
 
 LATEX = str.maketrans(
@@ -68,19 +68,20 @@ def json_text(report: Report, numbers: Sequence[Numbers]) -> str:
 
 def csv_text(report: Report, numbers: Sequence[Numbers]) -> str:
     """A row for each experiment: APs between 0 and 1, seconds, MiB."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     final = next(of.ap for of in numbers if of.name == report.baseline)
     for of in numbers:
+        values = of.final | {
+            key: getattr(of, key) for key in ('iteration_seconds', 'total_seconds')
+        }
         row: dict[str, Any] = dict(study=report.study, experiment=of.name, seeds=of.seeds)
-        for name, number in of.final.items():
-            row |= _columns(name, number)
+        for name, number in values.items():
+            row |= {f'{name}_{key}': getattr(number, key, None) for key in ('mean', 'std')}
         for key in ('mean', 'low', 'high', 'p', 'p_holm', 'supported'):
-            row[f'AP_difference_{key}'] = of.difference and getattr(of.difference, key)
+            row[f'AP_difference_{key}'] = getattr(of.difference, key, None)
         for level in of.reached:
             label = 'baseline' if level.AP == final else f'{level.AP:.4g}'
             row[f'{report.unit}_to_AP_{label}'] = level.step
-        row |= _columns('iteration_seconds', of.iteration_seconds)
-        row |= _columns('total_seconds', of.total_seconds)
         for key in ('peak_memory_mib', 'parameters', 'flops', 'latency_ms'):
             row[key] = getattr(of, key)
         row['published_COCO_AP'] = of.published and of.published.metrics['AP']
@@ -91,8 +92,3 @@ def csv_text(report: Report, numbers: Sequence[Numbers]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _columns(name: str, number: Value | None) -> dict[str, float | None]:
-    mean, std = (number.mean, number.std) if number else (None, None)
-    return {f'{name}_mean': mean, f'{name}_std': std}
