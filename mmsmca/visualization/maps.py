@@ -119,19 +119,18 @@ def layer_gaussians(
     size = given['image_sizes'][0]
     if isinstance(layer, SMCADINODecoderLayer):
         prior: JointPrior = attended['prior']
-        boxes = bbox_cxcywh_to_xyxy(given['boxes'][0]) * size.repeat(2)
-        centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        peaks = prior.centers * strides[0]
-        scales = prior.precisions.sqrt() / strides[0]
-        cells = 2 * torch.tensor(strides).log().to(prior.gates)
+        # In finest cells, as the prior computes: subtracting exactly what it added.
+        cells = given['boxes'][0] * (size / strides[0]).repeat(2)
+        centers, sides = cells.split(2, dim=-1)
+        level_sizes = 2 * torch.tensor(strides).log().to(prior.gates)
         return Gaussians(
-            centers=centers.cpu(),
-            boxes=boxes.cpu(),
-            peaks=peaks.cpu(),
-            scales=scales.cpu(),
-            offsets=((peaks - centers) / sides).cpu(),
-            widths=(math.sqrt(0.5) / scales / sides).cpu(),
-            level_weights=(prior.gates[0] - cells).softmax(-1).cpu(),
+            centers=(centers * strides[0]).cpu(),
+            boxes=(bbox_cxcywh_to_xyxy(cells) * strides[0]).cpu(),
+            peaks=(prior.centers * strides[0]).cpu(),
+            scales=(prior.precisions.sqrt() / strides[0]).cpu(),
+            offsets=((prior.centers - centers) / sides).cpu(),
+            widths=((0.5 / prior.precisions).sqrt() / sides).cpu(),
+            level_weights=(prior.gates[0] - level_sizes).softmax(-1).cpu(),
         )
     priors: Sequence[LevelPrior] = attended['priors']
     centers = given['centers'][0] * size
