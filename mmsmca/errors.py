@@ -22,6 +22,10 @@ class DataError(UserError):
     """Annotations or images that cannot be used. The message names file and remedy."""
 
 
+class DivergedError(UserError):
+    """A training whose predictions are not finite. The message says when, and the remedy."""
+
+
 def command(main: Callable[P, int | None]) -> Callable[P, int]:
     """Let a tool's ``main`` end with one line, ``tool.py: error: ...``, if it raises UserError.
 

@@ -8,10 +8,12 @@ import sys
 import pytest
 import torch
 from mmdet.registry import OPTIM_WRAPPERS
+from mmengine.logging import MessageHub
 from utils import ROOT, build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import make_shapes
 from mmsmca.engine import cpu
+from mmsmca.errors import DivergedError
 
 SMALL = dict(num_queries=12, encoder=dict(num_layers=1), decoder=dict(num_layers=2))
 DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
@@ -174,3 +176,45 @@ def test_300_steps_with_amp_stay_finite(tmp_path):
     assert len(steps) == 300
     assert all(math.isfinite(value) for step in steps for value in step.values())
     assert sum(s['loss'] for s in steps[-50:]) < 0.8 * sum(s['loss'] for s in steps[:50])
+
+
+@pytest.mark.parametrize('name', ['single scale', 'smca-dino'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_detector_cast_to_half_precision_detects(name, dtype):
+    """Boxes and scores come in float32, and are near what the weights of float32 give."""
+    model = build(name).eval()
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    samples = [sample((64, 96), (64, 96)), sample((48, 96), (64, 96))]
+    with torch.no_grad():
+        expected = model(images, samples, mode='tensor')
+        model.to(dtype)
+        logits, boxes = model(images.to(dtype), samples, mode='tensor')
+    assert logits.dtype == boxes.dtype == torch.float32
+    assert (logits - expected[0]).norm() < 0.05 * expected[0].norm()
+    if name == 'single scale':  # the other selects other queries where scores are close
+        assert (boxes - expected[1]).abs().max() < 0.02
+
+
+def test_queries_are_selected_in_float32():
+    """Scores of half precision would be equal, and their loss infinite."""
+    model = build('smca-dino')
+    selection = model.bbox_head.cls_branches[model.decoder.num_layers]
+    with torch.no_grad():
+        selection.bias.fill_(70000.0)  # beyond float16
+    seen = []
+    selection.register_forward_hook(lambda module, args, out: seen.append(out))
+    mixed = losses(model, torch.float16)
+    assert all(out.dtype == torch.float32 for out in seen)
+    assert all(loss.isfinite() for loss in mixed.values())
+
+
+@pytest.mark.parametrize('name', ['single scale', 'smca-dino'])
+def test_a_training_that_diverged_says_so(name):
+    model = build(name)
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(math.nan)
+    hub = MessageHub.get_current_instance()
+    hub.update_info('iter', 41)
+    hub.update_scalar('train/lr', 0.5)
+    with pytest.raises(DivergedError, match=r'NaN in step 42, at a learning rate of 0\.5: lower'):
+        losses(model)

@@ -386,10 +386,13 @@ def test_proposals_are_dinos(model):
     assert boxes.isfinite().all()
 
 
-def test_too_small_an_image_is_named(model):
+def test_fewer_cells_than_queries(model):
+    """Every cell is a query, and what is missing is filled up; alone as in a batch."""
     size = (8, 8)
-    with pytest.raises(ValueError, match='num_queries=12 cannot be selected from the 4 cells'):
-        forward(model, maps_of(size), samples_of([size] * 2, size))
+    logits, boxes = forward(model, maps_of(size), samples_of([size] * 2, size))
+    assert logits.shape[:3] == (2, 2, 12)
+    assert logits.isfinite().all()
+    assert len(boxes[0, 0].unique(dim=0)) == 4
 
 
 def test_starts_from_mmdetections_dino():

@@ -2,14 +2,18 @@
 
 import torch
 from mmdet.models.dense_heads import DINOHead
+from mmdet.models.layers import inverse_sigmoid
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from mmsmca.models.layers.precision import widen
+
 from .few_queries import FewQueries
+from .finite_matching import FiniteMatching
 
 
 @MODELS.register_module()
-class SMCADINOHead(FewQueries, DINOHead):
+class SMCADINOHead(FiniteMatching, FewQueries, DINOHead):
     """MMDetection's ``DINOHead``, its configuration, losses, predictions and state dict."""
 
     def forward(self, hidden_states: Tensor, references: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -26,8 +30,14 @@ class SMCADINOHead(FewQueries, DINOHead):
         """
         # As in SMCAHead: costs and losses do not survive half precision.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            weight = self.cls_branches[0].weight
-            return super().forward(hidden_states.type_as(weight), references)
+            hidden_states = hidden_states.type_as(self.cls_branches[0].weight)
+            logits, boxes = [], []
+            for x, reference, classify, regress in zip(
+                hidden_states, references, self.cls_branches, self.reg_branches, strict=False
+            ):
+                logits.append(widen(classify(x)))
+                boxes.append((widen(regress(x)) + inverse_sigmoid(reference)).sigmoid())
+            return torch.stack(logits), torch.stack(boxes)
 
     @staticmethod
     def split_outputs(

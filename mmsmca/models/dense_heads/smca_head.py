@@ -5,11 +5,14 @@ from mmdet.models.dense_heads import ConditionalDETRHead
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from mmsmca.models.layers.precision import widen
+
 from .few_queries import FewQueries
+from .finite_matching import FiniteMatching
 
 
 @MODELS.register_module()
-class SMCAHead(FewQueries, ConditionalDETRHead):
+class SMCAHead(FiniteMatching, FewQueries, ConditionalDETRHead):
     """Head of SMCA: boxes are predicted as offsets from the queries' centres, in logits.
 
     Configuration, losses and predictions are those of MMDetection's ``ConditionalDETRHead``, whose
@@ -32,11 +35,11 @@ class SMCAHead(FewQueries, ConditionalDETRHead):
         # minus a score is soon that of zero, and a box is half a pixel off in an image of 128.
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_cls.weight)
-            boxes = self.regress(hidden_states)
+            boxes = widen(self.regress(hidden_states))
             if references.dim() == 4:  # For predictions the last layer comes alone.
                 references = references[-len(hidden_states) :]
             boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
-            return self.fc_cls(hidden_states), boxes.sigmoid()
+            return widen(self.fc_cls(hidden_states)), boxes.sigmoid()
 
     def regress(self, hidden_states: Tensor) -> Tensor:
         """Predict logits of boxes relative to the queries' centres.

@@ -9,6 +9,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmsmca.models.layers.encoder import flatten_levels
+from mmsmca.models.layers.precision import widen
 
 
 def level_inputs(
@@ -28,11 +29,11 @@ def level_inputs(
         strides: Stride of every map, in pixels.
         positional_encoding: Encodes a mask of (B, H, W) as (B, C, H, W).
         level_embed: What is added to a level's position encoding, (L, C), or None.
-        like: Tensor of the precision that positions and sizes get: not the maps', as bfloat16
-            would round an image of 1333 pixels to 1336.
+        like: Tensor of the precision that positions get.
 
     Returns:
-        Arguments of the encoder, and width and height of each image's content, in pixels, (B, 2).
+        Arguments of the encoder; width and height of each image's content, in pixels, (B, 2), in
+        float32 at least: bfloat16 would round 1333 pixels to 1336.
 
     Raises:
         ValueError: If the maps do not have the strides.
@@ -61,7 +62,7 @@ def level_inputs(
         feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
         level_shapes=level_shapes,
     )
-    return encoder_inputs, like.new_tensor([(w, h) for h, w in shapes])
+    return encoder_inputs, widen(like).new_tensor([(w, h) for h, w in shapes])
 
 
 def neck_strides(detector: DetectionTransformer) -> Sequence[int]:

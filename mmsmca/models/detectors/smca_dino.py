@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.encoder import Memory
 from mmsmca.models.layers.folded_attention import cell_coordinates
+from mmsmca.models.layers.precision import widen
 from mmsmca.models.layers.values import check_count
 
 from .levels import level_inputs, neck_strides
@@ -170,22 +171,17 @@ class SMCADINO(DINO):
 
         Returns:
             Arguments of :meth:`forward_decoder`, and of the head.
-
-        Raises:
-            ValueError: If queries are to be selected from fewer cells.
         """
-        if self.as_two_stage and memory.size(1) < self.num_queries:
-            raise ValueError(
-                f'model.num_queries={self.num_queries} cannot be selected from the '
-                f'{memory.size(1)} cells of levels of {level_shapes}: take fewer queries, larger '
-                'images, or as_two_stage=False'
-            )
-        if self.as_two_stage:
-            decoder_inputs, head_inputs = super().pre_decoder(
-                memory, memory_mask, level_shapes, batch_data_samples
-            )
-        else:
-            decoder_inputs, head_inputs = self._learned_queries(memory.size(0), batch_data_samples)
+        # Half precision would choose other queries, and round their scores, which are trained on.
+        with torch.autocast(memory.device.type, enabled=False):
+            if self.as_two_stage:
+                decoder_inputs, head_inputs = super().pre_decoder(
+                    memory.type_as(self.level_embed), memory_mask, level_shapes, batch_data_samples
+                )
+            else:
+                decoder_inputs, head_inputs = self._learned_queries(
+                    memory.size(0), batch_data_samples
+                )
         levels = Memory(memory, memory_pos, memory_mask, level_shapes)
         return dict(decoder_inputs, **levels._asdict()), head_inputs
 
@@ -199,7 +195,7 @@ class SMCADINO(DINO):
         if self.training:
             labels, noisy_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
             query, boxes = torch.cat((labels, query), dim=1), torch.cat((noisy_boxes, boxes), dim=1)
-        decoder_inputs = dict(query=query, reference_points=boxes.sigmoid(), dn_mask=dn_mask)
+        decoder_inputs = dict(query=query, reference_points=widen(boxes).sigmoid(), dn_mask=dn_mask)
         head_inputs = dict(enc_outputs_class=None, enc_outputs_coord=None)
         return decoder_inputs, dict(head_inputs, dn_meta=dn_meta) if self.training else {}
 
@@ -214,7 +210,8 @@ class SMCADINO(DINO):
         Boxes are DINO's, but for sides that belong to a level's stride rather than its number. DINO
         lets cells that cannot propose (padding, and the image's very border) compete by the score
         that a cell of zeros gets. Here they are copies of the cell with the lowest score, so that
-        padding does not change what is selected.
+        padding does not change what is selected. More of these fill up what an image with fewer
+        cells than queries lacks.
 
         Args:
             memory: Encoded cells, (B, N, C).
@@ -222,13 +219,14 @@ class SMCADINO(DINO):
             spatial_shapes: Height and width of every level, in cells.
 
         Returns:
-            Transformed cells, (B, N, C), and logits of boxes (cx, cy, w, h), (B, N, 4).
+            Transformed cells, (B, N, C), and logits of boxes (cx, cy, w, h), (B, N, 4); at least as
+            many as queries.
         """
         sizes = [height * width for height, width in spatial_shapes]
         masks = [None] * len(sizes) if memory_mask is None else memory_mask.split(sizes, dim=1)
         boxes = torch.cat(
             [
-                _boxes(shape, mask, ANCHOR * stride / 8, like=self.level_embed)
+                _boxes(shape, mask, ANCHOR * stride / 8, like=widen(self.level_embed))
                 for shape, mask, stride in zip(
                     spatial_shapes, masks, self.decoder.strides, strict=True
                 )
@@ -242,7 +240,9 @@ class SMCADINO(DINO):
         scores = self.bbox_head.cls_branches[self.decoder.num_layers](cells.detach()).amax(-1)
         lowest = scores.masked_fill(cannot, torch.inf).argmin(-1, keepdim=True)
         own = torch.arange(memory.size(1), device=memory.device)
-        index = torch.where(cannot, lowest, own).unsqueeze(-1)
+        missing = max(0, self.num_queries - memory.size(1))
+        index = torch.cat((torch.where(cannot, lowest, own), lowest.expand(-1, missing)), dim=1)
+        index = index.unsqueeze(-1)
         cells = cells.gather(1, index.expand(-1, -1, cells.size(-1)))
         return cells, boxes.gather(1, index.expand(-1, -1, 4)).logit()
 

@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .precision import widen
 from .values import check_positive, check_strides
 
 
@@ -119,7 +120,7 @@ class BoxPrior(BaseModule):
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.offsets.weight.dtype)
             offsets, widths = (
-                linear(features).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
+                widen(linear(features)).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
                 for linear in (self.offsets, self.widths)
             )
             cells = (image_sizes / self.strides[0])[:, None, None]

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from .encoder import Memory, check_num_levels, flatten_levels
+from .precision import widen
 from .values import check_count
 
 
@@ -119,7 +120,7 @@ def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, lev
     if masks is None:
         return F.interpolate(x, size=shape, mode='bilinear', align_corners=True)
     # Half precision would place the samples off by tenths of a cell.
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    dtype, x = x.dtype, widen(x)
     grids = []
     for axis, (coarse, fine) in enumerate(zip(x.shape[-2:], shape, strict=True)):
         # Cells of content along the axis, an image each.
@@ -138,7 +139,8 @@ def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, lev
         ),
         dim=-1,
     )
-    return F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=True)
+    out = F.grid_sample(x, grid, mode='bilinear', padding_mode='border', align_corners=True)
+    return out.to(dtype)
 
 
 @MODELS.register_module()

@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
+from .precision import widen
 from .self_attention import SelfAttention
 from .values import check_count, check_same_heads, check_strides
 
@@ -178,7 +179,7 @@ class SMCADecoder(BaseModule):
         features = self.layers[0].spatial_prior.features(query, query_pos)
         # Half precision would place a centre a tenth of a cell off, in a map of 40 cells.
         with torch.autocast(features.device.type, enabled=False):
-            references = self.center_head(features)
+            references = widen(self.center_head(features))
         hidden_states, all_references = [], []
         for layer in self.layers:
             query = layer(

@@ -202,6 +202,7 @@ class SMCADINODecoder(BaseModule):
             self.layers, self.start_levels, reg_branches, strict=False
         ):
             encoding = coordinate_to_encoding(boxes, num_feats=self.embed_dims)
+            encoding = encoding.type_as(self.norm.weight)
             query = layer(
                 query,
                 self.ref_point_head(encoding),

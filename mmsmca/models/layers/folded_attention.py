@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .fused_attention import fused_attention
+from .precision import widen
 
 # Logit that takes a key out of the softmax, whatever the prior says.
 PADDING = -1e9
@@ -45,6 +46,7 @@ def folded_attention(
     Arguments and result are those of :func:`.gaussian_attention`; two scales only.
     """
     height, width = grid_size
+    centers, scales = widen(centers), widen(scales)
     origins = place_origins(centers.new_tensor([[width, height]]), max(grid_size), REACH)
     channels = prior_channels(
         centers, scales.square() / beta, cell_coordinates(grid_size, centers), origins

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .precision import widen
+
 # Attention weights that dropout on a CPU has in memory at a time: 64 MiB in float32.
 MAX_WEIGHTS = 2**24
 
@@ -56,11 +58,10 @@ def fused_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale
         )[..., :channels]
     rows = max(1, MAX_WEIGHTS // (query.size(0) * query.size(1) * key.size(2)))
-    dtype = torch.promote_types(value.dtype, torch.float32)
     # As PyTorch's kernels, with logits in float32: half precision rounds those of hundreds.
     with torch.autocast(query.device.type, enabled=False):
-        query, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
-        arguments = key, value, key_padding_mask, dropout_p
+        query, arguments = widen(query) * scale, (widen(key), widen(value))
+        arguments += key_padding_mask, dropout_p
         if query.size(2) <= rows:
             return _DropWeights.apply(query, *arguments).to(out_dtype)
         portions = [

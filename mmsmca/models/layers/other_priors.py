@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
+from .precision import widen
 from .values import check_positive
 
 
@@ -66,7 +67,7 @@ class StaticPrior(BaseModule):
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.offsets.weight.dtype)
             offsets, scales = (
-                linear(features).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
+                widen(linear(features)).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
                 for linear in (self.offsets, self.scales)
             )
             center = boxes[..., :2] * (image_sizes / self.strides[0])[:, None]

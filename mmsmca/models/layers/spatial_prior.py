@@ -8,6 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .precision import widen
 from .values import check_positive, check_strides
 
 # Scales that a prior has per query (and head and level), before they are squared.
@@ -144,7 +145,7 @@ class SpatialPrior(BaseModule):
         heads = 1 if self.offsets is None else self.num_heads
         # Offsets of some cells do not survive half precision.
         with torch.autocast(features.device.type, enabled=False):
-            split = linear(features)
+            split = widen(linear(features))
         split = split.unflatten(-1, (len(self.strides), heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
