@@ -60,8 +60,8 @@ def fused_attention(
     rows = max(1, MAX_WEIGHTS // (query.size(0) * query.size(1) * key.size(2)))
     # As PyTorch's kernels, with logits in float32: half precision rounds those of hundreds.
     with torch.autocast(query.device.type, enabled=False):
-        query, arguments = widen(query) * scale, (widen(key), widen(value))
-        arguments += key_padding_mask, dropout_p
+        query = widen(query) * scale
+        arguments = widen(key), widen(value), key_padding_mask, dropout_p
         if query.size(2) <= rows:
             return _DropWeights.apply(query, *arguments).to(out_dtype)
         portions = [
