@@ -476,7 +476,7 @@ def test_smca_dino_and_its_checkpoint_pass(dino_config: Config, root: Path, tmp_
         ({'decoder.layer_cfg.cross_attn_cfg.num_heads': 5}, ['num_heads=5', 'embed_dims=128']),
         (
             {'decoder.layer_cfg.cross_attn_cfg.num_heads': 32},
-            ['num_heads=32', '4 channels', 'takes 7', 'fewer heads or more embed_dims'],
+            ['num_heads=32', '4 channels', 'takes 8', 'fewer heads or more embed_dims'],
         ),
         ({'encoder.layer_cfg.self_attn_cfg.num_heads': 5}, ['num_heads=5']),
         ({'decoder.layer_cfg.spatial_prior_cfg.floor': 0}, ['spatial_prior_cfg.floor=0']),
