@@ -387,12 +387,15 @@ def test_proposals_are_dinos(model):
 
 
 def test_fewer_cells_than_queries(model):
-    """Every cell is a query, and what is missing is filled up; alone as in a batch."""
+    """Every cell is proposed, and one of them again for every query that is missing."""
     size = (8, 8)
-    logits, boxes = forward(model, maps_of(size), samples_of([size] * 2, size))
+    logits, _ = forward(model, maps_of(size), samples_of([size] * 2, size))
     assert logits.shape[:3] == (2, 2, 12)
     assert logits.isfinite().all()
-    assert len(boxes[0, 0].unique(dim=0)) == 4
+    memory = torch.randn(2, 4, model.embed_dims)
+    _, boxes = model.gen_encoder_output_proposals(memory, None, [(1, 1)] * 4)
+    assert boxes.shape[1] == 12
+    assert len(boxes[0].unique(dim=0)) == 4
 
 
 def test_starts_from_mmdetections_dino():
