@@ -88,7 +88,7 @@ def attend_folded(
     if key_padding_mask is not None:
         query_prior = F.pad(query_prior, (0, 1), value=1.0)
         padding = (key_padding_mask * PADDING).to(key_prior.dtype)[:, None, :, None]
-        key_prior = torch.cat((key_prior.expand(len(padding), -1, -1, -1), padding), dim=-1)
+        key_prior = torch.cat((key_prior.expand(padding.size(0), -1, -1, -1), padding), dim=-1)
     channels = query.size(-1)
     # Fused kernels want a multiple of eight channels.
     missing = -(channels + query_prior.size(-1)) % 8
