@@ -77,20 +77,16 @@ def print_plan(sweep: Sweep) -> int:
     console = Console()
     table = Table(title=f'{sweep.study.name} in {sweep.work_dir}', title_justify='left')
     for column in ('experiment', 'seed', 'length', 'run', 'state'):
-        table.add_column(column, no_wrap=True)
-    table.add_column('config and cfg_options', overflow='fold')
-    experiments = {experiment.name: experiment for experiment in sweep.study.experiments}
+        table.add_column(column, overflow='fold')
     for run in sweep.runs:
-        experiment = experiments[run.experiment]
-        table.add_row(
-            run.experiment,
-            str(run.seed),
-            f'{run.length:,}' if run.length else '?',
-            run.id or '?',
-            sweep.state_of(run),
-            escape(f'{" + ".join(experiment.configs)} {experiment.cfg_options or ""}'),
-        )
+        length = f'{run.length:,}' if run.length else '?'
+        state = sweep.state_of(run)
+        table.add_row(run.experiment, str(run.seed), length, run.id or '?', state)
     console.print(table)
+    for experiment in sweep.study.experiments:
+        if any(run.experiment == experiment.name for run in sweep.runs):
+            configs = ' + '.join(experiment.configs)
+            console.print(escape(f'{experiment.name}: {configs} {experiment.cfg_options or ""}'))
     if any(not run.id for run in sweep.runs):
         console.print(
             '? depends on times per iteration that have not been measured here: --calibrate '

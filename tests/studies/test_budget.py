@@ -17,7 +17,7 @@ from mmsmca.studies.record import Budget, StudyError
 from mmsmca.studies.report.results import read_reports
 from mmsmca.studies.report.tables import calibration as calibration_table
 from mmsmca.studies.study import digest, load_study, study_configs
-from mmsmca.studies.sweep import select
+from mmsmca.studies.sweep import Resources, Sweep, select
 
 CONFIG = """
 model = dict(num_queries=25)
@@ -266,10 +266,13 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     assert measured == [25, 5, 10] and ('quick', 0, 3000) in fitted(study, path)
 
 
-def test_a_plan_needs_no_calibration(tmp_path):
+def test_a_plan_needs_no_calibration(tmp_path, capsys):
     """Runs of unknown length are in it, and nothing else of it changes."""
     study = write_study(tmp_path, EACH)
-    runs = load_study(study, calibration=tmp_path / 'none.json', uncalibrated=True).runs
+    plan = load_study(study, calibration=tmp_path / 'none.json', uncalibrated=True)
+    runs = plan.runs
+    console.print_plan(Sweep(plan, runs, tmp_path / 'work', tmp_path / 'train.py', Resources()))
+    assert '? depends on times per iteration' in capsys.readouterr().out
     known = load_study(study, calibration=write_calibration(study)).runs
     assert [run.id for run in runs if run.id] == [run.id for run in known if run.length == 1500]
     unknown = [run for run in runs if not run.id]
