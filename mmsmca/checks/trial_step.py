@@ -187,6 +187,9 @@ def _nothing_left_behind() -> Iterator[None]:
     """Give back random states and MMEngine's global objects, and keep what is printed quiet."""
     managers = (MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__())
     instances = [manager._instance_dict.copy() for manager in managers]
+    # A logger from before would not notice that logging is disabled: it caches what it says.
+    for manager in managers:
+        manager._instance_dict.clear()
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     disabled = logging.root.manager.disable

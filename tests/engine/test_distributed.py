@@ -246,7 +246,7 @@ def shapes_config(folder, batch_size, **changes):
         options[f'{phase}_dataloader.dataset.pipeline.1.scale'] = (64, 64)
         options[f'{phase}_evaluator.ann_file'] = f'{folder}/data/annotations/instances_val.json'
     cfg.merge_from_dict(options)
-    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0, weight_decay=0.0)
     cfg.param_scheduler = []
     return cfg
 
@@ -393,9 +393,8 @@ def test_fsdp_refuses_another_kind_of_clipping():
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_other_launchers_are_refused_on_a_cpu(launcher):
-    args = Config(dict(launcher=launcher, cfg_options=None))
     with pytest.raises(LauncherError, match=f'{launcher} needs an accelerator.*torchrun'):
-        support(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), args)
+        support(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), launcher)
 
 
 if __name__ == '__main__':
