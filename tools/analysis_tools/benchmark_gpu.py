@@ -257,7 +257,9 @@ def parts(device: str, small: bool, backend: str) -> list[Part]:
     add_pairs(pairs, trained, batch=2)
     for name in ('SMCA-DINO', 'SMCA'):
         ways = {
-            title: with_option(own[name], IMPLEMENTATION, way, optional=way == 'flex')
+            title: replace(
+                with_option(own[name], IMPLEMENTATION, way, optional=way == 'flex'), backend=backend
+            )
             for title, way in PRIORS.items()
         }
         add('share', name, measure_detectors, ways, on('bfloat16'), rounds)
@@ -292,7 +294,7 @@ def parts(device: str, small: bool, backend: str) -> list[Part]:
 def shrunk(detector: Detector) -> Detector:
     """A detector of one decoder layer on tiny images: to see that it runs."""
     detector = with_option(detector, 'model.decoder.num_layers', 1)
-    return replace(detector, shape=(64, 96), queries=20)
+    return replace(detector, shape=(64, 96), queries=100)
 
 
 def with_option(detector: Detector, key: str, value: object, optional: bool = False) -> Detector:

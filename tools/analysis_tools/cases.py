@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mmcv.ops.multi_scale_deform_attn as deformable_attention
+import other_attention
 import torch
 from mmdet.registry import HOOKS, MODELS
 from mmdet.testing import demo_mm_inputs
@@ -87,7 +88,7 @@ class Detector:
         queries: ``model.num_queries`` instead of the config's, or None.
         cfg_options: Settings of the config to change, by dotted key.
         compiled: Parts that ``CompileHook`` compiles.
-        backend: Backend of ``torch.compile``.
+        backend: Backend of ``torch.compile``, of FlexAttention too.
         deformable: What computes deformable attention on a GPU: ``operator``, mmcv's, which leaves
             bfloat16 to PyTorch code; ``float32``, the operator, in float32 where it would; or
             ``pytorch``, that code, as where mmcv has no operators.
@@ -123,6 +124,7 @@ class Detector:
         # Optimizer and initialisation have a line to say about every layer.
         MMLogger.get_current_instance().setLevel('ERROR')
         choose_deformable_attention(self.deformable)
+        other_attention.BACKEND = self.backend
         cfg = self.load_config(setting)
         model = MODELS.build(cfg.model).to(setting.device)
         # As when training starts; other weights may give denormal gradients, which take longer.
