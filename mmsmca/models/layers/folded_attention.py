@@ -47,7 +47,7 @@ def folded_attention(
     """
     height, width = grid_size
     centers, scales = widen(centers), widen(scales)
-    origins = place_origins(centers.new_tensor([[width, height]]), max(grid_size), REACH)
+    origins = place_origins(centers.new_tensor([[width, height]]), grid_size, REACH)
     channels = prior_channels(
         centers, scales.square() / beta, cell_coordinates(grid_size, centers), origins
     )
@@ -108,18 +108,20 @@ def attend_folded(
     return out.to(value.dtype)
 
 
-def place_origins(sizes: Tensor, side: float, reach: float) -> Tensor:
+def place_origins(sizes: Tensor, grid_size: tuple[int, int], reach: int) -> Tensor:
     """Place the origins that coordinates count from: every centre has one near it.
 
     Args:
         sizes: Width and height to be covered, in cells, (B, 2).
-        side: Longest side of all of them, padding included.
+        grid_size: Height and width of the map that has them all, padding included. Exported for
+            maps of any size, the graph has one origin: it has no gradients, which need more.
         reach: Cells of a side that an origin serves.
 
     Returns:
         Coordinates (x, y) of the origins, whole numbers: n along either axis, (B, n, 2).
     """
-    count = math.ceil(side / reach)
+    free = any(isinstance(side, torch.SymInt) for side in grid_size)
+    count = 1 if free else math.ceil(max(grid_size) / reach)
     middles = (torch.arange(count, device=sizes.device) + 0.5) / count
     return (sizes[:, None] * middles[:, None]).floor()
 

@@ -73,7 +73,7 @@ def place_cells(
         torch.full((height * width,), level, device=image_sizes.device)
         for level, (height, width) in enumerate(level_shapes)
     ]
-    origins = place_origins(image_sizes / strides[0], max(level_shapes[0]), REACH)
+    origins = place_origins(image_sizes / strides[0], level_shapes[0], REACH)
     return Cells(torch.cat(coordinates), torch.cat(levels), origins, padding)
 
 
