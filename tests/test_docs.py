@@ -12,9 +12,7 @@ What takes long as written is shortened by arguments added to it, ``SHORTER``.
 
 import json
 import multiprocessing
-import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -24,6 +22,7 @@ from pathlib import Path
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from scripts import run_script
 from utils import ROOT, load_config
 
 from mmsmca.checkpoints import files as checkpoint_files
@@ -74,16 +73,6 @@ def shorten(words):
     return words + added + [f'train_cfg.max_{unit}=1']
 
 
-def run_script(path, arguments, environment, log):
-    """In a process of its own: what ``python PATH ARGUMENTS`` does, without the imports' time."""
-    for stream in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    os.environ.update(environment)
-    sys.path[:0] = [str(Path(path).parent.absolute()), *environment.get('PYTHONPATH', '').split()]
-    sys.argv = [path, *arguments]
-    runpy.run_path(path, run_name='__main__')
-
-
 class Checkout:
     """A folder with what a checkout has, on generated data."""
 
@@ -94,7 +83,7 @@ class Checkout:
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__')
             )
         self.processes = multiprocessing.get_context('forkserver')
-        self.processes.set_forkserver_preload(['mmdet.apis', 'mmsmca.checks.preflight', __name__])
+        self.processes.set_forkserver_preload(['mmdet.apis', 'mmsmca.checks.preflight'])
 
     def run_page(self, page):
         """Run the blocks of a page in order; a failure shows its output."""
