@@ -165,7 +165,7 @@ def test_other_models_are_refused(reference, ours):
     with pytest.raises(CheckpointError, match='not an SMCA of the authors'):
         checkpoints.convert_reference(detr)
     detr = {name: tensor for name, tensor in ours.items() if 'spatial_prior' not in name}
-    with pytest.raises(CheckpointError, match='no SMCA'):
+    with pytest.raises(CheckpointError, match='not an SMCA'):
         checkpoints.convert_to_reference(detr)
 
 
