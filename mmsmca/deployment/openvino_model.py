@@ -19,6 +19,8 @@ import numpy as np
 import openvino
 import torch
 from openvino import opset13 as op
+from openvino.frontend import NodeContext
+from openvino.frontend.pytorch import ConversionExtension
 from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch.export import ExportedProgram
 
@@ -28,6 +30,11 @@ from .runtimes import pad, start_openvino
 SUFFIX, RUNTIME = '.xml', 'OpenVINO'
 start = start_openvino
 MARK = dict(name='DisablePrecisionConversion', version='0', value='dynamic:bf16,f16')
+
+
+def _maximum(sizes: NodeContext) -> list[openvino.Output]:
+    """The larger of two sizes, for which OpenVINO's converter has no rule."""
+    return op.maximum(*(op.convert(sizes.get_input(i), 'i64') for i in (0, 1))).outputs()
 
 
 class IR(NamedTuple):
@@ -56,7 +63,8 @@ def convert(program: ExportedProgram, metadata: dict) -> IR:
     whole = {node.name for node in nodes if not _fast(node)}
     linear = torch.ops.aten.linear.default
     precise = whole - {node.name for node in nodes if node.target is linear}
-    model = openvino.convert_model(decoder)
+    maximum = ConversionExtension(str(torch.sym_max), _maximum)
+    model = openvino.convert_model(decoder, extension=[maximum])
     for ports, names in ((model.inputs, INPUTS), (model.outputs, OUTPUTS)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
