@@ -196,7 +196,7 @@ def measure_kernel(
     with benchmarks.outcome_in(row, optional=True), sdpa_kernel(getattr(SDPBackend, kernel)):
         (times,) = measure({'folded': attention}, setting, rounds)
         (errors,) = attention_error.measure(attention, setting, ['folded'])
-        row.update({**times, **errors})
+        row.update({**times, **errors, 'kernel': kernel})
     if benchmarks.failures([row]):  # A kernel that does not do this is no failure.
         row['outcome'] = row['outcome'].replace(benchmarks.FAILED, benchmarks.NOT_AVAILABLE)
     return [row]

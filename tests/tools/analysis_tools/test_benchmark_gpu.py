@@ -11,6 +11,8 @@ from pathlib import Path
 import measure
 import pytest
 import torch
+from cases import Setting
+from co_attention import CoAttention
 from utils import ROOT
 
 NO_GPU = 'No GPU to measure: PyTorch '
@@ -99,3 +101,29 @@ def test_make_gpu_says_that_there_is_none():
     assert done.returncode != 0
     said, of_make = done.stderr.splitlines()[-2:]
     assert said.startswith(NO_GPU) and of_make.startswith('make')
+
+
+def test_largest_batch_is_what_fits():
+    function = runpy.run_path(TOOL)['measure_largest_batch']
+    tried = []
+
+    def fits_seven(subjects: dict, setting: Setting, rounds: int, modes: list[str]) -> list[dict]:
+        tried.append((*modes, setting.batch))
+        fits = setting.batch < 8 or modes == ['test']
+        return [dict(outcome='measured' if fits else 'out of memory')]
+
+    function.__globals__['measure'] = fits_seven
+    (row,) = function('SMCA', None, Setting(), 16)
+    assert (row['train_batch'], row['test_batch'], row['outcome']) == (4, 16, 'measured')
+    assert [batch for mode, batch in tried if mode == 'train'] == [1, 2, 4, 8]
+
+
+def test_kernels_one_by_one(one_process):
+    function = runpy.run_path(TOOL)['measure_kernel']
+    attention = CoAttention('folded', ((4, 6),), queries=3, heads=2, channels=16)
+    (math,), (cuda,) = (
+        function(attention, Setting(), 1, kernel) for kernel in ('MATH', 'CUDNN_ATTENTION')
+    )
+    assert math['outcome'] == 'measured' and math['train_ms'] > 0 and math['output'] < 1e-5
+    assert cuda['outcome'].startswith('not available: RuntimeError')
+    assert (math['kernel'], cuda['kernel']) == ('MATH', 'CUDNN_ATTENTION')
