@@ -17,6 +17,7 @@ from mmengine.utils import digit_version
 from utils import ROOT, load_config
 
 from mmsmca.checks.keys import check_keys
+from mmsmca.studies.record import StudyError
 from mmsmca.studies.study import study_configs
 
 # Data sets and recipes that are laid over a detector: a study has them trained.
@@ -117,3 +118,25 @@ def test_trains_one_step_and_infers(name):
         assert found.scores.isfinite().all()
         assert (found.bboxes >= 0).all()
         assert (found.bboxes <= torch.tensor([width, height] * 2)).all()
+
+
+def test_encoders_of_a_study_have_priors_of_one_width():
+    """Else the ablation of the encoder would be one of the prior too."""
+    widths: dict[float, set[float]] = {}
+    for cfg in study_configs(ROOT / 'configs/studies/encoder_shapes.py').values():
+        decoder = cfg.model.decoder
+        for stride, beta in zip(
+            decoder.strides, decoder.layer_cfg.spatial_prior_cfg.beta, strict=True
+        ):
+            widths.setdefault(stride, set()).add(beta)
+    assert widths == {8: {16.0}, 16: {8.0}, 32: {4.0}}
+
+
+def test_a_study_names_configs_of_packages(tmp_path):
+    study = tmp_path / 'study.py'
+    text = "baseline = 'detr'\nseeds = [0]\nexperiments = [dict(name='detr', config={!r})]"
+    study.write_text(text.format('mmdet::detr/detr_r50_8xb2-150e_coco.py'))
+    assert study_configs(study)['detr'].model.type == 'DETR'
+    study.write_text(text.format('mmdet::detr/nothing.py'))
+    with pytest.raises(StudyError, match='mmdet::detr/nothing.py'):
+        study_configs(study)
