@@ -76,8 +76,8 @@ def hold(path: Path, patience: float = 0.0) -> Iterator[TextIOWrapper]:
         yield file
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec='seconds')
+def _now(timespec: str = 'seconds') -> str:
+    return datetime.now(timezone.utc).isoformat(timespec=timespec)
 
 
 def is_held(run_dir: Path) -> bool:
@@ -163,7 +163,9 @@ class TrainRun:
         with hold(self.run_dir / LOCK, patience=5.0) as lock:
             start = time.monotonic()
             folder = Path(self.record.experiment.configs[0]).resolve().parent
-            attempt = Attempt(_now(), git_revision(folder), versions(), hardware())
+            # Attempts are told apart by when they start.
+            started = _now(timespec='microseconds')
+            attempt = Attempt(started, git_revision(folder), versions(), hardware())
             self.record.attempts = [attempt]
             self.record.write(self.run_dir)
             # The child inherits the lock: should this process be killed, the run is still held.
