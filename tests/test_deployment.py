@@ -209,12 +209,12 @@ SMALL_CONV = dict(
 FEW_LAYERS = dict(
     encoder=dict(num_layers=2, layer_kinds=['multi', 'intra']), decoder=dict(num_layers=1)
 )
-JOINT_COVARIANCE = dict(
+UNIFORM_COVARIANCE = dict(
     encoder=dict(num_layers=2, layer_kinds=['intra', 'multi'], share_attention=False),
     decoder=dict(
         num_layers=1,
         layer_cfg=dict(
-            cross_attn_cfg=dict(scale_selection='joint'),
+            cross_attn_cfg=dict(scale_selection='uniform'),
             spatial_prior_cfg=dict(scale='covariance'),
         ),
     ),
@@ -225,11 +225,11 @@ JOINT_COVARIANCE = dict(
     ('name', 'options'),
     [
         (MULTI_SCALE, FEW_LAYERS),
-        (MULTI_SCALE, JOINT_COVARIANCE),
+        (MULTI_SCALE, UNIFORM_COVARIANCE),
         (CONV, SMALL_CONV),
         (DINO, dict(encoder=dict(num_convs=1), decoder=dict(num_layers=2))),
     ],
-    ids=['multi_scale', 'joint_covariance', 'conv', 'smca_dino'],
+    ids=['multi_scale', 'uniform_covariance', 'conv', 'smca_dino'],
 )
 def test_other_architectures(name: str, options: dict, tmp_path: Path):
     torch.manual_seed(0)

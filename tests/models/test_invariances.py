@@ -389,4 +389,4 @@ def test_any_size_trains_and_detects(arguments, sizes):
     ids=['smallest', 'upright', 'unlike', 'one pixel'],
 )
 def test_the_ends_of_the_ranges(encoder, sizes, queries, heads):
-    check_finite(build_tiny(0, 4, heads, queries, encoder, 'joint', 'covariance'), sizes)
+    check_finite(build_tiny(0, 4, heads, queries, encoder, 'uniform', 'covariance'), sizes)

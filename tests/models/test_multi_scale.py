@@ -20,7 +20,7 @@ CHANNELS, HEADS = 16, 4
 STRIDES = [16, 32, 64]
 LEVELS = [(6, 10), (3, 5), (2, 3)]
 SIZES = [height * width for height, width in LEVELS]
-SELECTIONS = ['learned', 'uniform', 'joint']
+SELECTIONS = ['learned', 'uniform']
 ENCODERS = {
     'intra': dict(type='SMCAEncoder', num_layers=2),
     'multi': dict(type='SMCAEncoder', num_layers=2, layer_kinds=['multi', 'multi']),
@@ -239,14 +239,11 @@ def test_scale_selection_by_hand(selection):
                         logits.append(-math.inf if MASK[image, cell] else logit)
                 start += height * width
             logits = torch.tensor(logits, dtype=dtype)
-            if selection == 'joint':
-                weights = logits.softmax(0)
-            else:
-                alpha = torch.full((3,), 1 / 3, dtype=dtype)
-                if selection == 'learned':
-                    alpha = attention.scale_selection(u[image, q]).softmax(0)
-                levels = zip(alpha, logits.split(SIZES), strict=True)
-                weights = torch.cat([a * level.softmax(0) for a, level in levels])
+            alpha = torch.full((3,), 1 / 3, dtype=dtype)
+            if selection == 'learned':
+                alpha = attention.scale_selection(u[image, q]).softmax(0)
+            levels = zip(alpha, logits.split(SIZES), strict=True)
+            weights = torch.cat([a * level.softmax(0) for a, level in levels])
             expected[image, q, rows] = weights @ values
         expected = query + attention.attn.out_proj(expected)
     torch.testing.assert_close(actual, expected)
@@ -381,7 +378,6 @@ def test_empty_level_in_the_encoder(kind, dtype):
         ('learned', 'explicit'),
         ('uniform', 'folded'),
         ('uniform', 'explicit'),
-        ('joint', 'auto'),
     ],
 )
 def test_empty_level_in_the_decoder(selection, implementation, dtype):
@@ -542,7 +538,7 @@ WRONG = {
     'scale selection': (
         MULTI_SCALE,
         {f'{CROSS_ATTENTION}.scale_selection': 'softmax'},
-        ["cross_attn_cfg.scale_selection='softmax'", "'learned', 'uniform', 'joint'"],
+        ["cross_attn_cfg.scale_selection='softmax'", "'learned', 'uniform'"],
     ),
 }
 

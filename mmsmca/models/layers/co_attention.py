@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from mmsmca.denormals import flush_denormals
 
 from .attention import IMPLEMENTATIONS, gaussian_attention
-from .explicit_attention import gaussian_log_prior, joint_attention
+from .explicit_attention import gaussian_log_prior
 from .projections import AttentionProjections
 from .spatial_prior import LevelPrior
 
-SCALE_SELECTIONS = ('learned', 'uniform', 'joint')
+SCALE_SELECTIONS = ('learned', 'uniform')
 
 
 @MODELS.register_module()
@@ -37,9 +37,8 @@ class CoAttention(BaseModule):
         batch_first: Kept for the configs of MMDetection's DETR; has to be True.
         implementation: How the attention is computed, see :mod:`.attention`. Defaults to ``auto``.
         num_levels: Number of feature levels. Defaults to 1.
-        scale_selection: Weights of the levels: ``learned`` (alpha, shared by the heads),
-            ``uniform`` (1 / L) or ``joint`` (none: one softmax over the cells of all levels).
-            Without effect for one level. Defaults to ``learned``.
+        scale_selection: Weights of the levels: ``learned`` (alpha, shared by the heads) or
+            ``uniform`` (1 / L). Without effect for one level. Defaults to ``learned``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -73,7 +72,6 @@ class CoAttention(BaseModule):
                 f'{list(SCALE_SELECTIONS)}'
             )
         self.implementation = implementation
-        self.joint = scale_selection == 'joint' and num_levels > 1
         self.scale_selection = None
         if scale_selection == 'learned' and num_levels > 1:
             self.scale_selection = nn.Linear(embed_dims, num_levels)
@@ -109,12 +107,8 @@ class CoAttention(BaseModule):
         q = self.attn.query(query + query_pos)
         k, v = self.attn.key(memory + memory_pos), self.attn.value(memory)
         dropout_p = self.dropout.p if self.training else 0.0
-        if self.joint:
-            out = joint_attention(q, k, v, priors, level_shapes, memory_mask, dropout_p)
-        else:
-            levels = self._attend_levels(q, k, v, priors, memory_mask, level_shapes, dropout_p)
-            out = self._select(levels, features)
-        return query + self.dropout(self.attn.output(out))
+        levels = self._attend_levels(q, k, v, priors, memory_mask, level_shapes, dropout_p)
+        return query + self.dropout(self.attn.output(self._select(levels, features)))
 
     def logits(
         self,

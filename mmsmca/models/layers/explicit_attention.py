@@ -1,14 +1,12 @@
 """Gaussian-modulated attention as the paper writes it: the prior is a bias of the logits."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .fused_attention import masked_softmax
-from .spatial_prior import LevelPrior
 
 
 def gaussian_log_prior(
@@ -60,38 +58,6 @@ def explicit_attention(
     """
     bias = gaussian_log_prior(centers, scales, grid_size, beta)
     return biased_attention(query, key, value, bias, key_padding_mask, dropout_p)
-
-
-def joint_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    priors: Sequence[LevelPrior],
-    level_shapes: Sequence[tuple[int, int]],
-    key_padding_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """Gaussian-modulated attention with one softmax over the cells of all levels.
-
-    Args:
-        query: (B, M, Q, d).
-        key: Keys of all levels, one level after the other, (B, M, N, d).
-        value: (B, M, N, d).
-        priors: Gaussian priors of the queries, one per level.
-        level_shapes: Height and width of every level, in cells.
-        key_padding_mask: True where a cell is padding, (B, N). Defaults to None: no padding.
-        dropout_p: Probability that an attention weight is dropped. Defaults to 0.
-
-    Returns:
-        Tensor of shape (B, M, Q, d).
-    """
-    log_priors = [
-        gaussian_log_prior(prior.centers, prior.scales, shape, prior.beta)
-        for prior, shape in zip(priors, level_shapes, strict=True)
-    ]
-    return biased_attention(
-        query, key, value, torch.cat(log_priors, dim=-1), key_padding_mask, dropout_p
-    )
 
 
 def biased_attention(
