@@ -19,12 +19,7 @@ from torch import Tensor
 from mmsmca.checks.preflight import check_config
 from mmsmca.errors import command
 from mmsmca.visualization.comparison import comparison_figure
-from mmsmca.visualization.inspection import (
-    VisualizationError,
-    inspect_image,
-    load_detector,
-    read_image,
-)
+from mmsmca.visualization.inspection import VisualizationError, inspect_image, load_detector
 from mmsmca.visualization.panels import save_figure
 
 
@@ -64,7 +59,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
             name: inspect_image(model, pipeline, path)
             for name, (model, pipeline) in detectors.items()
         }
-        rows.append((read_image(path), box, inspections))
+        rows.append((box, inspections))
     return save_figure(comparison_figure(rows, args.layer), args.out)
 
 

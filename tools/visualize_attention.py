@@ -16,12 +16,7 @@ from mmsmca.visualization.figures import (
     query_figure,
     summary_figure,
 )
-from mmsmca.visualization.inspection import (
-    check_spatial_prior,
-    inspect_image,
-    load_detector,
-    read_image,
-)
+from mmsmca.visualization.inspection import check_spatial_prior, inspect_image, load_detector
 from mmsmca.visualization.panels import save_figure
 
 
@@ -31,19 +26,14 @@ def draw(args: argparse.Namespace) -> list[Path]:
     check_spatial_prior(model)
     inspection = inspect_image(model, pipeline, args.image)
     queries = args.queries or inspection.best_queries(args.best)
-    maps = inspection.maps(queries, args.layer)
-    image, classes = read_image(args.image), model.dataset_meta['classes']
+    detections = detections_image(inspection, queries, args.layer)
     args.out.mkdir(parents=True, exist_ok=True)
-    detections = detections_image(image, inspection, maps, queries, model.dataset_meta)
     files = [args.out / 'detections.png']
     mmcv.imwrite(detections[..., ::-1], str(files[0]))
-    summary = summary_figure(image, inspection, queries, args.layer, classes)
-    files += save_figure(summary, args.out / 'summary')
+    files += save_figure(summary_figure(inspection, queries, args.layer), args.out / 'summary')
     for row, query in enumerate(queries, start=1):
-        figure = query_figure(image, inspection, query, args.layer, classes)
-        files += save_figure(figure, args.out / f'row_{row}')
-        figure = layers_figure(image, inspection, query, classes)
-        files += save_figure(figure, args.out / f'layers_{row}')
+        files += save_figure(query_figure(inspection, query, args.layer), args.out / f'row_{row}')
+        files += save_figure(layers_figure(inspection, query), args.out / f'layers_{row}')
     return files
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from .panels import RED, WIDTH, attention_norm, color_bar, draw_box, new_figure
 
 
 def comparison_figure(
-    rows: Sequence[tuple[np.ndarray, Tensor, dict[str, Inspection]]], layer: int = -1
+    rows: Sequence[tuple[Tensor, dict[str, Inspection]]], layer: int = -1
 ) -> Figure:
     """Co-attention of several detectors to the same objects, one object per row.
 
@@ -21,15 +20,16 @@ def comparison_figure(
     weights over heads, all levels together, and how much of it lies inside the object's box.
 
     Args:
-        rows: For every object its image (RGB), its box (x1, y1, x2, y2) in pixels of the image, and
-            what each detector, by name, did with the image.
+        rows: For every object its box (x1, y1, x2, y2) in pixels of its image, and what each
+            detector, by name, did with the image.
         layer: Number of the decoder layer. Defaults to the last.
 
     Returns:
         The figure.
     """
-    names = list(rows[0][2])
-    aspect = max(image.shape[0] / image.shape[1] for image, _, _ in rows)
+    names = list(rows[0][1])
+    images = [inspections[names[0]].image for _, inspections in rows]
+    aspect = max(image.shape[0] / image.shape[1] for image in images)
     row_height = WIDTH / (len(names) + 1) * aspect
     figure = new_figure((row_height + 0.3) * len(rows) + 0.9)
     figure.suptitle(
@@ -37,35 +37,26 @@ def comparison_figure(
     )
     axes = figure.subplots(len(rows), len(names) + 1, squeeze=False)
     drawn = []
-    for row, (image, box, inspections) in enumerate(rows):
-        for name, inspection in inspections.items():
+    for (image_axes, *panels), image, (box, inspections) in zip(axes, images, rows, strict=True):
+        show_image(image_axes, image)
+        draw_box(image_axes, box, 'white')
+        for panel, inspection in zip(panels, inspections.values(), strict=True):
             query, overlap = inspection.query_nearest(box)
             maps = inspection.maps([query], layer)
-            weights = maps.head_means(maps.weights, 0)
-            frame = ImageFrame(image, inspection, maps)
-            drawn.append((row, name, inspection, query, overlap, weights, frame))
+            frame, weights = ImageFrame(inspection, maps), maps.head_means(maps.weights, 0)
+            drawn.append((panel, frame, weights))
+            draw_box(panel, box, 'black', linestyle=':')
+            draw_box(panel, inspection.boxes[query], 'black')
+            share = f'{100 * frame.share_inside(weights, box):.0f} % of the weight in the object'
+            panel.set_xlabel(f'query {query}, IoU {overlap:.2f}; {share}', fontsize=8)
     # Grids, and sizes of the networks' inputs, may differ: weights per area of the finest cell.
-    area = min(frame.finest_area for *_, frame in drawn)
-    densities = [frame.density(weights) * area / frame.finest_area for *_, weights, frame in drawn]
+    area = min(frame.finest_area for _, frame, _ in drawn)
+    densities = [frame.density(weights) * area / frame.finest_area for _, frame, weights in drawn]
     norm = attention_norm(densities)
-    for (row, name, inspection, query, overlap, weights, frame), density in zip(
-        drawn, densities, strict=True
-    ):
-        image, box, _ = rows[row]
-        show_image(axes[row][0], image)
-        draw_box(axes[row][0], box, 'white')
-        panel = axes[row][1 + names.index(name)]
+    for (panel, frame, _), density in zip(drawn, densities, strict=True):
         frame.show_map(panel, density, RED, norm)
-        draw_box(panel, box, 'black', linestyle=':')
-        draw_box(panel, inspection.boxes[query], 'black')
-        share = frame.share_inside(weights, box)
-        panel.set_xlabel(
-            f'query {query}, IoU {overlap:.2f}; {100 * share:.0f} % of the weight in the object',
-            fontsize=8,
-        )
-        if row == 0:
-            panel.set_title(name, fontsize=10)
-    axes[0][0].set_title('image and object', fontsize=10)
+    for panel, title in zip(axes[0], ['image and object', *names], strict=True):
+        panel.set_title(title, fontsize=10)
     side = math.sqrt(area)
     color_bar(
         figure,

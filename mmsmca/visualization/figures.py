@@ -10,7 +10,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.lines import Line2D
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
@@ -19,7 +18,7 @@ from torch import Tensor
 from .image_frame import ImageFrame, show_image
 from .inspection import Inspection
 from .maps import Gaussians, ModulatedMaps
-from .panels import BLUE, RED, WIDTH, attention_norm, color_bar, draw_box, new_figure
+from .panels import BLUE, RED, WIDTH, attention_norm, color_bar, draw_box, draw_legend, new_figure
 
 GAUSSIAN = Normalize(0, 1)
 
@@ -31,68 +30,46 @@ class Row(NamedTuple):
     maps: ModulatedMaps
     frame: ImageFrame
     box: Tensor
+    densities: list[np.ndarray]  # Of the attention without and with the prior, see ImageFrame.
 
 
-def summary_figure(
-    image: np.ndarray,
-    inspection: Inspection,
-    queries: Sequence[int],
-    layer: int,
-    classes: Sequence[str],
-) -> Figure:
+def summary_figure(inspection: Inspection, queries: Sequence[int], layer: int) -> Figure:
     """Draw one row per query: its box and Gaussians, then the means over its heads.
 
     Args:
-        image: RGB, (height, width, 3).
-        inspection: What a detector with a spatial prior did with the image.
+        inspection: What a detector with a spatial prior did with an image.
         queries: Numbers of the queries.
         layer: Number of the decoder layer.
-        classes: Names of the classes.
 
     Returns:
         The figure.
     """
-    rows = [
-        _row(image, inspection, query, layer, _found(inspection, query, classes, '\n'))
-        for query in queries
-    ]
+    rows = [_row(inspection, query, layer, _found(inspection, query, '\n')) for query in queries]
     number = layer % len(inspection.layers)
     return _rows_figure(rows, f'Where the queries look, decoder layer {number}')
 
 
-def layers_figure(
-    image: np.ndarray, inspection: Inspection, query: int, classes: Sequence[str]
-) -> Figure:
+def layers_figure(inspection: Inspection, query: int) -> Figure:
     """Draw one row per decoder layer: a query's box and Gaussians, then the means over its heads.
 
     Arguments and result are those of :func:`summary_figure`, for one query in all layers.
     """
-    rows = [
-        _row(image, inspection, query, layer, f'layer {layer}')
-        for layer in range(len(inspection.layers))
-    ]
-    title = f'{_found(inspection, query, classes)}: layer by layer'
-    return _rows_figure(rows, title, same_part=True)
+    layers = range(len(inspection.layers))
+    rows = [_row(inspection, query, layer, f'layer {layer}') for layer in layers]
+    return _rows_figure(rows, f'{_found(inspection, query)}: layer by layer', same_part=True)
 
 
-def query_figure(
-    image: np.ndarray,
-    inspection: Inspection,
-    query: int,
-    layer: int,
-    classes: Sequence[str],
-) -> Figure:
+def query_figure(inspection: Inspection, query: int, layer: int) -> Figure:
     """Draw one query: its row of the summary, then every head on every level.
 
     Arguments and result are those of :func:`summary_figure`, for one query.
     """
-    row = _row(image, inspection, query, layer)
+    row = _row(inspection, query, layer)
     top_height, levels = _panel_height([row]) + 1, len(row.maps.strides)
-    num_heads = len(row.maps.weights[0])
-    level_height = 3 * WIDTH / (num_heads + 1) * image.shape[0] / image.shape[1] + 0.75
+    level_height = 3 * WIDTH / (len(row.maps.weights[0]) + 1) * row.frame.aspect + 0.75
     figure = new_figure(top_height + levels * level_height + 0.5)
     number = layer % len(inspection.layers)
-    figure.suptitle(f'{_found(inspection, query, classes)}: decoder layer {number}', size=11)
+    figure.suptitle(f'{_found(inspection, query)}: decoder layer {number}', size=11)
     heights = [top_height] + [level_height] * levels
     top, *parts = figure.subfigures(levels + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_rows(top, [row])
@@ -102,29 +79,20 @@ def query_figure(
     return figure
 
 
-def detections_image(
-    image: np.ndarray,
-    inspection: Inspection,
-    maps: ModulatedMaps,
-    queries: Sequence[int],
-    dataset_meta: dict,
-) -> np.ndarray:
+def detections_image(inspection: Inspection, queries: Sequence[int], layer: int) -> np.ndarray:
     """Draw boxes over the enlarged image, and lines from the centres to those of the heads.
 
-    Args:
-        image: RGB, (height, width, 3).
-        inspection: What a detector with a spatial prior did with the image.
-        maps: Co-attention of the queries.
-        queries: Their numbers.
-        dataset_meta: ``classes`` and ``palette`` of the detector's data set.
+    Arguments are those of :func:`summary_figure`.
 
     Returns:
         RGB, with a longer side of 900 pixels or more.
     """
+    maps = _modulated(inspection, queries, layer)
+    frame, image = ImageFrame(inspection, maps), inspection.image
     zoom = max(1.0, 900 / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = dataset_meta
+    visualizer.dataset_meta = inspection.model.dataset_meta
     found = InstanceData(
         bboxes=inspection.boxes[queries] * zoom,
         labels=inspection.labels[queries],
@@ -133,7 +101,6 @@ def detections_image(
     visualizer.add_datasample(
         'detections', image, DetDataSample(pred_instances=found), draw_gt=False, pred_score_thr=0
     )
-    frame = ImageFrame(image, inspection, maps)
     # Drawing outside would enlarge the picture.
     corner = image.shape[1] - 1, image.shape[0] - 1
     peaks = np.clip(frame.pixels(maps.prior.peaks) * zoom, 0, corner)
@@ -142,7 +109,7 @@ def detections_image(
         for level in peaks[:, :, row]:
             for head, peak in enumerate(level):
                 x, y = np.stack((center, peak), axis=1)
-                visualizer.draw_lines(x[None], y[None], colors=_head_color(head))
+                visualizer.draw_lines(x[None], y[None], colors=f'C{head}')
         visualizer.draw_points(center[None], colors='w', marker='s', sizes=np.array([60]))
         visualizer.draw_texts(
             f'query {query}', center + 8, colors='w', bboxes=dict(facecolor='k', alpha=0.6, pad=1)
@@ -150,22 +117,24 @@ def detections_image(
     return visualizer.get_image()
 
 
-def _row(image: np.ndarray, inspection: Inspection, query: int, layer: int, label: str = '') -> Row:
-    maps = inspection.maps([query], layer)
+def _modulated(inspection: Inspection, queries: Sequence[int], layer: int) -> ModulatedMaps:
+    maps = inspection.maps(queries, layer)
     assert isinstance(maps, ModulatedMaps)
-    frame = ImageFrame(image, inspection, maps)
-    return Row(label, maps, frame, inspection.layer_boxes[layer, query])
+    return maps
 
 
-def _found(
-    inspection: Inspection, query: int, classes: Sequence[str], separator: str = ', '
-) -> str:
-    name, score = classes[inspection.labels[query]], inspection.scores[query]
-    return f'query {query}{separator}{name} {score:.2f}'
+def _row(inspection: Inspection, query: int, layer: int, label: str = '') -> Row:
+    maps = _modulated(inspection, [query], layer)
+    frame = ImageFrame(inspection, maps)
+    densities = [
+        frame.density(maps.head_means(weights, 0)) for weights in (maps.unmodulated, maps.weights)
+    ]
+    return Row(label, maps, frame, inspection.layer_boxes[layer, query], densities)
 
 
-def _head_color(head: int) -> str:
-    return f'C{head % 10}'
+def _found(inspection: Inspection, query: int, separator: str = ', ') -> str:
+    name = inspection.model.dataset_meta['classes'][inspection.labels[query]]
+    return f'query {query}{separator}{name} {inspection.scores[query]:.2f}'
 
 
 def _num_columns(rows: Sequence[Row]) -> int:
@@ -174,8 +143,7 @@ def _num_columns(rows: Sequence[Row]) -> int:
 
 
 def _panel_height(rows: Sequence[Row]) -> float:
-    image = rows[0].frame.image
-    return WIDTH / _num_columns(rows) * image.shape[0] / image.shape[1] + 0.1
+    return WIDTH / _num_columns(rows) * rows[0].frame.aspect + 0.1
 
 
 def _rows_figure(rows: Sequence[Row], title: str, same_part: bool = False) -> Figure:
@@ -191,13 +159,7 @@ def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row], same_part: bool 
     maps, columns = rows[0].maps, _num_columns(rows)
     heights = [_panel_height(rows)] * len(rows) + [0.13]
     panels = figure.subplots(len(rows) + 1, columns, squeeze=False, height_ratios=heights)
-    norm = attention_norm(
-        [
-            row.frame.density(row.maps.head_means(weights, 0))
-            for row in rows
-            for weights in (row.maps.unmodulated, row.maps.weights)
-        ]
-    )
+    norm = attention_norm([density for row in rows for density in row.densities])
     for number, (axes, row) in enumerate(zip(panels, rows, strict=False)):
         part = _part(rows if same_part else [row])
         _draw_row(axes, row, part, norm, titles=number == 0)
@@ -235,17 +197,16 @@ def _draw_row(
     shares = maps.level_shares[:, 0].mean(0)
     gaussians = frame.rasters([level[:, 0].amax(0) for level in maps.gaussians])
     frame.show_map(images[0], np.tensordot(shares, gaussians, axes=1), BLUE, GAUSSIAN)
-    for axes, weights in zip(images[1:], (maps.unmodulated, maps.weights), strict=True):
-        frame.show_map(axes, frame.density(maps.head_means(weights, 0)), RED, norm)
+    for axes, density in zip(images[1:], row.densities, strict=True):
+        frame.show_map(axes, density, RED, norm)
     for axes in images:
         draw_box(axes, row.box, 'black')
     names += ['largest Gaussian', 'attention without it', 'attention with it']
     if len(maps.strides) > 1:
         _draw_level_shares(panels[-1], maps)
-        panels[-1].set_box_aspect(frame.image.shape[0] / frame.image.shape[1])
-        names.append(
-            'weight by stride' + ('\n(blue: prior alone)' if prior.boxes is not None else '')
-        )
+        panels[-1].set_box_aspect(frame.aspect)
+        note = '' if prior.boxes is None else '\n(blue: prior alone)'
+        names.append(f'weight by stride{note}')
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels, names if titles else [], strict=False):
@@ -289,7 +250,7 @@ def _draw_gaussians(axes: Axes, frame: ImageFrame, prior: Gaussians, level: int)
     center = frame.pixels(prior.centers[0])
     peaks = frame.pixels(prior.peaks[level, :, 0])
     for head, outline in enumerate(frame.pixels(outlines(prior, level))):
-        color = _head_color(head)
+        color = f'C{head}'
         axes.plot(*outline.T, color=color, linewidth=0.8)
         axes.plot(*np.stack((center, peaks[head]), axis=1), color=color, linewidth=0.8)
         axes.plot(
@@ -344,7 +305,7 @@ def _draw_heads(figure: SubFigure, row: Row, level: int) -> None:
             row.frame.show_map(axes[head], raster, colors, scale)
             draw_box(axes[head], row.box, 'black', linewidth=0.5)
     for head, axes in enumerate(rows[0]):
-        axes.set_title(f'head {head}', fontsize=8, color=_head_color(head))
+        axes.set_title(f'head {head}', fontsize=8, color=f'C{head}')
         axes.set_xlabel(_numbers(maps, level, head), fontsize=7)
     for axes, colors, scale in ((rows[:1], BLUE, GAUSSIAN), (rows[1:], RED, norm)):
         color_bar(figure, '', scale, colors, ax=axes, aspect=12 * len(axes))
@@ -364,26 +325,12 @@ def _numbers(maps: ModulatedMaps, level: int, head: int) -> str:
 def _legend(figure: Figure | SubFigure, maps: ModulatedMaps) -> None:
     """Say what the marks are."""
     heads = len(maps.weights[0])
-    handles = [
-        Line2D([], [], color='white', marker='P', markeredgecolor='k', linestyle='', label='centre')
-    ]
-    handles += [
-        Line2D([], [], color=_head_color(head), marker='o', markersize=4, label=f'head {head}')
-        for head in range(heads)
-    ]
+    centre = dict(color='white', marker='P', markeredgecolor='k', linestyle='', label='centre')
+    marks = [dict(color=f'C{i}', marker='o', markersize=4, label=f'head {i}') for i in range(heads)]
     title = "query's centre, and where each head's Gaussian peaks (dot) and is one half (line)"
     if maps.prior.boxes is not None:
         title = (
             'dashed: the box that the layer looks around; solid: the box that it predicts\n'
             "centre of the first, where each head's Gaussian peaks (dot) and is one half (line)"
         )
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=(heads + 1 if heads <= 8 else 9),
-        fontsize=7,
-        handlelength=1.2,
-        columnspacing=1.0,
-        title=title,
-        title_fontsize=7,
-    )
+    draw_legend(figure, [centre, *marks], title, 9, handlelength=1.2, columnspacing=1.0)

@@ -16,16 +16,20 @@ class ImageFrame:
     """The coordinates of an image and of the cells of a detector that looked at it.
 
     Args:
-        image: RGB, (height, width, 3).
-        inspection: What the detector did with it.
+        inspection: What a detector did with an image.
         maps: Co-attention of a decoder layer, for strides and places of its cells.
     """
 
-    def __init__(self, image: np.ndarray, inspection: Inspection, maps: CoAttentionMaps) -> None:
-        self.image = image
+    def __init__(self, inspection: Inspection, maps: CoAttentionMaps) -> None:
+        self.image = inspection.image
         self.strides, self.cell_place = maps.strides, maps.cell_place
         self.input_size = inspection.input_size
         self.scale_factor = inspection.scale_factor.numpy()
+
+    @property
+    def aspect(self) -> float:
+        """Height of the image in its widths."""
+        return self.image.shape[0] / self.image.shape[1]
 
     @property
     def finest_area(self) -> float:

@@ -36,6 +36,8 @@ from .maps import (
     plain_maps,
 )
 
+MODULATED = (SMCADecoderLayer, SMCADINODecoderLayer)
+
 
 class VisualizationError(UserError):
     """Something that cannot be drawn. The message says what, and what can be."""
@@ -55,6 +57,7 @@ class Inspection:
         model: A detector of the DETR family.
         calls: What :func:`record` recorded of a forward pass on one image.
         sample: The image's data sample, for its sizes.
+        image: The image itself, RGB, (height, width, 3).
 
     Attributes:
         input_size: Width and height of the network's input, without padding, in pixels.
@@ -67,10 +70,14 @@ class Inspection:
     """
 
     def __init__(
-        self, model: DetectionTransformer, calls: dict[nn.Module, Call], sample: DetDataSample
+        self,
+        model: DetectionTransformer,
+        calls: dict[nn.Module, Call],
+        sample: DetDataSample,
+        image: np.ndarray,
     ) -> None:
+        self.model, self.calls, self.image = model, calls, image
         self.layers = co_attention_layers(model)
-        self.calls = calls
         height, width = sample.img_shape[:2]
         self.input_size = (width, height)
         self.scale_factor = torch.tensor(sample.get('scale_factor', (1.0, 1.0)))
@@ -121,16 +128,17 @@ class Inspection:
         Raises:
             VisualizationError: If there is no such query or layer.
         """
+        num_queries, num_layers = len(self.scores), len(self.layers)
         for query in queries:
-            if not 0 <= query < len(self.scores):
+            if query not in range(num_queries):
                 raise VisualizationError(
-                    f'query {query} does not exist: the model has {len(self.scores)} queries, '
-                    f'0 to {len(self.scores) - 1}'
+                    f'query {query} does not exist: the model has {num_queries} queries, '
+                    f'0 to {num_queries - 1}'
                 )
-        if not -len(self.layers) <= layer < len(self.layers):
+        if layer not in range(-num_layers, num_layers):
             raise VisualizationError(
-                f'layer {layer} does not exist: the decoder has {len(self.layers)} layers, '
-                f'0 to {len(self.layers) - 1}'
+                f'layer {layer} does not exist: the decoder has {num_layers} layers, '
+                f'0 to {num_layers - 1}'
             )
         module = self.layers[layer]
         if isinstance(module, DetrTransformerDecoderLayer):
@@ -154,7 +162,7 @@ def co_attention_layers(model: nn.Module) -> list[CoAttentionLayer]:
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, (SMCADecoderLayer, SMCADINODecoderLayer))
+        if isinstance(module, MODULATED)
         or isinstance(module, DetrTransformerDecoderLayer)
         and isinstance(getattr(module.cross_attn, 'attn', None), nn.MultiheadAttention)
     ]
@@ -169,12 +177,8 @@ def co_attention_layers(model: nn.Module) -> list[CoAttentionLayer]:
 
 def check_spatial_prior(model: nn.Module) -> None:
     """Raise a ConfigError if the detector has no spatial prior."""
-    priors = [
-        module.spatial_prior
-        for module in model.modules()
-        if isinstance(module, (SMCADecoderLayer, SMCADINODecoderLayer))
-    ]
-    if all(isinstance(prior, NoPrior) for prior in priors):
+    layers = [module for module in model.modules() if isinstance(module, MODULATED)]
+    if all(isinstance(layer.spatial_prior, NoPrior) for layer in layers):
         raise ConfigError(
             f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer, nor a '
             'SMCADINODecoderLayer with another prior than NoPrior). Use the config of a detector '
@@ -208,9 +212,8 @@ def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
                 attention = layer.cross_attn.attn
                 modules.append(attention)
                 # PyTorch returns the weights anyway, by default the mean over the heads.
-                stack.callback(
-                    attention.register_forward_pre_hook(every_head, with_kwargs=True).remove
-                )
+                handle = attention.register_forward_pre_hook(every_head, with_kwargs=True)
+                stack.callback(handle.remove)
             else:
                 modules += [layer, layer.cross_attn]
         for module in modules:
@@ -238,10 +241,9 @@ def inspect_image(
         raise DataError(f'image {path} does not exist')
     data = pipeline(dict(img_path=str(path), img_id=0))
     with record(model) as calls, torch.no_grad():
-        samples = model.test_step(
-            dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-        )
-    return Inspection(model, calls, samples[0])
+        samples = model.test_step({key: [value] for key, value in data.items()})
+    image = mmcv.imread(str(path), channel_order='rgb')
+    return Inspection(model, calls, samples[0], image)
 
 
 def load_detector(
@@ -260,15 +262,9 @@ def load_detector(
     Raises:
         ConfigError: If config or checkpoint is missing, cannot be read, or they do not fit.
     """
-    cfg = preflight.effective_config(
-        Namespace(config=str(config), cfg_options=None, checkpoint=str(checkpoint))
-    )
+    args = Namespace(config=str(config), cfg_options=None, checkpoint=str(checkpoint))
+    cfg = preflight.effective_config(args)
     preflight.check_config(cfg, phases=())
     model = init_detector(cfg, str(checkpoint), device=device)
     with naming_images():
         return model, Compose(get_test_pipeline_cfg(cfg))
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as RGB, (height, width, 3)."""
-    return mmcv.imread(str(path), channel_order='rgb')

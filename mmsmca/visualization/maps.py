@@ -132,20 +132,15 @@ def layer_gaussians(
             widths=((0.5 / prior.precisions).sqrt() / sides).cpu(),
             level_weights=(prior.gates[0] - level_sizes).softmax(-1).cpu(),
         )
-    priors: Sequence[LevelPrior] = attended['priors']
     centers = given['centers'][0] * size
-    units = [
-        prior.beta**-0.5 / centers.new_tensor([stride, stride, stride**2])[: prior.scales.size(-1)]
-        for prior, stride in zip(priors, strides, strict=True)
-    ]
-    levels = list(zip(priors, strides, units, strict=True))
-    return Gaussians(
-        centers=centers.cpu(),
-        peaks=torch.stack([prior.centers[0] * stride for prior, stride, _ in levels]).cpu(),
-        scales=torch.stack([prior.scales[0] * unit for prior, _, unit in levels]).cpu(),
-        offsets=torch.stack([p.centers[0] - centers / stride for p, stride, _ in levels]).cpu(),
-        widths=torch.stack([prior.scales[0] for prior in priors]).cpu(),
-    )
+    levels = []
+    for level_prior, stride in zip(attended['priors'], strides, strict=True):
+        peaks, widths = level_prior.centers[0], level_prior.scales[0]
+        unit = level_prior.beta**-0.5 / centers.new_tensor([stride, stride, stride**2])
+        scales, offsets = widths * unit[: widths.size(-1)], peaks - centers / stride
+        levels.append(dict(peaks=peaks * stride, scales=scales, offsets=offsets, widths=widths))
+    stacked = {name: torch.stack([level[name] for level in levels]).cpu() for name in levels[0]}
+    return Gaussians(centers=centers.cpu(), **stacked)
 
 
 def of_queries(arguments: dict, queries: Sequence[int]) -> dict:
@@ -229,12 +224,8 @@ def plain_maps(
 
 def _level_shapes(cells: Cells, num_levels: int) -> list[tuple[int, int]]:
     """Height and width of every level, in cells."""
-    shapes = []
-    for level in range(num_levels):
-        y = cells.coordinates[cells.levels == level, 1]
-        height = len(y.unique())
-        shapes.append((height, len(y) // height))
-    return shapes
+    rows = [cells.coordinates[cells.levels == level, 1] for level in range(num_levels)]
+    return [(len(y.unique()), len(y) // len(y.unique())) for y in rows]
 
 
 def _level_sums(levels: Levels) -> Tensor:

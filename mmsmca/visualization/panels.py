@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.typing import ColorType
 from torch import Tensor
@@ -87,4 +88,19 @@ def draw_box(
     x1, y1, x2, y2 = box.tolist()
     axes.add_patch(
         Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=linewidth, ls=linestyle)
+    )
+
+
+def draw_legend(
+    figure: Figure | SubFigure, lines: Sequence[dict], title: str, columns: int, **more
+) -> None:
+    """A legend below a figure, of lines as :class:`matplotlib.lines.Line2D` takes them."""
+    figure.legend(
+        handles=[Line2D([], [], **line) for line in lines],
+        loc='outside lower center',
+        ncols=min(len(lines), columns),
+        fontsize=7,
+        title=title,
+        title_fontsize=7,
+        **more,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .image_frame import show_image
 from .inspection import Inspection
-from .panels import draw_box, figure_image, new_figure
+from .panels import draw_box, draw_legend, figure_image, new_figure
 
 # A curve is drawn as its median over queries and heads, in a band that has most of them.
 QUANTILES = (0.1, 0.5, 0.9)
@@ -139,19 +139,11 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
     if 'boxes' in history:
         labels = [f'level {level}' for level in range(lines)]
         note += '; weights: mean'
-    handles = [Line2D([], [], color=color, label=f'layer {i}') for i, color in enumerate(colors)]
+    handles = [dict(color=color, label=f'layer {i}') for i, color in enumerate(colors)]
     handles += [
-        Line2D([], [], color='0.3', linestyle=LINES[line % 4], label=labels[line])
-        for line in range(lines)
+        dict(color='0.3', linestyle=LINES[line % 4], label=labels[line]) for line in range(lines)
     ]
-    right.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=min(len(handles), 6),
-        fontsize=7,
-        title=note,
-        title_fontsize=7,
-    )
+    draw_legend(right, handles, note, columns=6)
     return figure_image(figure)
 
 

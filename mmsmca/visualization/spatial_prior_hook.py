@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from . import prior_history
-from .inspection import check_spatial_prior, inspect_image, read_image
+from .inspection import check_spatial_prior, inspect_image
 
 
 @HOOKS.register_module()
@@ -75,6 +75,6 @@ class SpatialPriorHook(Hook):
             name: torch.cat([*([past[name]] if past else []), value[None]])
             for name, value in new.items()
         }
-        picture = prior_history.history_image(self.history, read_image(self.image))
+        picture = prior_history.history_image(self.history, inspection.image)
         runner.visualizer.add_scalars(prior_history.scalars(measured), step=iteration)
         runner.visualizer.add_image('spatial_prior', picture, step=iteration)

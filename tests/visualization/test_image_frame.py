@@ -11,9 +11,13 @@ from mmsmca.visualization.image_frame import ImageFrame
 
 def frame_of(strides, cell_place=0.0):
     """Frame of an image of half the size of the network's input."""
-    inspection = SimpleNamespace(input_size=(104, 72), scale_factor=torch.tensor([2.0, 2.0]))
+    inspection = SimpleNamespace(
+        image=np.zeros((36, 52, 3), np.uint8),
+        input_size=(104, 72),
+        scale_factor=torch.tensor([2.0, 2.0]),
+    )
     maps = SimpleNamespace(strides=strides, cell_place=cell_place)
-    return ImageFrame(np.zeros((36, 52, 3), np.uint8), inspection, maps)
+    return ImageFrame(inspection, maps)
 
 
 def test_cells_are_drawn_around_their_places():

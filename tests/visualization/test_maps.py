@@ -64,7 +64,8 @@ def look(kind):
     data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
     with torch.no_grad(), record(model) as calls:
         samples = model.predict(data['inputs'].double(), data['data_samples'])
-    return model, Inspection(model, calls, samples[0]), samples[0].pred_instances
+    inspection = Inspection(model, calls, samples[0], image.permute(1, 2, 0).numpy())
+    return model, inspection, samples[0].pred_instances
 
 
 @pytest.fixture(scope='module', params=MODELS)
