@@ -8,6 +8,7 @@ source of its reader mentions.
 import ast
 import difflib
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +20,21 @@ import torch
 from mmdet import registry as registries
 from mmdet.datasets import BaseDetDataset
 from mmdet.models.detectors.base_detr import DetectionTransformer
+from mmengine._strategy import BaseStrategy, DDPStrategy, FSDPStrategy
+from mmengine._strategy.fsdp import FSDP_CONFIGS
 from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseModel
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import Registry
+from mmengine.model import (
+    BaseModel,
+    MMDistributedDataParallel,
+    MMFullyShardedDataParallel,
+)
+from mmengine.optim import BaseOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import FUNCTIONS, STRATEGIES, Registry
 from mmengine.runner import LogProcessor, Runner
 from mmengine.utils.dl_utils import set_multi_processing
+from torch.distributed import init_process_group
 from torch.utils.data import DataLoader
 
 from mmsmca.engine.hooks import CompileHook
@@ -48,11 +56,37 @@ LOADER = {
     'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
 }  # fmt: skip
 # The registries whose classes a config names outside of its model.
-SECTIONS = {
-    name: registry
+SECTIONS = [
+    registry
     for name, registry in vars(registries).items()
-    if isinstance(registry, Registry) and name not in ('MODELS', 'MODEL_WRAPPERS', 'STRATEGIES')
+    if isinstance(registry, Registry) and name != 'MODELS'
+] + [STRATEGIES, FUNCTIONS, FSDP_CONFIGS]
+# Dicts without a type: the functions that read them, and what those hand on.
+SETTINGS: dict[str, tuple[Callable | str, ...]] = {
+    'env_cfg': (BaseStrategy._setup_env,),
+    'env_cfg.mp_cfg': (set_multi_processing,),
+    'env_cfg.dist_cfg': (init_dist, init_process_group, 'port'),
+    'randomness': (BaseStrategy._set_randomness,),
+    'auto_scale_lr': ('enable', 'base_batch_size'),
+    'compile': (torch.compile, 'target'),
 }
+# What these functions get from elsewhere than from their dict.
+ELSEWHERE = {'self', 'launcher', 'randomness', 'distributed'}
+# What a strategy wraps the model in, unless told.
+MODEL_WRAPPERS: dict[Callable, type] = {
+    DDPStrategy: MMDistributedDataParallel,
+    FSDPStrategy: MMFullyShardedDataParallel,
+}
+# Top-level keys that only some runners read.
+OF_SOME_RUNNERS = (
+    'strategy', 'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters',
+    'activation_checkpointing', 'efficient_conv_bn_eval',
+)  # fmt: skip
+# Top-level keys that MMEngine and MMDetection read.
+TOP_LEVEL = {
+    *inspect.signature(Runner).parameters, *OF_SOME_RUNNERS,
+    'auto_scale_lr', 'compile', 'custom_imports', 'runner_type', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
 # Those that every runner has.
 HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 # Below these, types are none of a registry, or names are free.
@@ -79,6 +113,10 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
         ConfigError: If nothing reads a key, nothing is registered under a type, or a value is of a
             type that its reader does not take.
     """
+    for name in set(cfg) - TOP_LEVEL:
+        # Any other is a variable of the config, as is `test_pipeline`, no misspelt `tta_pipeline`.
+        if meant := difflib.get_close_matches(name, TOP_LEVEL, n=1, cutoff=0.885):
+            raise ConfigError(f'{name}: nothing reads it; did you mean {meant[0]}?')
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader')
         if loader is not None:
@@ -95,15 +133,11 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
     _check_types(cfg.get('log_processor'), 'log_processor', LogProcessor)
     if 'train' in phases:
         _check_types(cfg.get('param_scheduler'), 'param_scheduler')
-        if 'runner_type' not in cfg and 'optimizer' in cfg.optim_wrapper:
+        if 'optimizer' in cfg.optim_wrapper:
             _check_optimizer(cfg.optim_wrapper, model)
-    for key, known in _settings().items():
-        node: Any = cfg
-        for name in key.split('.'):
-            node = (node or {}).get(name)
-        if isinstance(node, dict):
-            _check_names(key, node, known)
-            _check_values(key, node, {})
+    for key, readers in SETTINGS.items():
+        _check_settings(cfg, key, readers)
+    _check_runner(cfg)
     _check_model(cfg.model, model)
 
 
@@ -119,21 +153,32 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     )
 
 
-def signature_names(cls: type) -> set[str] | None:
-    """Names of all arguments that a class takes, bases included; None if it takes any."""
+def signature_names(kind: Callable) -> set[str] | None:
+    """Names of all arguments that a class takes, bases included, or a function.
+
+    Returns:
+        The names; None if it takes any.
+    """
     names: set[str] = set()
-    for base in cls.__mro__:
-        if '__init__' not in vars(base):
-            continue
-        if base is object and not names:
-            return names
-        if base in READERS:
-            return names | _names(vars(base)['__init__']) | _names(READERS[base]) - {'self'}
-        names |= _names(vars(base)['__init__'])
-        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
+    readers = _readers(kind)
+    for reader in readers:
+        names |= _names(reader) - {'self'}
+        parameters = inspect.signature(reader).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names - {'self'}
-    return None
+            return names
+    return None if readers else names
+
+
+def _readers(kind: Callable) -> list[Callable]:
+    """Functions that read what is given to a class, its own first; or the function itself."""
+    if not isinstance(kind, type):
+        return [kind]
+    return [
+        reader
+        for base in kind.__mro__[:-1]
+        for reader in (vars(base).get('__init__'), READERS.get(base))
+        if reader is not None
+    ]
 
 
 def described(error: Exception) -> str:
@@ -166,16 +211,55 @@ def _names(function: Callable) -> set[str]:
     return {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
-def _settings() -> dict[str, set[str]]:
-    return {
-        'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
-        'env_cfg.mp_cfg': _names(set_multi_processing) - {'distributed'},
-        'env_cfg.dist_cfg': (
-            _names(init_dist) | _names(torch.distributed.init_process_group) | {'port'}
-        ),
-        'randomness': _names(Runner.set_randomness) - {'self'},
-        'auto_scale_lr': {'enable', 'base_batch_size'},
-    }
+def _check_settings(cfg: Config, key: str, readers: Iterable[Callable | str]) -> None:
+    node: Any = cfg
+    for name in key.split('.'):
+        node = (node or {}).get(name)
+    if not isinstance(node, dict):
+        return
+    known: set[str] = set()
+    hints: dict[str, Any] = {}
+    for reader in readers:
+        known |= {reader} if isinstance(reader, str) else _names(reader)
+        hints |= {} if isinstance(reader, str) else _hints(reader)
+    _check_names(key, node, known - ELSEWHERE)
+    _check_values(key, node, hints)
+
+
+def _check_runner(cfg: Config) -> None:
+    """Check the runner's type, its strategy, and its settings of a single value."""
+    kind = cfg.get('runner_type', 'Runner')
+    runner = registries.RUNNERS.get(kind)
+    if runner is None:
+        known = registries.RUNNERS.parent.module_dict
+        raise ConfigError(f'runner_type: nothing is called {kind}{suggestion(kind, known)}')
+    read = mentioned([runner])
+    for key in OF_SOME_RUNNERS:
+        if cfg.get(key) and key not in read:
+            remedy = "runner_type='FlexibleRunner'" if key == 'strategy' else 'its part of strategy'
+            raise ConfigError(f'{key}: {kind} does not read it. Set {remedy}, or leave {key} out.')
+    strategy = cfg.get('strategy')
+    if strategy is not None:
+        if 'type' not in strategy:
+            raise ConfigError(f'strategy has no type{suggestion("type", STRATEGIES.module_dict)}')
+        _check_types(strategy, 'strategy')
+        found = _classes(strategy.type, 'strategy')
+        wrapper = next((MODEL_WRAPPERS[cls] for cls in found if cls in MODEL_WRAPPERS), None)
+        _check_types(strategy.get('model_wrapper'), 'strategy.model_wrapper', wrapper)
+        saved = strategy.get('state_dict_cfg')
+        if isinstance(saved, dict):
+            _check_names('strategy.state_dict_cfg', saved, mentioned(found))
+    _check_types(cfg.get('model_wrapper_cfg'), 'model_wrapper_cfg', MMDistributedDataParallel)
+    level = cfg.get('log_level', 'INFO')
+    number = logging.getLevelName(level) if isinstance(level, str) else level
+    if not isinstance(number, int):
+        levels = {logging.getLevelName(number) for number in range(10, 60, 10)}
+        raise ConfigError(f'log_level is {level!r}{suggestion(str(level), levels)}')
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ConfigError(
+            f'randomness.seed is {seed!r}, and must be an integer from 0 to {2**32 - 1}.'
+        )
 
 
 def _loop(cfg: Config, phase: str) -> type:
@@ -198,7 +282,7 @@ def _check_types(node: Any, key: str, default: type | None = None) -> None:
         for i, below in enumerate(node):
             _check_types(below, f'{key}.{i}')
     elif isinstance(node, dict):
-        found = [default] if default else []
+        found: list[Callable] = [default] if default else []
         if 'type' in node and key.split('.')[-1] not in FREE:
             found = _classes(node['type'], key)
         accepted = [signature_names(cls) for cls in found]
@@ -207,7 +291,7 @@ def _check_types(node: Any, key: str, default: type | None = None) -> None:
             _check_names(key, node, beside.union(*filter(None, accepted)))
         for cls in found[:1]:
             _check_values(key, node, _hints(cls))
-        if issubclass(found[0] if found else object, BaseDetDataset):
+        if found and isinstance(found[0], type) and issubclass(found[0], BaseDetDataset):
             _check_names(f'{key}.filter_cfg', node.get('filter_cfg') or {}, mentioned(found))
         for name, below in node.items():
             # Albumentations has classes of its own.
@@ -215,24 +299,26 @@ def _check_types(node: Any, key: str, default: type | None = None) -> None:
                 _check_types(below, f'{key}.{name}')
 
 
-def _classes(kind: Any, key: str) -> list[type]:
-    """Classes that a type may mean."""
+def _classes(kind: Any, key: str) -> list[Callable]:
+    """Classes and functions that a type may mean."""
     if not isinstance(kind, str):
-        return [kind] if isinstance(kind, type) else []
-    found = {registry.get(kind) for registry in SECTIONS.values()} - {None}
+        return [kind] if callable(kind) else []
+    found = {registry.get(kind) for registry in SECTIONS} - {None}
     if not found:
         known: set[str] = set()
-        for registry in SECTIONS.values():
+        for registry in SECTIONS:
             for every in filter(None, (registry, registry.parent)):
                 known |= every.module_dict.keys()
         raise ConfigError(f'{key}.type: nothing is called {kind}{suggestion(kind, known)}')
-    return [cls for cls in found if isinstance(cls, type)]
+    return list(found)
 
 
-def _beside(cls: type) -> set[str]:
+def _beside(cls: Callable) -> set[str]:
+    if not isinstance(cls, type):
+        return set()
     if issubclass(cls, Hook):
         return BESIDE['hook']
-    if issubclass(cls, OptimWrapper):
+    if issubclass(cls, BaseOptimWrapper):
         return BESIDE['optim_wrapper']
     module = cls.__mro__[-2].__module__
     if module.startswith('mmengine.optim.scheduler'):
@@ -241,18 +327,16 @@ def _beside(cls: type) -> set[str]:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    """Types of a constructor's arguments by name, and their values by name and "default"."""
+def _hints(kind: Callable) -> dict[str, Any]:
+    """Types of a class's or function's arguments by name, and values by name and "default"."""
     hints: dict[str, Any] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        if '__init__' in vars(base):
-            init = vars(base)['__init__']
-            try:
-                hints |= get_type_hints(init)
-            except Exception:  # names that only a type checker imports
-                continue
-            for name, parameter in inspect.signature(init).parameters.items():
-                hints[f'{name} default'] = parameter.default
+    for reader in reversed(_readers(kind)):
+        try:
+            hints |= get_type_hints(reader)
+        except Exception:  # names that only a type checker imports
+            continue
+        for name, parameter in inspect.signature(reader).parameters.items():
+            hints[f'{name} default'] = parameter.default
     return hints
 
 
@@ -341,9 +425,9 @@ def _untyped(node: Any, key: str) -> Iterator[tuple[str, str]]:
                 yield from _untyped(below, f'{key}.{name}')
 
 
-def mentioned(classes: Iterable[type]) -> set[str]:
+def mentioned(kinds: Iterable[Callable]) -> set[str]:
     """Names that the source of some classes' modules, bases included, can read from a dict."""
-    modules = {base.__module__ for cls in classes for base in cls.__mro__}
+    modules = {base.__module__ for kind in kinds for base in getattr(kind, '__mro__', (kind,))}
     wanted = [name for name in modules if not name.startswith(('torch', 'builtins', 'typing'))]
     return set().union(*map(_words, wanted))
 

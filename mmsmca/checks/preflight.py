@@ -12,7 +12,6 @@ notices.
 
 import copy
 import difflib
-import inspect
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -23,18 +22,13 @@ from mmdet.models.dense_heads import DETRHead
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 
 from mmsmca.errors import ConfigError, few, one_line
 from mmsmca.models.dense_heads.few_queries import FewQueries
 
-from .checkpoint import (
-    check_checkpoint,
-    check_pretrained,
-    latest_checkpoint,
-)
+from .checkpoint import check_checkpoint, check_pretrained, latest_checkpoint
 from .data import check_files, find_data
-from .keys import check_keys, described
+from .keys import TOP_LEVEL, check_keys, described
 
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -43,21 +37,6 @@ SECTIONS = {
     'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
     'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
-}
-# Top-level keys that MMEngine and MMDetection read, besides the runner's arguments.
-OTHER_KEYS = {
-    'activation_checkpointing',
-    'auto_scale_lr',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'strategy',
-    'sync_bn',
-    'tta_model',
-    'tta_pipeline',
 }
 
 
@@ -142,8 +121,7 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
     Raises:
         ConfigError: If the config has no such key, or the value does not fit there.
     """
-    read = {*inspect.signature(Runner).parameters, *OTHER_KEYS}
-    known = sorted({*cfg, *read})
+    known = sorted({*cfg, *TOP_LEVEL})
     for option in options:
         name = option.split('.')[0]
         if name not in known:
@@ -152,8 +130,8 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
                 f'{where} {option}: the config has no {name}'
                 + (f'; did you mean {close[0]}?' if close else '. Correct the name.')
             )
-        if name not in read:
-            places = _places(cfg, cfg[name], name, read)
+        if name not in TOP_LEVEL:
+            places = _places(cfg, cfg[name], name)
             raise ConfigError(
                 f'{where} {option}: {name} is a variable of the config, which nothing reads once '
                 'the config is loaded. '
@@ -168,7 +146,7 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
             ) from error
 
 
-def _places(cfg: Config, value: Any, name: str, read: set[str]) -> list[str]:
+def _places(cfg: Config, value: Any, name: str) -> list[str]:
     """Keys that have the value of a variable, or for text contain it; those of its name first."""
 
     def search(node: Any, key: str) -> Iterator[str]:
@@ -180,7 +158,7 @@ def _places(cfg: Config, value: Any, name: str, read: set[str]) -> list[str]:
             for part, below in items:
                 yield from search(below, f'{key}.{part}')
 
-    found = [place for key in cfg if key in read for place in search(cfg[key], key)]
+    found = [place for key in cfg if key in TOP_LEVEL for place in search(cfg[key], key)]
     named = [place for place in found if place.split('.')[-1] == name]
     # A number of a model that is equal by chance is not meant.
     others = [p for p in found if p not in named and not (named and p.startswith('model.'))]

@@ -97,6 +97,6 @@ def _wrapper_options(cfg: Config) -> dict:
         )
         wrapper = cfg.get('model_wrapper_cfg') or default
         return {'model_wrapper_cfg': dict(wrapper, device_ids=None)}
-    if cfg.strategy.type == 'FSDPStrategy':
+    if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
         return {'strategy.model_wrapper.device_id': 'cpu'}
     return {}

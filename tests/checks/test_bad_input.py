@@ -216,6 +216,44 @@ VALUES = {
         'train',
         ['optim_wrapper.constructor', 'did you mean GroupedOptimWrapperConstructor?'],
     ),
+    'misspelt level of the log': (
+        {'log_level': 'INFOO'},
+        'test',
+        ["log_level is 'INFOO'", 'did you mean INFO?'],
+    ),
+    'no level of the log': ({'log_level': [20]}, 'test', ['log_level is [20]', 'WARNING']),
+    'seed in quotes': (
+        {'randomness': dict(seed='0')},
+        'train',
+        ["randomness.seed is '0'", 'of type int'],
+    ),
+    'several seeds': ({'randomness': dict(seed=[0, 1])}, 'train', ['randomness.seed is [0, 1]']),
+    'negative seed': ({'randomness': dict(seed=-1)}, 'train', ['randomness.seed is -1', 'from 0']),
+    'determinism in words': (
+        {'randomness': dict(seed=0, deterministic='yes')},
+        'train',
+        ["randomness.deterministic is 'yes'", 'of type bool'],
+    ),
+    'unknown runner': (
+        {'runner_type': 'FlexibelRunner'},
+        'train',
+        ['runner_type', 'did you mean FlexibleRunner?'],
+    ),
+    'strategy of the ordinary runner': (
+        {'strategy': dict(type='DDPStrategy')},
+        'train',
+        ['strategy: Runner does not read it', "Set runner_type='FlexibleRunner'"],
+    ),
+    'wrapper of the ordinary runner': (
+        {'runner_type': 'FlexibleRunner', 'model_wrapper_cfg': dict(static_graph=True)},
+        'train',
+        ['model_wrapper_cfg: FlexibleRunner does not read it', 'its part of strategy'],
+    ),
+    'strategy without a type': (
+        {'runner_type': 'FlexibleRunner', 'strategy': dict(sync_bn='torch')},
+        'train',
+        ['strategy has no type', 'FSDPStrategy'],
+    ),
     'classes in capitals': (
         {'train_dataloader.dataset.metainfo': dict(CLASSES=('disc',))},
         'train',
@@ -256,6 +294,9 @@ MISSPELT = [
     ('env_cfg.cudnn_benchmrk', True, 'cudnn_benchmark'),
     ('randomness.sed', 1, 'seed'),
     ('auto_scale_lr.base_batchsize', 16, 'base_batch_size'),
+    ('custom_hook', [], 'custom_hooks'),
+    ('model_wrapper_cfg.find_unused_parameter', True, 'find_unused_parameters'),
+    ('compile.bakend', 'eager', 'backend'),
     ('model.test_cfg.max_per_image', 5, 'max_per_img'),
     ('model.train_cfg.assigners', {}, 'assigner'),
     ('model.encoder.num_layer', 1, 'num_layers'),
@@ -279,6 +320,33 @@ def test_value_of_a_config(case: str, cfg: Config, tmp_path: Path):
 @pytest.mark.parametrize('key', MISSPELT, ids=lambda case: case[0])
 def test_key_that_nothing_reads(key: tuple, cfg: Config, tmp_path: Path):
     place, value, meant = key
+    cfg.merge_from_dict({place: value})
+    message = refusal(ConfigError, cfg, ('train', 'val'), tmp_path)
+    assert_names(message, place.split('.')[-1], f'did you mean {meant}?')
+
+
+# Keys of a strategy that nothing reads: (key, value, the name that was meant)
+STRATEGY = [
+    ('strategy.type', 'FSDPStrateg', 'FSDPStrategy'),
+    ('strategy.model_wraper', {}, 'model_wrapper'),
+    ('strategy.model_wrapper.sharding_strateg', 'NO_SHARD', 'sharding_strategy'),
+    ('strategy.model_wrapper.auto_wrap_policy.min_num_param', 10, 'min_num_params'),
+    ('strategy.state_dict_cfg.state_dict_typ', 'FULL_STATE_DICT', 'state_dict_type'),
+    ('strategy.state_dict_cfg.state_dict_config.rank0_ony', True, 'rank0_only'),
+    ('optim_wrapper.clip_gradd', dict(max_norm=1), 'clip_grad'),
+    ('optim_wrapper.optimizer.weight_decy', 0.1, 'weight_decay'),
+]
+
+
+@pytest.mark.parametrize('case', [None, *STRATEGY], ids=lambda case: case and case[0])
+def test_key_of_a_strategy_that_nothing_reads(case: tuple | None, cfg: Config, tmp_path: Path):
+    fsdp = load_config('smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py')
+    cfg.update(runner_type=fsdp.runner_type, strategy=fsdp.strategy)
+    cfg.optim_wrapper.type = fsdp.optim_wrapper.type
+    if case is None:
+        check_config(cfg, ('train', 'val'))
+        return
+    place, value, meant = case
     cfg.merge_from_dict({place: value})
     message = refusal(ConfigError, cfg, ('train', 'val'), tmp_path)
     assert_names(message, place.split('.')[-1], f'did you mean {meant}?')
