@@ -27,7 +27,7 @@ from mmengine.hooks import RuntimeInfoHook, checkpoint_hook
 from utils import ROOT, mmdet_script
 
 from mmsmca.checkpoints import safe_globals
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.hooks import atomic_checkpoint_hook as atomic_checkpoint
 from mmsmca.launch import run_tool
 
@@ -256,7 +256,7 @@ def main() -> None:
     own = not args.mmengine
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_shapes(folder / 'data', 24, 4, size=64, max_objects=2, seed=0)
+        Shapes(24, 4, size=64, max_objects=2, seed=0).write(folder / 'data')
         config = write_config(folder, folder / 'data', args.workers, own)
         exit_code, events = run(folder / 'unharmed', config, own)
         assert exit_code == 0, (folder / 'unharmed/log.txt').read_text()

@@ -28,7 +28,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from utils import build_detector, load_config
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 
 CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 MODEL = dict(
@@ -113,7 +113,7 @@ class MemoryHook(Hook):
 
 def train(memory: Memory, iterations: int, folder: Path) -> BaseModel:
     """Train on the shapes with the full-size recipe's augmentation, by MMEngine's runner."""
-    make_shapes(folder / 'data', 24, 1, size=96, max_objects=3, seed=0)
+    Shapes(24, 1, size=96, max_objects=3, seed=0).write(folder / 'data')
     cfg = load_config(CONFIG)
     cfg.merge_from_dict(dict(model=MODEL))
     cfg.work_dir = str(folder / 'work')

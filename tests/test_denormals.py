@@ -23,7 +23,7 @@ from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from utils import ROOT, build_detector, load_config
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.denormals import denormals_flushed
 from mmsmca.deployment import runtimes
 
@@ -161,7 +161,7 @@ def test_inferencer_sets_it():
 def config(tmp_path_factory):
     """A step of training and one of evaluation, with the hook."""
     folder = tmp_path_factory.mktemp('denormals')
-    make_shapes(folder / 'data', num_train=2, num_val=2, size=64)
+    Shapes(num_train=2, num_val=2, size=64).write(folder / 'data')
     cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     cfg.custom_imports.imports.append('test_denormals')
     cfg.custom_hooks = [dict(type='AskHook', folder=str(folder))]

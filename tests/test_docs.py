@@ -27,7 +27,7 @@ from utils import ROOT, load_config
 
 from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checks.preflight import check_config
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.errors import DataError
 from mmsmca.models import SpatialPrior
 
@@ -136,7 +136,7 @@ def checkout(tmp_path_factory):
 
 def write_own_data(folder):
     """What custom_data.md starts from: another tree than the shapes', two categories."""
-    make_shapes(folder, num_train=4, num_val=2, size=48)
+    Shapes(num_train=4, num_val=2, size=48).write(folder)
     for split in ('train', 'val'):
         path = folder / 'annotations' / f'instances_{split}.json'
         content = json.loads(path.read_text())

@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 from utils import ROOT
 
 from mmsmca import operators
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.errors import ConfigError
 
 
@@ -224,7 +224,7 @@ def test_training_with_compiled_operators(tmp_path, monkeypatch):
         pytest.skip('no .venv-onedl: `make install STACK=onedl` compiles mmcv')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    make_shapes('data/shapes128', num_train=4, num_val=2)
+    Shapes(num_train=4, num_val=2).write('data/shapes128')
     Path('config.py').write_text(CONFIG)
     subprocess.run([compiled, '-c', 'import mmsmca, mmcv._ext; mmcv._ext.__file__'], check=True)
     for python, folder in (sys.executable, 'without'), (compiled, 'with'):

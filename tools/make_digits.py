@@ -2,15 +2,14 @@
 
 import sys
 
-from mmsmca.datasets.digits import make_digits
+from mmsmca.datasets.digits import Digits
 from mmsmca.datasets.generated_set import generate, parser
 from mmsmca.errors import command
 
 
 @command
 def main() -> None:
-    args = parser(__doc__, 'data/digits', num_val=200, size=192).parse_args()
-    generate(make_digits, args)
+    generate(Digits, parser(Digits, __doc__, 'data/digits').parse_args())
 
 
 if __name__ == '__main__':

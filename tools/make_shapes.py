@@ -3,15 +3,15 @@
 import sys
 
 from mmsmca.datasets.generated_set import generate, parser
-from mmsmca.datasets.shapes import VARIANTS, make_shapes
+from mmsmca.datasets.shapes import VARIANTS, Shapes
 from mmsmca.errors import command
 
 
 @command
 def main() -> None:
-    arguments = parser(__doc__, 'data/shapes128', num_val=300, size=128)
+    arguments = parser(Shapes, __doc__, 'data/shapes128')
     arguments.add_argument('--variant', choices=VARIANTS, default='easy', help='what tells a class')
-    generate(make_shapes, arguments.parse_args())
+    generate(Shapes, arguments.parse_args())
 
 
 if __name__ == '__main__':

@@ -4,14 +4,13 @@ import argparse
 import sys
 
 from mmsmca.datasets.generated_set import generate, parser
-from mmsmca.datasets.stamps import make_stamps
+from mmsmca.datasets.stamps import Stamps
 from mmsmca.errors import command
 
 
 @command
 def main() -> None:
-    arguments = parser(__doc__, 'data/stamps', num_val=400, size=192)
-    arguments.set_defaults(max_objects=6)
+    arguments = parser(Stamps, __doc__, 'data/stamps')
     arguments.add_argument(
         '--objects',
         metavar='DIR',
@@ -25,9 +24,9 @@ def main() -> None:
         help='folder of photographs (default: Debian packages)',
     )
     arguments.add_argument(
-        '--cache', metavar='DIR', default='data/stamps_pictures', help='where packages are unpacked'
+        '--cache', metavar='DIR', default=Stamps.cache, help='where packages are unpacked'
     )
-    generate(make_stamps, arguments.parse_args())
+    generate(Stamps, arguments.parse_args())
 
 
 if __name__ == '__main__':

@@ -8,10 +8,11 @@ another object hides does not count. A box spans whole pixels, ``[x, y, width, h
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -23,6 +24,9 @@ from mmsmca.files import PARTIAL
 # What is chosen, is chosen on tune; val is for reports.
 SPLITS = ('train', 'val', 'tune')
 MANIFEST = 'manifest.json'
+EMPTY_SHARE = 0.03
+# Numbers of a set, with the least that each may be; None: the set's own limit.
+AT_LEAST = dict(num_train=1, num_val=1, num_tune=1, size=None, max_objects=1)
 
 
 @dataclass
@@ -50,110 +54,232 @@ class GeneratedObject:
         return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
-def parser(description: str, example: str, num_val: int, size: int) -> argparse.ArgumentParser:
+@dataclass
+class Drawing:
+    """An image that is being drawn.
+
+    Attributes:
+        rng: Where everything random in it comes from.
+        split: One of ``SPLITS``.
+        pixels: (size, size, 3), RGB: uint8, or float32 from 0 to 1 until it is finished.
+        objects: What is in it, from back to front.
+    """
+
+    rng: np.random.RandomState
+    split: str
+    pixels: np.ndarray
+    objects: list[GeneratedObject] = field(default_factory=list)
+
+    def leaves_visible(self, mask: np.ndarray, share: float) -> bool:
+        """Whether at least this share of every object is seen beside other pixels in front."""
+        return all((x.mask & ~mask).sum() >= share * x.full_area for x in self.objects)
+
+    def add(self, label: int, mask: np.ndarray, is_crowd: bool = False) -> None:
+        """Put an object in front of the others; its pixels are painted by whoever adds it."""
+        for other in self.objects:
+            other.mask &= ~mask
+        self.objects.append(GeneratedObject(label, mask, int(mask.sum()), is_crowd))
+
+
+@dataclass
+class GeneratedSet(ABC):
+    """What a set is made from, how its images are drawn, and how it is written.
+
+    Every image is drawn from a random generator of its own, seeded with (seed, split, index), so
+    the first N images of a split are the same whatever their total number.
+
+    Attributes:
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        num_tune: Number of images to choose by, so that validation images stay unseen, at least 1.
+            Defaults to None: as many as there are validation images.
+        size: Side of the square images in pixels, at least ``min_size``.
+        max_objects: Most objects in an image, at least 1.
+        seed: Seed of everything random, 0 to 2**32 - 1. Defaults to 0.
+
+    Raises:
+        UserError: If one is out of its range.
+    """
+
+    min_size: ClassVar[int] = 64
+
+    num_train: int = 4000
+    num_val: int = 300
+    num_tune: int | None = None
+    size: int = 192
+    max_objects: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_tune is None:
+            self.num_tune = self.num_val
+        for name, value in self.numbers.items():
+            least = AT_LEAST[name] or self.min_size
+            if value < least:
+                raise UserError(f'{name} is {value}; it must be at least {least}')
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f'seed is {self.seed}; it must be from 0 to {2**32 - 1}')
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Numbers of images, their side, and the most objects in one, by name."""
+        return {name: getattr(self, name) for name in AT_LEAST}
+
+    @property
+    @abstractmethod
+    def manifest(self) -> dict[str, Any]:
+        """What tells this set from others, as it is written beside the images."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @abstractmethod
+    def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
+        """What is behind the objects of an image: :attr:`Drawing.pixels`."""
+
+    @abstractmethod
+    def draw_objects(self, drawing: Drawing) -> None:
+        """Draw 1 to ``max_objects`` objects, or fewer where no place is found for them."""
+
+    def draw(self, split: str, index: int) -> tuple[np.ndarray, list[GeneratedObject]]:
+        """Draw one image of the set.
+
+        Args:
+            split: One of ``SPLITS``.
+            index: Number of the image within its split.
+
+        Returns:
+            The image, uint8, (size, size, 3), RGB; and its objects, from back to front.
+        """
+        # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
+        rng = np.random.RandomState([self.seed, SPLITS.index(split), index])
+        drawing = Drawing(rng, split, self.draw_background(rng, split))
+        if rng.uniform() >= EMPTY_SHARE:
+            self.draw_objects(drawing)
+        if drawing.pixels.dtype == np.uint8:
+            return drawing.pixels, drawing.objects
+        return np.rint(drawing.pixels * 255).astype(np.uint8), drawing.objects
+
+    def write(self, out_dir: str | Path) -> bool:
+        """Write the set to ``out_dir``, or do nothing if the very same set is already there.
+
+        The folder gets ``{train,val,tune}/*.png``, ``annotations/instances_{train,val,tune}.json``
+        and a manifest with the parameters. All is written to ``<out_dir>.mmsmca.partial`` first and
+        renamed at the end, so that a set under its final name is complete; what an interrupted call
+        left behind is discarded.
+
+        Args:
+            out_dir: Folder of the set; parents are created.
+
+        Returns:
+            True if the set was written, False if it was there already.
+
+        Raises:
+            UserError: If what the set is made from cannot be had.
+            DataError: If ``out_dir`` holds a set made with other parameters, or anything else; also
+                if it holds this set with files missing and others that are not of it.
+        """
+        out_dir = Path(out_dir)
+        manifest = self.manifest
+        if _is_made(out_dir, manifest):
+            return False
+        unfinished = out_dir.with_name(out_dir.name + PARTIAL)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / 'annotations').mkdir(parents=True)
+        for split in SPLITS:
+            content = self._write_images(unfinished / split, manifest[f'num_{split}'])
+            (unfinished / f'annotations/instances_{split}.json').write_text(json.dumps(content))
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+        shutil.rmtree(out_dir, ignore_errors=True)
+        unfinished.rename(out_dir)
+        return True
+
+    def _write_images(self, folder: Path, count: int) -> dict[str, list[dict]]:
+        """Write the images of a split to the folder of its name; returns their annotations."""
+        folder.mkdir()
+        images: list[dict] = []
+        annotations: list[dict] = []
+        for index in track(range(count), description=f'{folder.name} images'):
+            pixels, objects = self.draw(folder.name, index)
+            name = _image_name(index)
+            if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
+                raise OSError(f'cannot write {folder / name}')
+            height, width = pixels.shape[:2]
+            images.append({'id': index, 'file_name': name, 'height': height, 'width': width})
+            for shape in objects:
+                segmentation = {'size': [height, width], 'counts': _run_lengths(shape.mask)}
+                annotations.append(
+                    {
+                        'id': len(annotations) + 1,  # COCO's evaluation takes 0 for "no match"
+                        'image_id': index,
+                        'category_id': shape.label + 1,
+                        'bbox': shape.bbox,
+                        'area': int(shape.mask.sum()),
+                        'segmentation': segmentation,
+                        'iscrowd': int(shape.is_crowd),
+                    }
+                )
+        categories = [{'id': i, 'name': name} for i, name in enumerate(self.classes, start=1)]
+        return {'images': images, 'annotations': annotations, 'categories': categories}
+
+
+def crop(rng: np.random.RandomState, photograph: np.ndarray, side: int) -> np.ndarray:
+    """A square of a photograph at a random place, mirrored or not, (side, side, 3)."""
+    y, x = (rng.randint(0, length - side + 1) for length in photograph.shape[:2])
+    square = photograph[y : y + side, x : x + side]
+    return np.ascontiguousarray(square[:, ::-1] if rng.randint(2) else square)
+
+
+def half(photograph: np.ndarray, split: str) -> np.ndarray:
+    """The half of a photograph that is behind the objects of a split: left for training."""
+    middle = photograph.shape[1] // 2
+    return photograph[:, :middle] if split == 'train' else photograph[:, middle:]
+
+
+def parser(kind: type[GeneratedSet], description: str, example: str) -> argparse.ArgumentParser:
     """What the generators' commands have in common; pass what is parsed to :func:`generate`.
 
     Args:
+        kind: What they make, with its defaults.
         description: What the command does.
         example: A folder for the set.
-        num_val: Default number of validation images.
-        size: Default side of the images in pixels.
-
-    Returns:
-        The parser.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument('out_dir', help=f'folder of the set, for example {example}')
     for name, default, text in (
-        ('--train', 4000, 'number of training images'),
-        ('--val', num_val, 'number of validation images'),
-        ('--tune', argparse.SUPPRESS, 'number of images to choose by (default: as --val)'),
+        ('train', kind.num_train, 'number of training images'),
+        ('val', kind.num_val, 'number of validation images'),
+        ('tune', argparse.SUPPRESS, 'number of images to choose by (default: as --val)'),
     ):
-        dest = f'num_{name.removeprefix("--")}'
-        parser.add_argument(name, type=int, default=default, dest=dest, metavar='N', help=text)
-    parser.add_argument('--size', type=int, default=size, help='side of the images in pixels')
-    parser.add_argument('--max-objects', type=int, default=3, help='most objects in an image')
-    parser.add_argument('--seed', type=int, default=0, help='seed of everything random')
+        options: dict = dict(dest=f'num_{name}', metavar='N', default=default, help=text)
+        parser.add_argument(f'--{name}', type=int, **options)
+    for name, text in (
+        ('size', 'side of the images in pixels'),
+        ('max_objects', 'most objects in an image'),
+        ('seed', 'seed of everything random'),
+    ):
+        option = '--' + name.replace('_', '-')
+        parser.add_argument(option, type=int, default=getattr(kind, name), help=text)
     return parser
 
 
-def generate(make: Callable[..., bool], args: argparse.Namespace) -> None:
+def generate(kind: type[GeneratedSet], args: argparse.Namespace) -> None:
     """Write the set that a command asks for, and say so.
-
-    Args:
-        make: Writes the set; whether it was not there yet.
-        args: Its arguments, by name.
 
     Raises:
         UserError: If the set cannot be made or written.
     """
+    parameters = vars(args)
+    out_dir = parameters.pop('out_dir')
     try:
-        written = make(**vars(args))
+        written = kind(**parameters).write(out_dir)
     except OSError as error:  # no right to write, a full disk
         raise UserError(error) from error
-    print(f'{args.out_dir}: {"written" if written else "already there, nothing to do"}')
-
-
-def check_parameters(
-    *, min_size: int, size: int, max_objects: int, seed: int, **num_images: int
-) -> None:
-    """Refuse what no set can be made with.
-
-    Args:
-        min_size: Least side of the images in pixels.
-        size: Side of the images in pixels.
-        max_objects: Most objects in an image.
-        seed: Seed of everything random.
-        num_images: Numbers of images, by the names of their parameters.
-
-    Raises:
-        UserError: If a parameter is out of its range.
-    """
-    at_least = [(name, value, 1) for name, value in num_images.items()]
-    at_least += [('size', size, min_size), ('max_objects', max_objects, 1)]
-    for name, value, least in at_least:
-        if value < least:
-            raise UserError(f'{name} is {value}; it must be at least {least}')
-    if not 0 <= seed < 2**32:
-        raise UserError(f'seed is {seed}; it must be from 0 to {2**32 - 1}')
-
-
-def write_set(
-    out_dir: str | Path,
-    manifest: dict[str, Any],
-    classes: Sequence[str],
-    draw: Callable[[str, int], tuple[np.ndarray, list[GeneratedObject]]],
-) -> bool:
-    """Write a generated set to ``out_dir``, or do nothing if the very same set is already there.
-
-    Args:
-        out_dir: Folder of the set; parents are created.
-        manifest: What the set is made from; ``num_train``, ``num_val`` and ``num_tune`` are among
-            it.
-        classes: Names of the classes.
-        draw: Image and objects, given split and number of the image within it.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        DataError: If ``out_dir`` holds a set with another manifest, or anything else.
-    """
-    out_dir = Path(out_dir)
-    if _is_made(out_dir, manifest):
-        return False
-
-    unfinished = out_dir.with_name(out_dir.name + PARTIAL)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / 'annotations').mkdir(parents=True)
-    for split in SPLITS:
-        _write_split(unfinished, split, manifest[f'num_{split}'], classes, draw)
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
-    shutil.rmtree(out_dir, ignore_errors=True)
-    unfinished.rename(out_dir)
-    return True
+    print(f'{out_dir}: {"written" if written else "already there, nothing to do"}')
 
 
 def _image_name(index: int) -> str:
@@ -191,41 +317,6 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
             'Move those away, or choose another folder'
         )
     return False
-
-
-def _write_split(
-    out_dir: Path,
-    split: str,
-    count: int,
-    classes: Sequence[str],
-    draw: Callable[[str, int], tuple[np.ndarray, list[GeneratedObject]]],
-) -> None:
-    folder = out_dir / split
-    folder.mkdir()
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for index in track(range(count), description=f'{split} images'):
-        pixels, objects = draw(split, index)
-        size = len(pixels)
-        name = _image_name(index)
-        if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
-            raise OSError(f'cannot write {folder / name}')
-        images.append({'id': index, 'file_name': name, 'height': size, 'width': size})
-        for shape in objects:
-            annotations.append(
-                {
-                    'id': len(annotations) + 1,  # COCO's evaluation takes 0 for "no match"
-                    'image_id': index,
-                    'category_id': shape.label + 1,
-                    'bbox': shape.bbox,
-                    'area': int(shape.mask.sum()),
-                    'segmentation': {'size': [size, size], 'counts': _run_lengths(shape.mask)},
-                    'iscrowd': int(shape.is_crowd),
-                }
-            )
-    categories = [{'id': i, 'name': name} for i, name in enumerate(classes, start=1)]
-    content = {'images': images, 'annotations': annotations, 'categories': categories}
-    (out_dir / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:

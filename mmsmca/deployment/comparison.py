@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
-from mmsmca.datasets.shapes import draw_image
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.models import SMCADETR
 
 from .runtimes import Detect, Detections
@@ -31,9 +31,7 @@ def check_images() -> list[np.ndarray]:
     """Generated images to compare with, one of every size of :data:`CHECK_SIZES`."""
     images = []
     for index, (height, width) in enumerate(CHECK_SIZES):
-        image, _ = draw_image(
-            max(height, width), max_objects=4, variant='easy', seed=0, split='val', index=index
-        )
+        image, _ = Shapes(size=max(height, width), max_objects=4).draw('val', index)
         images.append(cv2.resize(image[..., ::-1], (width, height)))
     return images
 

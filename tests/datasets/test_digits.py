@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from utils import ROOT, load_config
 
 from mmsmca.datasets import digits
-from mmsmca.datasets.digits import DIGITS_OF_SPLIT, draw_image, make_digits
+from mmsmca.datasets.digits import DIGITS_OF_SPLIT, Digits
 from mmsmca.studies.study import study_configs
 
 SMALL = {'num_train': 12, 'num_val': 6, 'size': 64, 'seed': 3}
@@ -27,14 +27,14 @@ def contents(folder):
 @pytest.fixture(scope='module')
 def small_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sets') / 'digits'
-    assert make_digits(folder, **SMALL)
+    assert Digits(**SMALL).write(folder)
     return folder
 
 
 def test_same_parameters_give_the_same_bytes(small_set, tmp_path):
-    make_digits(tmp_path / 'again', **SMALL)
+    Digits(**SMALL).write(tmp_path / 'again')
     assert contents(tmp_path / 'again') == contents(small_set)
-    assert not make_digits(small_set, **SMALL)
+    assert not Digits(**SMALL).write(small_set)
 
 
 def test_splits_share_no_digit():
@@ -62,7 +62,7 @@ def test_images_take_only_what_is_of_their_split(monkeypatch, split):
     monkeypatch.setattr(digits, '_sources', lambda: (strokes, marked, halves))
     digits_seen = 0
     for index in range(60):
-        image, objects = draw_image(64, 3, 0, split, index)
+        image, objects = Digits(size=64).draw(split, index)
         assert all(shape.label >= 0 for shape in objects)
         hidden = np.zeros((64, 64), np.uint8)
         for shape in objects:
@@ -76,7 +76,7 @@ def test_images_take_only_what_is_of_their_split(monkeypatch, split):
 def test_boxes_are_tight_apart_and_inside_the_image():
     counts, extents = set(), []
     for index in range(200):
-        image, objects = draw_image(96, 3, 0, 'train', index)
+        image, objects = Digits(size=96).draw('train', index)
         counts.add(len(objects))
         for shape in objects:
             x, y, width, height = shape.bbox
@@ -135,7 +135,7 @@ def test_recipe_is_that_of_shapes(detector):
 )
 def test_bad_parameters_are_named_before_anything_is_written(tmp_path, name, value, allowed):
     with pytest.raises(ValueError, match=f'^{name} is .*{allowed}'):
-        make_digits(tmp_path / 'set', **{name: value})
+        Digits(**{name: value}).write(tmp_path / 'set')
     assert not list(tmp_path.iterdir())
 
 

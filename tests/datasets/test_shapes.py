@@ -15,14 +15,15 @@ from pycocotools import mask as coco_mask
 from utils import ROOT
 
 from mmsmca.datasets import generated_set, shapes
-from mmsmca.datasets.shapes import CLASS_LOOKS, SHAPES_CLASSES, draw_image, make_shapes
+from mmsmca.datasets.shapes import CLASS_LOOKS, SHAPES_CLASSES, Shapes
 from mmsmca.errors import DataError, UserError
 
 SMALL = {'num_train': 40, 'num_val': 12, 'size': 64, 'max_objects': 4, 'seed': 3}
 
 
 def draw_many(count, variant='easy', size=128, max_objects=3):
-    return [draw_image(size, max_objects, variant, 0, 'train', i) for i in range(count)]
+    drawn = Shapes(size=size, max_objects=max_objects, variant=variant)
+    return [drawn.draw('train', i) for i in range(count)]
 
 
 def read_annotations(folder, split='train'):
@@ -52,17 +53,17 @@ def drawn():
 @pytest.fixture(scope='module')
 def small_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sets') / 'small'
-    assert make_shapes(folder, **SMALL)
+    assert Shapes(**SMALL).write(folder)
     return folder
 
 
 def test_same_parameters_give_the_same_bytes(small_set, tmp_path):
-    make_shapes(tmp_path / 'again', **SMALL)
+    Shapes(**SMALL).write(tmp_path / 'again')
     assert contents(tmp_path / 'again') == contents(small_set)
 
 
 def test_first_images_do_not_depend_on_the_number_of_images(small_set, tmp_path):
-    make_shapes(tmp_path / 'short', **{**SMALL, 'num_train': 9})
+    Shapes(**{**SMALL, 'num_train': 9}).write(tmp_path / 'short')
     long, short = contents(small_set), contents(tmp_path / 'short')
     pictures = [f'train/{index:06d}.png' for index in range(9)]
     assert sorted(name for name in short if name.startswith('train/')) == pictures
@@ -76,9 +77,10 @@ def test_first_images_do_not_depend_on_the_number_of_images(small_set, tmp_path)
     [{'seed': 1}, {'split': 'val'}, {'split': 'tune'}, {'index': 1}, {'variant': 'outline'}],
 )
 def test_seed_split_index_and_variant_change_the_picture(changed):
-    arguments = {'variant': 'easy', 'seed': 0, 'split': 'train', 'index': 0}
-    picture, _ = draw_image(64, 3, **arguments)
-    other, _ = draw_image(64, 3, **{**arguments, **changed})
+    def draw(split='train', index=0, **parameters):
+        return Shapes(size=64, **parameters).draw(split, index)[0]
+
+    picture, other = draw(), draw(**changed)
     assert not np.array_equal(picture, other)
 
 
@@ -174,7 +176,7 @@ def test_annotations_on_disk_agree_with_the_pictures(small_set, split):
     drawn_objects = []
     for info in content['images']:
         picture = cv2.imread(str(small_set / split / info['file_name']))[..., ::-1]
-        image, objects = draw_image(64, 4, 'easy', 3, split, info['id'])
+        image, objects = Shapes(**SMALL).draw(split, info['id'])
         assert np.array_equal(picture, image)
         assert image.shape[:2] == (info['height'], info['width'])
         drawn_objects += [(info['id'], shape) for shape in objects]
@@ -193,7 +195,7 @@ def test_annotations_on_disk_agree_with_the_pictures(small_set, split):
 def test_images_to_choose_by_do_not_touch_the_others(small_set, tmp_path):
     """As many as validation images unless told, none of which is one of theirs."""
     assert len(list((small_set / 'tune').iterdir())) == SMALL['num_val']
-    make_shapes(tmp_path / 'more', **SMALL, num_tune=15)
+    Shapes(**SMALL, num_tune=15).write(tmp_path / 'more')
     before, after = contents(small_set), contents(tmp_path / 'more')
     assert {name for name in before if before[name] != after[name]} == {
         generated_set.MANIFEST,
@@ -234,7 +236,7 @@ def test_config_reads_the_set(small_set):
         sample = dataset[index]
         assert sample['inputs'].shape == (3, 128, 128)
         data = sample['data_samples']
-        _, objects = draw_image(64, 4, 'easy', 3, 'train', data.img_id)
+        _, objects = Shapes(**SMALL).draw('train', data.img_id)
         singles = [shape for shape in objects if not shape.is_crowd]
         boxes = 2.0 * np.array([shape.bbox for shape in singles]).reshape(-1, 4)
         if data.flip:
@@ -261,7 +263,7 @@ def test_coco_metric_gives_the_truth_full_marks(small_set):
 
 def test_second_call_does_nothing(small_set):
     before = {path: path.stat().st_mtime_ns for path in small_set.rglob('*')}
-    assert not make_shapes(small_set, **SMALL)
+    assert not Shapes(**SMALL).write(small_set)
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob('*')} == before
 
 
@@ -277,19 +279,19 @@ def test_interrupted_set_is_redone(small_set, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cv2, 'imwrite', interrupted)
         with pytest.raises(KeyboardInterrupt):
-            make_shapes(folder, **SMALL)
+            Shapes(**SMALL).write(folder)
     assert not folder.exists()
     (tmp_path / 'set.mmsmca.partial/train/999999.png').touch()
-    assert make_shapes(folder, **SMALL)
+    assert Shapes(**SMALL).write(folder)
     assert contents(tmp_path) == {f'set/{k}': v for k, v in contents(small_set).items()}
 
 
 @pytest.mark.parametrize('lost', ['train/000007.png', 'annotations/instances_val.json'])
 def test_set_with_a_lost_file_is_redone(small_set, tmp_path, lost):
     folder = tmp_path / 'set'
-    make_shapes(folder, **SMALL)
+    Shapes(**SMALL).write(folder)
     (folder / lost).unlink()
-    assert make_shapes(folder, **SMALL)
+    assert Shapes(**SMALL).write(folder)
     assert contents(folder) == contents(small_set)
 
 
@@ -298,36 +300,36 @@ def test_files_of_others_are_never_deleted(small_set, tmp_path):
     beside = tmp_path / 'set.partial/mine.png'
     beside.parent.mkdir()
     beside.write_text('mine')
-    make_shapes(folder, **SMALL)
+    Shapes(**SMALL).write(folder)
     assert beside.read_text() == 'mine'
     for extra in (folder / 'train/mine.png', folder / 'notes.txt'):
         extra.write_text('mine')
     before = contents(folder)
-    assert not make_shapes(folder, **SMALL)
+    assert not Shapes(**SMALL).write(folder)
     assert contents(folder) == before
 
     (folder / 'train/000007.png').unlink()
     del before['train/000007.png']
     words = r'lacks 1 .*train/000007.png.*would delete: notes.txt, train/mine.png.*Move those away'
     with pytest.raises(DataError, match=words):
-        make_shapes(folder, **SMALL)
+        Shapes(**SMALL).write(folder)
     assert contents(folder) == before
 
 
 def test_other_parameters_in_the_same_folder_are_refused(small_set):
     before = contents(small_set)
     with pytest.raises(DataError, match=r'small .*seed 3 \(asked for: 4\).*choose another'):
-        make_shapes(small_set, **{**SMALL, 'seed': 4})
+        Shapes(**{**SMALL, 'seed': 4}).write(small_set)
     assert contents(small_set) == before
 
 
 def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
-    make_shapes(tmp_path, num_train=1, num_val=1, size=32)
+    Shapes(num_train=1, num_val=1, size=32).write(tmp_path)
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other/notes.txt').write_text('mine')
     for path in (tmp_path / 'other', tmp_path / 'other/notes.txt'):
         with pytest.raises(DataError, match='no generated set: delete it or choose another'):
-            make_shapes(path, num_train=1, num_val=1, size=32)
+            Shapes(num_train=1, num_val=1, size=32).write(path)
     assert (tmp_path / 'other/notes.txt').read_text() == 'mine'
 
 
@@ -345,7 +347,7 @@ def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
 )
 def test_bad_parameters_are_named_before_anything_is_written(tmp_path, name, value, allowed):
     with pytest.raises(UserError, match=f'^{name} is .*{allowed}'):
-        make_shapes(tmp_path / 'set', **{name: value})
+        Shapes(**{name: value}).write(tmp_path / 'set')
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ from utils import ROOT
 
 from mmsmca.datasets import stamps
 from mmsmca.datasets.generated_set import SPLITS
-from mmsmca.datasets.stamps import draw_image, make_stamps
+from mmsmca.datasets.stamps import Stamps
 from mmsmca.errors import DataError, UserError
 
 SMALL = {'num_train': 8, 'num_val': 4, 'size': 64, 'seed': 3}
@@ -45,26 +45,20 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def read(pictures):
-    return stamps._read_pictures(
-        stamps._own_objects(pictures['objects']), stamps._files(pictures['backgrounds'])
-    )
-
-
 def test_same_parameters_give_the_same_bytes(pictures, tmp_path):
-    assert make_stamps(tmp_path / 'a', **pictures, **SMALL)
-    assert make_stamps(tmp_path / 'b', **pictures, **SMALL)
+    assert Stamps(**pictures, **SMALL).write(tmp_path / 'a')
+    assert Stamps(**pictures, **SMALL).write(tmp_path / 'b')
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
-    assert not make_stamps(tmp_path / 'a', **pictures, **SMALL)
+    assert not Stamps(**pictures, **SMALL).write(tmp_path / 'a')
     content = json.loads((tmp_path / 'a/annotations/instances_tune.json').read_text())
     assert [category['name'] for category in content['categories']] == ['bolt', 'nut']
     assert len(content['images']) == 4
     with pytest.raises(DataError, match='seed 3 .asked for: 4'):
-        make_stamps(tmp_path / 'a', **pictures, **{**SMALL, 'seed': 4})
+        Stamps(**pictures, **{**SMALL, 'seed': 4}).write(tmp_path / 'a')
 
 
 def test_splits_share_no_object_and_no_half_of_a_photograph(pictures):
-    read_pictures = read(pictures)
+    read_pictures = Stamps(**pictures).pictures
     blues, greens = [], []
     for split in SPLITS:
         of_split = read_pictures.objects[split]
@@ -81,16 +75,16 @@ def test_splits_share_no_object_and_no_half_of_a_photograph(pictures):
 def test_images_show_what_is_of_their_split(pictures, monkeypatch, split):
     for name in ('BRIGHTNESS_RANGE', 'COLOUR_RANGE'):
         monkeypatch.setattr(stamps, name, (1.0, 1.0))
-    read_pictures = read(pictures)
+    drawn = Stamps(size=64, max_objects=3, **pictures)
     blues = {
         16 * (label * PER_CLASS + i)
         for label in range(2)
         for i in dict(train=range(4), tune=range(4, 6), val=range(6, 8))[split]
     }
-    greens = {int(half[0, 0, 1]) for half in read_pictures.backgrounds[split]}
+    greens = {int(half[0, 0, 1]) for half in drawn.pictures.backgrounds[split]}
     seen, counts = set(), set()
     for index in range(60):
-        image, objects = draw_image(read_pictures, 64, 3, 0, split, index)
+        image, objects = drawn.draw(split, index)
         counts.add(len(objects))
         assert set(image[..., 1][image[..., 0] == 0]) <= greens
         for shape in objects:
@@ -106,11 +100,11 @@ def test_images_show_what_is_of_their_split(pictures, monkeypatch, split):
 
 
 def test_later_objects_hide_parts_of_earlier_ones(pictures):
-    read_pictures = read(pictures)
+    drawn = Stamps(size=64, **pictures)
     hidden = [
         shape.mask.sum() < shape.full_area
         for index in range(60)
-        for shape in draw_image(read_pictures, 64, 6, 0, 'train', index)[1]
+        for shape in drawn.draw('train', index)[1]
     ]
     assert 0.05 < np.mean(hidden) < 0.6
 
@@ -130,11 +124,8 @@ def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, c
         subprocess.run(['cp', '-r', folder, tmp_path / kind], check=True)
     change(tmp_path)
     with pytest.raises(DataError, match=words):
-        make_stamps(
-            tmp_path / 'set',
-            objects=tmp_path / 'objects',
-            backgrounds=tmp_path / 'backgrounds',
-            **SMALL,
+        Stamps(objects=tmp_path / 'objects', backgrounds=tmp_path / 'backgrounds', **SMALL).write(
+            tmp_path / 'set'
         )
     assert not (tmp_path / 'set').exists()
 
@@ -153,7 +144,7 @@ def test_packages_that_cannot_be_had_are_no_trace(tmp_path, monkeypatch, tool, w
         (tmp_path / 'bin/apt-get').chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}/bin' + (':/bin' if tool else ''))
     with pytest.raises(UserError, match=words):
-        make_stamps(tmp_path / 'set', cache=tmp_path / 'cache', **SMALL)
+        Stamps(cache=tmp_path / 'cache', **SMALL).write(tmp_path / 'set')
     assert not (tmp_path / 'set').exists()
 
 

@@ -11,7 +11,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from utils import ROOT, load_config
 
-from mmsmca.datasets.shapes import SHAPES_CLASSES, make_shapes
+from mmsmca.datasets.shapes import SHAPES_CLASSES, Shapes
 from mmsmca.engine import coco_metric
 
 
@@ -19,7 +19,7 @@ from mmsmca.engine import coco_metric
 def annotations(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp('shapes') / 'set'
     # Crowds and images without objects among them.
-    make_shapes(folder, num_train=1, num_val=120, size=64, max_objects=6, seed=1)
+    Shapes(num_train=1, num_val=120, size=64, max_objects=6, seed=1).write(folder)
     return str(folder / 'annotations/instances_val.json')
 
 

@@ -21,7 +21,7 @@ from torch import distributed
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from utils import ROOT, build_detector, load_config, sample
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.cpu import LauncherError, support
 from mmsmca.engine.fsdp import FSDPOptimWrapper
 
@@ -217,8 +217,8 @@ def test_no_config_for_coco_has_statistics_to_synchronise(config):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
-    make_shapes(
-        folder / 'data', num_train=8, num_val=5, size=64, max_objects=2, variant='easy', seed=0
+    Shapes(num_train=8, num_val=5, size=64, max_objects=2, variant='easy', seed=0).write(
+        folder / 'data'
     )
     return folder
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from mmsmca import launch
 from mmsmca.checks.checkpoint import latest_checkpoint
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend, AtomicCheckpointHook
 from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed
 from mmsmca.engine.hooks.resume_schedule_hook import ResumeScheduleHook
@@ -35,7 +35,7 @@ from mmsmca.errors import ConfigError
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('resume')
-    make_shapes(folder / 'data', num_train=24, num_val=4, size=64, max_objects=2, seed=0)
+    Shapes(num_train=24, num_val=4, size=64, max_objects=2, seed=0).write(folder / 'data')
     return write_config(folder, folder / 'data', workers=2)
 
 

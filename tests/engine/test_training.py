@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import Runner
 from utils import ROOT, load_config
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.step_time import step_seconds
 
 CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
@@ -19,7 +19,7 @@ CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes') / 'data'
-    make_shapes(folder, num_train=16, num_val=4, size=64, max_objects=2, variant='easy', seed=0)
+    Shapes(num_train=16, num_val=4, size=64, max_objects=2, variant='easy', seed=0).write(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.logging import MessageHub
 from utils import ROOT, build_detector, load_config, sample
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine import cpu
 from mmsmca.errors import DivergedError
 
@@ -141,7 +141,7 @@ def test_mixed_precision_on_a_cpu_is_bfloat16():
 @pytest.mark.slow
 def test_300_steps_with_amp_stay_finite(tmp_path):
     data = tmp_path / 'data'
-    make_shapes(data, num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0)
+    Shapes(num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0).write(data)
     cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     options = {
         'model.backbone.base_channels': 8,

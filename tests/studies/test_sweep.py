@@ -15,7 +15,7 @@ from rich.console import Console
 from runs import real_study
 from utils import ROOT
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.studies.progress import SweepProgress
 from mmsmca.studies.record import Experiment, RunRecord, Study, StudyError
 from mmsmca.studies.run_process import HeldError, Signals, TrainRun, end_run, hold, is_held, state
@@ -530,7 +530,7 @@ def test_slurm(tmp_path, monkeypatch):
 
 def test_models_and_data_are_checked_first(tmp_path):
     data = tmp_path / 'data'
-    make_shapes(data, num_train=2, num_val=2, size=64)
+    Shapes(num_train=2, num_val=2, size=64).write(data)
     good = real_study(tmp_path, data)
     sweep_of(good).check()
     for wrong, message in (
@@ -553,7 +553,7 @@ def call(*arguments):
 def test_killed_sweep_of_real_runs(tmp_path):
     """SIGKILL for the sweep and everything it started, in the middle of a run; then once more."""
     data, work_dir = tmp_path / 'data', tmp_path / 'work'
-    make_shapes(data, num_train=4, num_val=2, size=64)
+    Shapes(num_train=4, num_val=2, size=64).write(data)
     study = real_study(tmp_path, data)
     plan = call(study, '--work-dir', work_dir, '--dry-run')
     assert plan.returncode == 0, plan.stderr

@@ -4,7 +4,7 @@ import pytest
 import torch
 from utils import build_detector, load_config
 
-from mmsmca.datasets.shapes import make_shapes
+from mmsmca.datasets.shapes import Shapes
 
 CONFIGS = {
     'smca': 'small/smca_r18w16_1xb8-11e_shapes128.py',
@@ -18,8 +18,8 @@ CONFIGS = {
 def workplace(tmp_path_factory):
     """Generated data, and config and untrained checkpoint of every detector."""
     folder = tmp_path_factory.mktemp('visualization')
-    make_shapes(
-        folder / 'shapes', num_train=4, num_val=4, size=64, max_objects=2, variant='easy', seed=0
+    Shapes(num_train=4, num_val=4, size=64, max_objects=2, variant='easy', seed=0).write(
+        folder / 'shapes'
     )
     for name, config in CONFIGS.items():
         cfg = load_config(config)
