@@ -13,6 +13,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from .quiet import quiet
+
 
 def train_loader(cfg: Config) -> DataLoader:
     """Build the data loader of a config's training data, which loads in this process."""
@@ -34,14 +36,10 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
     Returns:
         Seconds of each timed step, the loading of its images included.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.INFO)  # A line or two for every parameter.
-    try:
+    with quiet(logging.INFO):  # A line or two for every parameter.
         model = MODELS.build(cfg.model)
         model.init_weights()
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    finally:
-        logging.disable(disabled)
     model.to(get_device()).train()
     batches = chain.from_iterable(repeat(loader))
     seconds = []

@@ -27,7 +27,7 @@ def conditions() -> dict[str, Any]:
 
 
 def calibrate(
-    cfgs: dict[str, Config], digests: dict[str, str], path: Path, timed: int = TIMED
+    cfgs: dict[str, Config], digests: dict[str, str], path: Path
 ) -> Iterator[tuple[str, float]]:
     """Measure every experiment, one after the other, and write what was measured.
 
@@ -39,12 +39,11 @@ def calibrate(
         cfgs: Resolved config by name of the experiment.
         digests: Digest of each.
         path: File to write, after every experiment.
-        timed: Number of iterations that are timed, after five more. Defaults to 30.
 
     Yields:
         Name of the experiment and its median seconds per iteration, once they are known.
     """
-    content: dict[str, Any] = dict(conditions(), iterations=timed, experiments={})
+    content: dict[str, Any] = dict(conditions(), iterations=TIMED, experiments={})
     if path.exists():
         before = _read(path)
         if all(before.get(key) == content[key] for key in content if key != 'experiments'):
@@ -52,7 +51,7 @@ def calibrate(
     for name, cfg in cfgs.items():
         known = content['experiments'].get(name)
         if known is None or known['config'] != digests[name]:
-            seconds = in_own_process(_step_seconds, cfg, timed)
+            seconds = in_own_process(_step_seconds, cfg, TIMED)
             lower, median, upper = statistics.quantiles(seconds, n=4)
             content['experiments'][name] = known = dict(
                 config=digests[name], seconds=median, quartiles=[lower, upper]
@@ -98,8 +97,9 @@ def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict
 
 
 def busy_warning() -> str | None:
-    """What to say if others keep this machine busy; None if they do not, or it cannot be told."""
-    if not hasattr(os, 'getloadavg') or (load := os.getloadavg()[0]) <= BUSY_CORES:
+    """What to say if others keep this machine busy; None if they do not."""
+    load = os.getloadavg()[0]
+    if load <= BUSY_CORES:
         return None
     return (
         f'Other programs keep {load:.1f} cores busy (load of the last minute): the times are '

@@ -99,11 +99,9 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
     """Keep the places taken until nothing is left to start and nothing runs."""
     waiting = sweep.pending(retry_failed)
     progress = SweepProgress(sweep)
-    live = Live(progress, console=console, refresh_per_second=0.5, transient=True)
     next_line = time.monotonic()
-    if console.is_terminal:
-        live.start()
-    try:
+    # Where output is no terminal, nothing is drawn.
+    with Live(progress, console=console, refresh_per_second=0.5, transient=True):
         # Nothing is interrupted half started.
         with Signals() as signals:
             while (waiting or sweep.active) and not signals.received:
@@ -124,24 +122,19 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
             while sweep.active:
                 sweep.collect()
                 time.sleep(POLL_SECONDS)
-    finally:
-        if console.is_terminal:
-            live.stop()
 
 
 def _print_end(sweep: Sweep, console: Console) -> int:
     """Print how it ended; the exit status."""
     console.print(SweepProgress(sweep))
-    unfinished = 0
-    for run in sweep.runs:
-        state = sweep.state_of(run)
+    states = [sweep.state_of(run) for run in sweep.runs]
+    for run, state in zip(sweep.runs, states, strict=True):
         if state == 'failed':
             log = sweep.dir_of(run) / 'train.log'
             console.print(f'[red]{run.dir} failed.[/] The end of {log}:')
             for line in log_tail(sweep.dir_of(run)):
                 console.print(f'  {line}', markup=False, highlight=False)
-        unfinished += state != 'finished'
-    if unfinished:
+    if unfinished := len(states) - states.count('finished'):
         console.print(
             f'{unfinished} of {len(sweep.runs)} runs are not finished. The same command resumes '
             'those cut off; --retry-failed starts failed ones again.'

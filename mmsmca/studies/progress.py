@@ -41,26 +41,22 @@ class SweepProgress:
         return ', '.join(f'{count} {state}' for state, count in counts.items())
 
     def _figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
-        if state != 'finished':
-            return self._read_figures(run, state)
-        if run.dir not in self._finished:
-            self._finished[run.dir] = self._read_figures(run, state)
-        return self._finished[run.dir]
-
-    def _read_figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
+        if run.dir in self._finished:
+            return self._finished[run.dir]
         train_cfg = run.cfg.train_cfg if run.cfg else {}
         log = read_log(self.sweep.dir_of(run), train_cfg)
         found = log.evaluations[-1].metrics['AP'] if log.evaluations else None
-        ap = '' if found is None else f'{found:.3f}'
-        if 'loss' not in log.last:
-            return '', '', ap, ''
-        step, total = log.last['step'], run.length or 0
-        if 'max_epochs' in train_cfg:
-            progress = f'epoch {log.last["epoch"]}/{total}'
-            left = log.epoch_length and total * log.epoch_length - step
-        else:
-            progress, left = f'{step}/{total}', total - step
-        eta = ''
-        if state == 'running' and left is not None:
-            eta = str(timedelta(seconds=round(left * log.last.get('time', 0))))
-        return progress, f'{log.last["loss"]:.2f}', ap, eta
+        progress, loss, ap, eta = '', '', '' if found is None else f'{found:.3f}', ''
+        if 'loss' in log.last:
+            loss = f'{log.last["loss"]:.2f}'
+            step, total = log.last['step'], run.length or 0
+            if 'max_epochs' in train_cfg:
+                progress = f'epoch {log.last["epoch"]}/{total}'
+                left = log.epoch_length and total * log.epoch_length - step
+            else:
+                progress, left = f'{step}/{total}', total - step
+            if state == 'running' and left is not None:
+                eta = str(timedelta(seconds=round(left * log.last.get('time', 0))))
+        if state == 'finished':
+            self._finished[run.dir] = progress, loss, ap, eta
+        return progress, loss, ap, eta

@@ -1,8 +1,8 @@
 """The record of a study and its runs: dataclasses that sweeps write as JSON and reports read."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmengine.config import Config
 
@@ -12,6 +12,7 @@ from mmsmca.files import read_json, write_json
 STUDY = 'study.json'
 RUN = 'run.json'
 CALIBRATION = 'calibration.json'
+T = TypeVar('T')
 
 
 class StudyError(UserError):
@@ -119,8 +120,7 @@ class Study:
 
     def write(self, work_dir: Path) -> None:
         """Say in a folder which runs belong to the study as it is defined now."""
-        runs = [replace(run, cfg=None) for run in self.runs]
-        write_json(work_dir / STUDY, asdict(replace(self, runs=runs), dict_factory=without_cfg))
+        write_json(work_dir / STUDY, to_json(self))
 
     @classmethod
     def read(cls, work_dir: Path) -> 'Study | None':
@@ -133,20 +133,12 @@ class Study:
         if not path.exists():
             return None
         try:
-            content = read_json(path) or {}
-            for key, kind in (('experiments', Experiment), ('budgets', Budget), ('runs', Run)):
-                content[key] = [kind(**entry) for entry in content[key]]
-            return cls(**content)
+            return from_json(cls, read_json(path) or {})
         except (KeyError, TypeError) as error:
             raise StudyError(
                 f'{path} cannot be read ({type(error).__name__}: {error}): run the study again, '
                 'which writes it, or move it away to have the runs reported on without it'
             ) from error
-
-
-def without_cfg(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict factory of ``asdict``: configs are no JSON."""
-    return {key: value for key, value in items if key != 'cfg'}
 
 
 @dataclass
@@ -192,12 +184,40 @@ class RunRecord:
         """Write it, with the attempts that the folder knows of besides these."""
         ours = {attempt.started for attempt in self.attempts}
         self.attempts = [a for a in read_attempts(run_dir) if a.started not in ours] + self.attempts
-        write_json(run_dir / RUN, asdict(self))
+        write_json(run_dir / RUN, to_json(self))
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
     """The attempts of a run; none of a folder that has no record, or a broken one."""
     try:
-        return [Attempt(**entry) for entry in (read_json(run_dir / RUN) or {})['attempts']]
+        return from_json(list[Attempt], (read_json(run_dir / RUN) or {})['attempts'])
     except (KeyError, TypeError):
         return []
+
+
+def to_json(record: Any) -> Any:
+    """What JSON holds of a record: the fields of its dataclasses by name, less their configs."""
+    if is_dataclass(record):
+        return {f.name: to_json(getattr(record, f.name)) for f in fields(record) if f.compare}
+    if isinstance(record, dict):
+        return {key: to_json(value) for key, value in record.items()}
+    return [to_json(value) for value in record] if isinstance(record, list) else record
+
+
+def from_json(kind: type[T], content: Any) -> T:
+    """What :func:`to_json` was given: a dataclass, a list or a dict of some.
+
+    Raises:
+        KeyError: If a field is unknown.
+        TypeError: If one is missing.
+    """
+    kinds: Any = get_args(kind)
+    read: Any = content
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        read = kind(**{name: from_json(hints[name], value) for name, value in content.items()})
+    elif get_origin(kind) is list:
+        read = [from_json(kinds[0], value) for value in content]
+    elif get_origin(kind) is dict:
+        read = {key: from_json(kinds[1], value) for key, value in content.items()}
+    return read

@@ -60,20 +60,23 @@ def hold(path: Path, patience: float = 0.0) -> Iterator[TextIOWrapper]:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     with path.open('a+') as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip()
-                    raise HeldError(f'{path.parent} is held by {holder}.') from None
-                time.sleep(0.1)
+        while not _locked(file, fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                raise HeldError(f'{path.parent} is held by {file.read().strip()}.')
+            time.sleep(0.1)
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}, since {_now()}\n')
         file.flush()
         yield file
+
+
+def _locked(file: TextIOWrapper, how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _now(timespec: str = 'seconds') -> str:
@@ -86,11 +89,7 @@ def is_held(run_dir: Path) -> bool:
     if not lock.exists():
         return False
     with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _locked(file, fcntl.LOCK_SH)
 
 
 def state(run_dir: Path) -> str:
@@ -178,10 +177,8 @@ class TrainRun:
                     env=environment,
                 )
                 signals.forward_to(training)
-                ids = [os.getpid(), training.pid]
-                write_json(
-                    self.run_dir / 'processes.json', dict(host=socket.gethostname(), ids=ids)
-                )
+                processes = dict(host=socket.gethostname(), ids=[os.getpid(), training.pid])
+                write_json(self.run_dir / 'processes.json', processes)
                 attempt.exit_code = training.wait()
             self.record.write(self.run_dir)
             self._record_end(attempt.exit_code, time.monotonic() - start, signals.received)

@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,14 +172,7 @@ class Sweep:
             StudyError: If an experiment's config, data or model cannot work; the message names the
                 experiment and the remedy.
         """
-        for run in self.first_runs():
-            cfg = _copy(run)
-            try:
-                init_default_scope(cfg.get('default_scope', 'mmdet'))
-                register_all_modules(init_default_scope=False)
-                check_config(cfg, PHASES['train'])
-            except (ConfigError, DataError) as error:
-                raise StudyError(f'{run.experiment}: {error}') from error
+        _check_each(self.first_runs(), _check)
 
     def try_experiments(self) -> None:
         """Run one training step of every experiment of which no run has begun.
@@ -188,12 +181,7 @@ class Sweep:
             StudyError: If it fails; the message names the experiment, the error and the module.
         """
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
-        for run in self.first_runs():
-            if run.experiment not in begun:
-                try:
-                    trial_step(_copy(run))
-                except (ConfigError, DataError) as error:
-                    raise StudyError(f'{run.experiment}: {error}') from error
+        _check_each([r for r in self.first_runs() if r.experiment not in begun], trial_step)
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """The runs to start: new ones and those cut off; those that failed only if asked for."""
@@ -268,10 +256,9 @@ class Sweep:
         """
         ended = []
         for run in self.runs:
-            if run.dir in self.active and not is_held(self.dir_of(run)):
-                job = self.active[run.dir]
-                if job is None or job.done():
-                    ended.append(run)
+            job = self.active.get(run.dir)
+            if run.dir in self.active and not is_held(self.dir_of(run)) and (not job or job.done()):
+                ended.append(run)
         for run in ended:
             del self.active[run.dir]
             self._places.pop(run.dir, None)
@@ -303,6 +290,20 @@ def visible_gpus() -> list[str]:
     if allowed is None:
         return [str(gpu) for gpu in range(torch.cuda.device_count())]
     return [gpu.strip() for gpu in allowed.split(',') if gpu.strip()]
+
+
+def _check_each(runs: list[Run], check: Callable[[Config], None]) -> None:
+    for run in runs:
+        try:
+            check(_copy(run))
+        except (ConfigError, DataError) as error:
+            raise StudyError(f'{run.experiment}: {error}') from error
+
+
+def _check(cfg: Config) -> None:
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    register_all_modules(init_default_scope=False)
+    check_config(cfg, PHASES['train'])
 
 
 def _copy(run: Run) -> Config:

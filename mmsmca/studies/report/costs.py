@@ -1,8 +1,6 @@
 """Parameters, multiply-adds and latency of a study's models, measured once and kept."""
 
 import copy
-import hashlib
-import json
 import logging
 import statistics
 from collections.abc import Callable
@@ -19,9 +17,11 @@ from mmengine.model import BaseModel
 from mmengine.utils import import_modules_from_strings
 
 from mmsmca.engine.flops import complexity
+from mmsmca.engine.quiet import quiet
 from mmsmca.engine.timing import environment, interleaved_times
 from mmsmca.files import read_json, write_json
 from mmsmca.studies.record import StudyError
+from mmsmca.studies.study import digest
 
 from .results import Report
 
@@ -61,24 +61,20 @@ def measure(cfgs: dict[str, Config]) -> dict[str, Any]:
     """
     register_all_modules()
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    disabled = logging.root.manager.disable
+    calls: dict[str, Callable[[], object]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     # The counter of multiply-adds and the initialisation have a line to say about every layer.
-    logging.disable(logging.CRITICAL)
-    try:
-        calls: dict[str, Callable[[], object]] = {}
-        rows: dict[str, dict[str, Any]] = {}
+    with quiet(logging.CRITICAL):
         for name, cfg in cfgs.items():
-            height, width = image_size(cfg)
+            image = image_size(cfg)
             model = _build(copy.deepcopy(cfg)).to(device)
-            data = demo_mm_inputs(1, [(3, height, width)], num_items=[1])
+            data = demo_mm_inputs(1, [(3, *image)], num_items=[1])
             parameters, flops = complexity(model, data)
             rows[name] = dict(
-                model=_digest(cfg), image=[height, width], parameters=parameters, flops=flops
+                model=_digest(cfg), image=list(image), parameters=parameters, flops=flops
             )
             calls[name] = torch.no_grad()(partial(model.test_step, data))
         times = interleaved_times(calls, ROUNDS)
-    finally:
-        logging.disable(disabled)
     for name, row in rows.items():
         row['latency_ms'] = 1e3 * statistics.median(times[name])
     return dict(environment=environment(device), rounds=ROUNDS, experiments=rows)
@@ -108,25 +104,20 @@ def add_costs(report: Report, work_dir: Path, measured: bool = False) -> None:
     cfgs = {run.experiment: run.cfg for run in reversed(report.runs) if run.cfg}
     path = work_dir / FILE
     costs = read_json(path) or {}
-    known = costs.get('experiments', {})
-    if path.exists() and not known:
+    before = costs.get('experiments', {})
+    if path.exists() and not before:
         report.problems.append(f'{FILE}: cannot be read (it names no experiments)')
     known = {
-        name: known[name]
+        name: before[name]
         for name, cfg in cfgs.items()
-        if name in known and known[name].get('model') == _digest(cfg)
+        if name in before and before[name].get('model') == _digest(cfg)
     }
+    report.costs = costs | dict(experiments=known) if known else {}
     if measured and set(known) != set(cfgs):
-        costs = measure(cfgs)
-        write_json(path, costs)
-    elif known:
-        costs['experiments'] = known
-    else:
-        costs = {}
-    report.costs = costs
+        report.costs = measure(cfgs)
+        write_json(path, report.costs)
 
 
 def _digest(cfg: Config) -> str:
     """Of the model and the size of its images."""
-    description = json.dumps([cfg.model.to_dict(), image_size(cfg)], sort_keys=True, default=str)
-    return hashlib.sha256(description.encode()).hexdigest()[:12]
+    return digest(Config(dict(model=cfg.model)), image=image_size(cfg))

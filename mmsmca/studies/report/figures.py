@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use('agg')
 from matplotlib import pyplot as plt  # noqa: E402
@@ -35,8 +36,8 @@ STYLE: 'dict[RcKeyType, Any]' = {
     'svg.hashsalt': 'mmsmca',
     'savefig.dpi': 130,
 }
-# An experiment's curve: where its evaluations are, and what they are.
-Curves = Mapping[str, Sequence[tuple[float, Point]]]
+# By experiment, (4, evaluations): where they are, and mean, lowest and highest AP in percent.
+Curves = Mapping[str, np.ndarray]
 
 
 def write_figures(report: Report, numbers: Sequence[Numbers], folder: Path) -> list[Path]:
@@ -78,25 +79,20 @@ class Figures:
 
     def all(self) -> Iterator[tuple[str, Figure]]:
         """Every figure that there is something to draw in, with its name."""
-        unit = self.report.unit
-        curves = {name: of.curve for name, of in self.numbers.items() if of.curve}
-        if not curves:
-            return
-        over_steps = {name: [(p.step, p) for p in points] for name, points in curves.items()}
-        yield f'ap_over_{unit}', self._curves(over_steps, unit)
-        if len(curves) > 1:
-            yield f'each_over_{unit}', self._multiples(over_steps, unit)
-        timed = {
-            name: found
-            for name, points in curves.items()
-            if (found := [(p.seconds, p) for p in points if p.seconds is not None])
-        }
-        if timed:
-            unit, length = time_unit(max(points[-1][0] for points in timed.values()))
-            over_time = {n: [(s / length, p) for s, p in points] for n, points in timed.items()}
-            yield 'ap_over_time', self._curves(over_time, f'training time, {unit}')
-            if len(over_time) > 1:
-                yield 'each_over_time', self._multiples(over_time, f'training time, {unit}')
+        over: list[tuple[str, str, Curves]] = []
+        known = {name: of.curve for name, of in self.numbers.items() if of.curve}
+        if known:
+            unit = self.report.unit
+            over.append((unit, unit, {n: _curve(ps, 'step') for n, ps in known.items()}))
+        known = {n: ps for n, ps in known.items() if all(p.seconds is not None for p in ps)}
+        if known:
+            unit, length = time_unit(max(ps[-1].seconds or 0 for ps in known.values()))
+            timed = {n: _curve(ps, 'seconds', length) for n, ps in known.items()}
+            over.append(('time', f'training time, {unit}', timed))
+        for name, x_label, curves in over:
+            yield f'ap_over_{name}', self._curves(curves, x_label)
+            if len(curves) > 1:
+                yield f'each_over_{name}', self._multiples(curves, x_label)
         if panels := self.cost_panels():
             yield 'ap_over_cost', self._scatter(panels)
 
@@ -113,24 +109,19 @@ class Figures:
     def _label(self, name: str) -> str:
         return name if self.numbers[name].seeds else f'{name} (not finished)'
 
-    def _range(self, axes: Axes, name: str, curve: Sequence[tuple[float, Point]]) -> None:
-        lowest, highest = (
-            [100 * getattr(p, end) for _, p in curve] for end in ('lowest', 'highest')
-        )
-        xs = [x for x, _ in curve]
-        axes.fill_between(
-            xs, lowest, highest, color=self.style(name)['color'], alpha=0.15, linewidth=0, zorder=3
-        )
+    def _range(self, axes: Axes, name: str, curve: np.ndarray) -> None:
+        color = self.style(name)['color']
+        axes.fill_between(curve[0], *curve[2:], color=color, alpha=0.15, linewidth=0, zorder=3)
 
     def _curves(self, curves: Curves, x_label: str) -> Figure:
         figure, axes = plt.subplots(figsize=(9, 4.6), layout='constrained')
         for name in _by_end(curves):
             axes.plot(
-                *_percent(curves[name]),
+                *curves[name][:2],
                 label=self._label(name),
                 linewidth=1.8,
                 markersize=4.5,
-                markevery=max(1, len(curves[name]) // 12),
+                markevery=max(1, curves[name].shape[1] // 12),
                 **self.style(name),
             )
             self._range(axes, name, curves[name])
@@ -150,14 +141,14 @@ class Figures:
             for other in names:
                 is_baseline = other == self.report.baseline
                 axes.plot(
-                    *_percent(curves[other]),
+                    *curves[other][:2],
                     color='0.35' if is_baseline else '0.82',
                     linestyle='--' if is_baseline else '-',
                     linewidth=1.2 if is_baseline else 0.9,
                     zorder=2 if is_baseline else 1,
                 )
             style = self.style(name) | dict(linestyle='-', marker='')
-            xs, ys = _percent(curves[name])
+            xs, ys = curves[name][:2]
             axes.plot(xs, ys, linewidth=2.2, zorder=4, **style)
             self._range(axes, name, curves[name])
             axes.set_title(self._label(name), loc='left', fontsize=9.5, color=style['color'])
@@ -171,7 +162,7 @@ class Figures:
         for axes in grid[:, 0]:
             axes.set_ylabel('box AP, %', fontsize=10)
         grid[0][0].set_xlim(left=0)
-        grid[0][0].set_ylim(0, 1.1 * max(100 * p.highest for ps in curves.values() for _, p in ps))
+        grid[0][0].set_ylim(0, 1.1 * max(highest.max() for *_, highest in curves.values()))
         figure.suptitle(
             f'{self.spread}; dashed: {self.report.baseline}; grey: the others',
             x=0.01, ha='left', fontsize=10, color='0.35',
@@ -246,10 +237,13 @@ def _grid(
     return figure, grid
 
 
+def _curve(points: Sequence[Point], x: str, unit: float = 1) -> np.ndarray:
+    """One of :data:`Curves`, over an attribute of its points."""
+    return np.array(
+        [(getattr(p, x) / unit, 100 * p.AP, 100 * p.lowest, 100 * p.highest) for p in points]
+    ).T
+
+
 def _by_end(curves: Curves) -> list[str]:
     """Names in the order of the curves' ends, so that a legend reads as the figure does."""
-    return sorted(curves, key=lambda name: -curves[name][-1][1].AP)
-
-
-def _percent(curve: Sequence[tuple[float, Point]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in curve], [100 * point.AP for _, point in curve]
+    return sorted(curves, key=lambda name: -curves[name][1, -1])

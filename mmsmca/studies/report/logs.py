@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +61,6 @@ class Log:
     epoch_length: int | None
 
 
-@dataclass
-class _Line:
-    """A logged line of training; ``time`` is of one iteration, in seconds."""
-
-    time: float | None
-    data_time: float | None
-    memory: float | None
-    epoch: int | None
-    after_evaluation: bool
-
-
 def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
     """Read every ``scalars.json`` of a run; where those of a resumed run overlap, the later wins.
 
@@ -84,10 +73,9 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
         The log. Lines that cannot be read are left out, and counted in ``problems``.
     """
     by_epoch = 'max_epochs' in train_cfg
-    lines: dict[int, _Line] = {}
+    lines: dict[int, dict] = {}  # Of training, by iteration.
     evaluations: dict[int, Evaluation] = {}  # By epoch, or else by iteration.
     problems = []
-    last: dict = {}
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         records, unreadable = _records(path)
         if unreadable:
@@ -106,18 +94,9 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
         after_evaluation = False
         for record in records:
             if 'iter' in record:
-                last = record
                 reached = max(reached, record['iter'])
-                lines[record['iter']] = _Line(
-                    record.get('time'),
-                    record.get('data_time'),
-                    record.get('memory'),
-                    record.get('epoch'),
-                    after_evaluation,
-                )
+                lines[record['iter']] = record | dict(after_evaluation=after_evaluation)
                 after_evaluation = False
-            elif record.keys().isdisjoint(METRICS.values()):
-                continue  # Not of an evaluation: what a hook logged.
             elif by_epoch:
                 epoch = record['step']
                 evaluations[epoch] = Evaluation(reached, epoch, _metrics(record))
@@ -127,18 +106,18 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
                 reached = iteration + 1
                 after_evaluation = True
 
-    epoch_length = _epoch_length(lines)
-    clock = _Clock(lines)
+    epoch_length, seconds = _epoch_length(lines), _clock(lines)
     for evaluation in evaluations.values():
         if evaluation.epoch and epoch_length:
             evaluation.iteration = evaluation.epoch * epoch_length
-        evaluation.seconds = clock.seconds(evaluation.iteration)
+        evaluation.seconds = seconds(evaluation.iteration)
+    iterations = max(lines, default=0)
     return Log(
         [evaluations[key] for key in sorted(evaluations)],
-        max(lines, default=0),
-        max((line.memory for line in lines.values() if line.memory), default=None),
+        iterations,
+        max((line['memory'] for line in lines.values() if line.get('memory')), default=None),
         problems,
-        last,
+        lines.get(iterations, {}),
         epoch_length,
     )
 
@@ -175,54 +154,41 @@ def _evaluated_at(reached: int, train_cfg: Mapping) -> int:
     return min(math.ceil(reached / interval) * interval, train_cfg.get('max_iters', math.inf))
 
 
-def _epoch_length(lines: dict[int, _Line]) -> int | None:
+def _epoch_length(lines: dict[int, dict]) -> int | None:
     """Iterations per epoch, from where the epochs' first lines are; None of a single epoch."""
-    starts: dict[int, int] = {}
-    for i in sorted(lines):
-        epoch = lines[i].epoch
-        if epoch is not None:
-            starts.setdefault(epoch, i)
+    starts = {lines[i]['epoch']: i for i in sorted(lines, reverse=True) if 'epoch' in lines[i]}
     if len(starts) < 2:
         return None
     first, last = min(starts), max(starts)
     return round((starts[last] - starts[first]) / (last - first))
 
 
-class _Clock:
-    """Training time: logged time per iteration, cumulated.
+def _clock(lines: dict[int, dict]) -> Callable[[int], float | None]:
+    """Training time until an iteration: logged time per iteration, cumulated.
 
     MMEngine counts what an evaluation takes after its last image, and saving a checkpoint beside
     it, as waiting for the next training batch. After an evaluation the run's median waiting time
     stands for that. Where iterations take :data:`STOPPED` times the run's median, the process was
-    stopped meanwhile, or the machine asleep: the median stands for them.
+    stopped meanwhile, or the machine asleep: the median stands for them. What is after the last
+    line takes as long as before it.
     """
+    timed = {i: lines[i] for i in sorted(lines) if 'time' in lines[i]}
+    if not timed:
+        return lambda iteration: None
+    waits = [line['data_time'] for line in timed.values() if 'data_time' in line]
+    waiting = statistics.median(waits) if waits else 0.0
+    usual = statistics.median(line['time'] for line in timed.values())
+    rates = []
+    for line in timed.values():
+        rate = line['time']
+        if line['after_evaluation']:
+            rate -= max(0.0, line.get('data_time', 0.0) - waiting)
+        rates.append(usual if rate > STOPPED * usual else rate)
+    iterations = [0, *timed]
+    total = [0.0, *np.cumsum(np.diff(iterations) * rates)]
 
-    def __init__(self, lines: dict[int, _Line]) -> None:
-        waiting = _median(line.data_time for line in lines.values()) or 0.0
-        usual = _median(line.time for line in lines.values()) or 0.0
-        iterations, total = [0], [0.0]
-        self.rate: float | None = None
-        for i in sorted(lines):
-            line = lines[i]
-            if line.time is None:
-                continue
-            self.rate = line.time
-            if line.after_evaluation and line.data_time is not None:
-                self.rate -= max(0.0, line.data_time - waiting)
-            if self.rate > STOPPED * usual:
-                self.rate = usual
-            total.append(total[-1] + self.rate * (i - iterations[-1]))
-            iterations.append(i)
-        self.iterations, self.total = np.array(iterations), np.array(total)
+    def seconds(iteration: int) -> float:
+        beyond = max(0, iteration - iterations[-1])
+        return float(np.interp(iteration, iterations, total)) + rates[-1] * beyond
 
-    def seconds(self, iteration: int) -> float | None:
-        """Time until an iteration; what is after the last line takes as long as before it."""
-        if self.rate is None:
-            return None
-        beyond = max(0, iteration - int(self.iterations[-1]))
-        return float(np.interp(iteration, self.iterations, self.total)) + self.rate * beyond
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    return seconds

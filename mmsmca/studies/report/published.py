@@ -45,37 +45,29 @@ def find_published(reference: str) -> Published | None:
     Raises:
         StudyError: If there is no such config.
     """
-    if reference.startswith(MMDET):
-        config = reference.removeprefix(MMDET)
+    config = reference.removeprefix(MMDET)
+    if config != reference:
         rows = _read(Path(mmdet.__path__[0], '.mim/configs', config).with_name('metafile.yml'))
     else:
-        config = reference
-        rows = _read(_configs() / 'smca/metafile.yml')
+        # Of the wheel, or of the checkout.
+        package = Path(__file__).parents[2]
+        wheel = package / '.mim/configs'
+        configs = wheel if wheel.is_dir() else package.parent / 'configs'
+        rows = _read(configs / 'smca/metafile.yml')
     for row in rows:
-        if f'configs/{config}' == row.get('Config') or row['Name'] == Path(config).stem:
-            return _parse(row) if 'Results' in row else None
+        if f'configs/{config}' != row.get('Config') and row['Name'] != Path(config).stem:
+            continue
+        if 'Results' not in row:
+            return None
+        found, metadata = row['Results'][0]['Metrics'], row.get('Metadata', {})
+        metrics = {name: found[f'box {name}'] / 100 for name in METRICS if f'box {name}' in found}
+        source = metadata.get('Box AP Source', MMDET_SOURCE)
+        return Published(row['Name'], metrics, metadata.get('Epochs'), source)
     raise StudyError(
         f"published '{reference}' is no config of a metafile: correct it in the study's file"
-    )
-
-
-def _parse(row: dict) -> Published:
-    metrics = row['Results'][0]['Metrics']
-    return Published(
-        row['Name'],
-        {name: metrics[f'box {name}'] / 100 for name in METRICS if f'box {name}' in metrics},
-        row.get('Metadata', {}).get('Epochs'),
-        row.get('Metadata', {}).get('Box AP Source', MMDET_SOURCE),
     )
 
 
 @lru_cache
 def _read(path: Path) -> list[dict]:
     return yaml.safe_load(path.read_text())['Models'] if path.is_file() else []
-
-
-def _configs() -> Path:
-    """Of the wheel, or of the checkout."""
-    package = Path(__file__).parents[2]
-    wheel = package / '.mim/configs'
-    return wheel if wheel.is_dir() else package.parent / 'configs'

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from mmsmca.studies.record import (
     Budget,
     Study,
     StudyError,
+    from_json,
     read_attempts,
-    without_cfg,
 )
 
 from .logs import Evaluation, read_log
@@ -136,27 +136,16 @@ class Report:
         """Runs that count in no number."""
         return [run for run in self.runs if not run.final]
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it but the configs."""
-        runs = [replace(run, cfg=None) for run in self.runs]
-        return asdict(replace(self, runs=runs), dict_factory=without_cfg)
-
     @classmethod
-    def from_json(cls, path: Path) -> 'Report':
-        """What :meth:`to_json` gave, from a ``report.json``.
+    def read(cls, path: Path) -> 'Report':
+        """The report that a ``report.json`` holds.
 
         Raises:
             StudyError: If it is no such file.
         """
         try:
             content = read_json(path) or {}
-            content = {key: content[key] for key in cls.__dataclass_fields__}
-            for run in content['runs']:
-                run['evaluations'] = [Evaluation(**entry) for entry in run['evaluations']]
-                run['attempts'] = [Attempt(**entry) for entry in run['attempts']]
-            content['runs'] = [Result(**run) for run in content['runs']]
-            content['published'] = {n: Published(**p) for n, p in content['published'].items()}
-            return cls(**content)
+            return from_json(cls, {key: content[key] for key in cls.__dataclass_fields__})
         except (KeyError, TypeError) as error:
             raise StudyError(
                 f'{path} is no report.json of a report ({type(error).__name__}: {error}): name '
@@ -179,7 +168,7 @@ def read_reports(source: Path, baseline: str | None = None) -> dict[str, Report]
         StudyError: If there are no runs, no such baseline, or ``study.json`` cannot be read.
     """
     if source.is_file():
-        reports = {'': Report.from_json(source)}
+        reports = {'': Report.read(source)}
     elif not source.is_dir():
         raise StudyError(f'{source} does not exist: name the work directory of a study or run')
     elif study := Study.read(source):

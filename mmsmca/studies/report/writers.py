@@ -5,11 +5,12 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from mmsmca.studies.record import to_json
 
 from .results import Report
 from .statistics import Numbers
@@ -57,13 +58,12 @@ def latex(tables: Sequence[Table]) -> str:
 
 def json_text(report: Report, numbers: Sequence[Numbers]) -> str:
     """What was read, from which the report can be written again, and what was computed from it."""
-    content = report.to_json()
-    content['numbers'] = [asdict(of) for of in numbers]
+    units = dict(AP='0 to 1', seconds='training, without evaluations', memory='MiB')
+    content = dict(units=units, **to_json(report), numbers=[to_json(of) for of in numbers])
     for of, entry in zip(numbers, content['numbers'], strict=True):
         if of.difference:
             entry['difference']['supported'] = of.difference.supported
-    units = dict(AP='0 to 1', seconds='training, without evaluations', memory='MiB')
-    return json.dumps(dict(units=units, **content), indent=1) + '\n'
+    return json.dumps(content, indent=1) + '\n'
 
 
 def csv_text(report: Report, numbers: Sequence[Numbers]) -> str:
