@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from mmdet.datasets import CocoDataset
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, few
+
+from .keys import walk
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:
@@ -105,31 +107,22 @@ def check_checkpoint(
     _check_weights(path, state, model, fine_tuning)
 
 
-def check_pretrained(node: object, key: str) -> None:
-    """Check the files of ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+def check_pretrained(model: ConfigDict) -> None:
+    """Check the files of ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config's model.
 
     MMEngine looks for them after everything else is built, and onedl-mmengine executes what they
     hold if they hold more than data.
 
-    Args:
-        node: The config's model, or what is below it.
-        key: The key of that.
-
     Raises:
         ConfigError: If a local file is not there, or is not one that :func:`.files.read` reads.
     """
-    if isinstance(node, dict):
-        path = node.get('checkpoint')
-        if node.get('type') == 'Pretrained' and isinstance(path, str) and is_local(path):
+    for key, node in walk(model, 'model'):
+        path = node.get('checkpoint') if isinstance(node, dict) else None
+        if isinstance(path, str) and node.get('type') == 'Pretrained' and is_local(path):
             try:
                 read(os.path.expanduser(path))
             except ConfigError as error:
                 raise ConfigError(f'{key}: {error}') from error
-        for name, below in node.items():
-            check_pretrained(below, f'{key}.{name}')
-    elif isinstance(node, (list, tuple)):
-        for i, below in enumerate(node):
-            check_pretrained(below, f'{key}.{i}')
 
 
 def _check_weights(

@@ -9,14 +9,11 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from mmsmca.errors import DataError, few
-
-IMAGE_KEYS = {'id', 'file_name', 'height', 'width'}
-CATEGORY_KEYS = {'id', 'name'}
-ANNOTATION_KEYS = {'id', 'image_id', 'category_id', 'bbox', 'area'}
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,6 @@ class CocoFile:
 
     Attributes:
         categories: Names of the categories, in the order of the file.
-        image_ids: Ids of the images.
         file_names: File names of the images.
         shorter_sides: The shorter side of every image, in pixels, by its id.
         has_annotations: Whether there is an annotation that MMDetection trains on.
@@ -37,7 +33,6 @@ class CocoFile:
     """
 
     categories: tuple[str, ...]
-    image_ids: frozenset[int | str]
     file_names: tuple[str, ...]
     shorter_sides: dict[int | str, float]
     has_annotations: bool
@@ -47,12 +42,14 @@ class CocoFile:
     boxed: dict[str, set[int | str]]
     counts: dict[str, Counter[int | str]]
 
-    def boxed_images(self, classes: Iterable[str]) -> frozenset[int | str]:
+    @property
+    def image_ids(self) -> set[int | str]:
+        """Ids of the images."""
+        return set(self.shorter_sides)
+
+    def boxed_images(self, classes: Iterable[str]) -> set[int | str]:
         """Ids of the images that have any annotation of some classes."""
-        boxed: set[int | str] = set()
-        for name in classes:
-            boxed |= self.boxed.get(name, set())
-        return self.image_ids & boxed
+        return self.image_ids & {i for name in classes for i in self.boxed.get(name, ())}
 
     def objects(self, classes: Iterable[str]) -> Counter[int | str]:
         """Numbers of trainable objects of some classes, by image."""
@@ -75,37 +72,22 @@ def read_coco(path: str, key: str) -> CocoFile:
     Raises:
         DataError: If it is no annotation file in COCO's format, or contradicts itself.
     """
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except UnicodeDecodeError as error:
-        raise _wrong_encoding(path, key) from error
-    except (OSError, ValueError) as error:
-        if 'BOM' in str(error):
-            raise _wrong_encoding(path, key) from error
-        raise DataError(
-            f'{key}.ann_file: {path} cannot be read as JSON ({error}). '
-            'Restore the file; it may have been copied in part.'
-        ) from error
     where = f'{key}.ann_file: {path}'
-    images = _entries(where, content, 'images', IMAGE_KEYS)
-    categories = _entries(where, content, 'categories', CATEGORY_KEYS)
+    content = _read_json(path, where)
+    images = _entries(where, content, 'images')
+    categories = _entries(where, content, 'categories')
     # The files of COCO's test images have none.
-    annotations = []
-    if 'annotations' in content:
-        annotations = _entries(where, content, 'annotations', ANNOTATION_KEYS)
+    annotations = _entries(where, content, 'annotations') if 'annotations' in content else []
     if not images:
         raise DataError(f'{where} lists no images. Name an annotation file that does.')
-    _check_images(where, images)
-    _check_ids(where, 'annotations', annotations, ('image_id', 'category_id'))
-    unknown = {entry['category_id'] for entry in annotations} - {c['id'] for c in categories}
+    names = {category['id']: category['name'] for category in categories}
+    unknown = {entry['category_id'] for entry in annotations} - names.keys()
     if unknown:
         raise DataError(
             f'{where} uses the category ids {few(sorted(unknown, key=str))}, which its list '
             "'categories' does not have. Add them there."
         )
     used = _check_boxes(where, annotations, {i['id']: i for i in images})
-    names = {category['id']: category['name'] for category in categories}
     boxed: dict[str, set[int | str]] = {name: set() for name in names.values()}
     counts: dict[str, Counter[int | str]] = {name: Counter() for name in names.values()}
     for entry in annotations:
@@ -115,41 +97,73 @@ def read_coco(path: str, key: str) -> CocoFile:
             counts[names[entry['category_id']]][entry['image_id']] += 1
     lists = dict(images=images, categories=categories)
     strings = [key for key, found in lists.items() if any(isinstance(e['id'], str) for e in found)]
+    ids = [entry['id'] for entry in annotations]
     return CocoFile(
         categories=tuple(category['name'] for category in categories),
-        image_ids=frozenset(image['id'] for image in images),
         file_names=tuple(image['file_name'] for image in images),
         shorter_sides={image['id']: min(image['height'], image['width']) for image in images},
         has_annotations=bool(used),
         has_iscrowd=all('iscrowd' in entry for entry in annotations),
-        unusable_ids=tuple(
-            entry['id'] for entry in annotations if not _is_positive_integer(entry['id'])
-        ),
+        unusable_ids=tuple(i for i in ids if not (isinstance(i, int) and i > 0)),
         string_ids=' and '.join(strings),
         boxed=boxed,
         counts=counts,
     )
 
 
-def _wrong_encoding(path: str, key: str) -> DataError:
-    return DataError(
-        f'{key}.ann_file: {path} is not plain UTF-8, which JSON is read as: it begins with a byte '
-        'order mark, or has another encoding. Save it as UTF-8 without a byte order mark.'
-    )
+def _is_number(value: object) -> bool:
+    # A bool is an int to Python, but no number in JSON.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+class Kind(NamedTuple):
+    """Values that a key may have: in words, and whether one is of them."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+ID = Kind('a number or a string', lambda value: isinstance(value, str) or _is_number(value))
+NAME = Kind('a name', lambda value: isinstance(value, Hashable))
+PATH = Kind("a path below the images' folder", lambda value: isinstance(value, str) and value != '')
+PIXELS = Kind('a positive number of pixels', lambda value: _is_number(value) and value > 0)
+BOX = Kind('four finite numbers: x, y, width, height in pixels', _is_box)
+AREA = Kind('a finite number', _is_number)
+# What every entry of a list must have.
+LISTS = {
+    'images': dict(id=ID, file_name=PATH, height=PIXELS, width=PIXELS),
+    'categories': dict(id=ID, name=NAME),
+    'annotations': dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=AREA),
+}
+
+
+def _read_json(path: str, where: str) -> Any:
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError) or 'BOM' in str(error):
+            raise DataError(
+                f'{where} is not plain UTF-8, which JSON is read as: it begins with a byte order '
+                'mark, or has another encoding. Save it as UTF-8 without a byte order mark.'
+            ) from error
+        raise DataError(
+            f'{where} cannot be read as JSON ({error}). '
+            'Restore the file; it may have been copied in part.'
+        ) from error
 
 
 def duplicates(names: Iterable[Hashable]) -> list:
-    """What occurs more than once, in the order of the second occurrence."""
-    seen: set[Hashable] = set()
-    repeated: dict[Hashable, None] = {}
-    for name in names:
-        if name in seen:
-            repeated[name] = None
-        seen.add(name)
-    return list(repeated)
+    """What occurs more than once, in the order of the first occurrence."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
-def _entries(where: str, content: object, name: str, keys: set[str]) -> list[dict]:
+def _entries(where: str, content: object, name: str) -> list[dict]:
+    """One of the lists of a file, whose entries have all that :data:`LISTS` asks for."""
     found = content.get(name) if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise DataError(
@@ -157,13 +171,18 @@ def _entries(where: str, content: object, name: str, keys: set[str]) -> list[dic
             "Name an instances file in COCO's format, or convert yours to it."
         )
     for i, entry in enumerate(found):
-        if not (isinstance(entry, dict) and keys <= entry.keys()):
-            lacking = sorted(keys.difference(entry if isinstance(entry, dict) else ()))
+        lacking = sorted(LISTS[name].keys() - (entry if isinstance(entry, dict) else {}).keys())
+        if lacking:
             raise DataError(
                 f'{where} is not a COCO annotation file: {name}[{i}] has no '
                 f"'{lacking[0]}'. Add it to every entry of '{name}'."
             )
-    _check_ids(where, name, found, ('id',))
+        for key, kind in LISTS[name].items():
+            if not kind.fits(entry[key]):
+                raise DataError(
+                    f'{where}: {name}[{i}].{key} is {entry[key]!r} (id {entry["id"]}), and must be '
+                    f'{kind.words}. Correct the file, or remove the entry.'
+                )
     repeated = duplicates(entry['id'] for entry in found)
     if repeated:
         raise DataError(
@@ -173,39 +192,12 @@ def _entries(where: str, content: object, name: str, keys: set[str]) -> list[dic
     return found
 
 
-def _check_ids(where: str, name: str, entries: list[dict], keys: Sequence[str]) -> None:
-    for i, entry in enumerate(entries):
-        for key in keys:
-            if not isinstance(entry[key], str) and not _is_number(entry[key]):
-                raise _wrong_value(where, f'{name}[{i}]', entry, key, 'a number or a string')
-
-
-def _check_images(where: str, images: list[dict]) -> None:
-    for i, image in enumerate(images):
-        for side in ('height', 'width'):
-            if not _is_number(image[side]) or image[side] <= 0:
-                raise _wrong_value(
-                    where, f'images[{i}]', image, side, 'a positive number of pixels'
-                )
-        if not isinstance(image['file_name'], str) or not image['file_name']:
-            raise _wrong_value(
-                where, f'images[{i}]', image, 'file_name', "a path below the images' folder"
-            )
-
-
 def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, dict]) -> list[dict]:
-    """Refuse boxes that are none, warn of those passed over; return the others."""
+    """Refuse boxes of another format, warn of those passed over; return the others."""
     orphans, empty, used = [], [], []
     corners = corner_areas = beyond = fractions = 0
-    for i, entry in enumerate(annotations):
+    for entry in annotations:
         box = entry['bbox']
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            raise _wrong_value(
-                where, f'annotations[{i}]', entry, 'bbox',
-                'four finite numbers: x, y, width, height in pixels',
-            )  # fmt: skip
-        if not _is_number(entry['area']):
-            raise _wrong_value(where, f'annotations[{i}]', entry, 'area', 'a finite number')
         image = images.get(entry['image_id'])
         if image is None:
             orphans.append(entry['id'])
@@ -260,19 +252,3 @@ def _covers_pixels(box: Sequence[float], image: dict) -> bool:
     inside_x = min(x + width, image['width']) - max(x, 0)
     inside_y = min(y + height, image['height']) - max(y, 0)
     return width >= 1 and height >= 1 and inside_x > 0 and inside_y > 0
-
-
-def _is_number(value: object) -> bool:
-    # A bool is an int to Python, but no number in JSON.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int) and value > 0
-
-
-def _wrong_value(where: str, place: str, entry: dict, key: str, allowed: str) -> DataError:
-    return DataError(
-        f'{where}: {place}.{key} is {entry[key]!r} (id {entry["id"]}), and must be {allowed}. '
-        'Correct the file, or remove the entry.'
-    )

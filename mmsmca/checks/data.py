@@ -2,9 +2,10 @@
 
 import difflib
 import os
+import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmdet.datasets import BaseDetDataset, CocoDataset
@@ -17,10 +18,12 @@ from mmsmca.errors import ConfigError, DataError, few, first_difference
 
 from .checkpoint import is_local
 from .coco_file import CocoFile, duplicates, read_coco
-from .keys import described
+from .keys import described, walk
 
 # Of a data set's metainfo, what MMDetection reads.
 META = ('classes', 'palette')
+# Keys of the heads whose numbers of classes are the data set's.
+BBOX_HEAD = re.compile(r'model(\.roi_head(\.\d+)?)*\.bbox_head(\.\d+)?')
 
 Datasets = list[tuple[str, CocoDataset]]
 Evaluators = list[tuple[str, ConfigDict, str]]
@@ -41,19 +44,20 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
         ConfigError: If classes do not fit the model, or a data set cannot be built.
         DataError: If a file or a folder does not exist.
     """
-    datasets = [
-        (key, dataset)
-        for phase in phases
-        if cfg.get(f'{phase}_dataloader')
-        for key, dataset in _datasets(
-            cfg[f'{phase}_dataloader'].dataset, f'{phase}_dataloader.dataset'
-        )
-    ]
-    evaluators = [
-        (key, evaluator, phase)
-        for phase in phases
-        for key, evaluator in _evaluators(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
-    ]
+    datasets: list[tuple[str, BaseDetDataset]] = []
+    evaluators: Evaluators = []
+    for phase in phases:
+        loader = cfg.get(f'{phase}_dataloader') or {}
+        for key, node in walk(loader.get('dataset'), f'{phase}_dataloader.dataset'):
+            if issubclass(_class_of(node, DATASETS), BaseDetDataset):
+                dataset = _build_unread(key, node)
+                paths = (dataset.ann_file, *dataset.data_prefix.values())
+                if all(is_local(path, dataset.backend_args) for path in paths):
+                    datasets.append((key, dataset))
+        for key, node in walk(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator'):
+            if issubclass(_class_of(node, METRICS), CocoMetric) and node.get('ann_file'):
+                if is_local(node.ann_file, node.get('backend_args')):
+                    evaluators.append((key, node, phase))
 
     # What takes no time comes first: COCO's training annotations take ten seconds to read.
     for key, dataset in datasets:
@@ -110,8 +114,10 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
                 )
 
 
-def _class_of(node: ConfigDict, registry: Registry) -> type[Any]:
-    found = registry.get(node.type) if isinstance(node.type, str) else node.type
+def _class_of(node: Any, registry: Registry) -> type[Any]:
+    """Class of a node of a config; ``object`` if it is none of a registry's."""
+    kind = node.get('type') if isinstance(node, dict) else None
+    found = registry.get(kind) if isinstance(kind, str) else kind
     # A type nobody registered is MMDetection's to report.
     return found if isinstance(found, type) else object
 
@@ -125,36 +131,14 @@ def _is_coco(cls: type[BaseDetDataset]) -> bool:
     )
 
 
-def _datasets(node: ConfigDict, key: str) -> Iterator[tuple[str, BaseDetDataset]]:
-    """Every local data set at or below a node, inside whatever wrappers, with its key."""
-    if 'dataset' in node:
-        yield from _datasets(node.dataset, f'{key}.dataset')
-    elif 'datasets' in node:
-        for i, dataset in enumerate(node.datasets):
-            yield from _datasets(dataset, f'{key}.datasets.{i}')
-    else:
-        if issubclass(_class_of(node, DATASETS), BaseDetDataset):
-            # Built without reading the annotations, it joins its paths and merges its metainfo.
-            try:
-                dataset = DATASETS.build(dict(node, pipeline=[], lazy_init=True))
-            except Exception as error:
-                raise ConfigError(
-                    f'{key}: {described(error)}. Correct its keys in the config, or '
-                    f'--cfg-options {key}.*.'
-                ) from error
-            paths = (dataset.ann_file, *dataset.data_prefix.values())
-            if all(is_local(path, dataset.backend_args) for path in paths):
-                yield key, dataset
-
-
-def _evaluators(node: ConfigDict | list | None, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Every COCO metric that reads a local annotation file, with its key."""
-    if isinstance(node, list):
-        for i, evaluator in enumerate(node):
-            yield from _evaluators(evaluator, f'{key}.{i}')
-    elif node is not None and issubclass(_class_of(node, METRICS), CocoMetric):
-        if node.get('ann_file') and is_local(node.ann_file, node.get('backend_args')):
-            yield key, node
+def _build_unread(key: str, node: ConfigDict) -> BaseDetDataset:
+    """Build a data set that joins its paths and merges its metainfo, but reads no annotations."""
+    try:
+        return DATASETS.build(dict(node, pipeline=[], lazy_init=True))
+    except Exception as error:
+        raise ConfigError(
+            f'{key}: {described(error)}. Correct its keys in the config, or --cfg-options {key}.*.'
+        ) from error
 
 
 def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
@@ -173,25 +157,16 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
             f'{key}.metainfo.classes lists {few(duplicates(classes))} more than once. '
             'List every category once.'
         )
-    for place, num_classes in _numbers_of_classes(model, 'model'):
-        if num_classes != len(classes):
+    for place, head in walk(model, 'model'):
+        if not (isinstance(head, dict) and BBOX_HEAD.fullmatch(place)):
+            continue
+        num_classes, place = head.get('num_classes'), f'{place}.num_classes'
+        if num_classes not in (None, len(classes)):
             raise ConfigError(
                 f'{place} is {num_classes}, but {key} has {len(classes)} classes '
                 f'({few(classes)}). Set {place}={len(classes)}, or list the '
                 f'{num_classes} categories in {key}.metainfo.classes.'
             )
-
-
-def _numbers_of_classes(node: ConfigDict, key: str) -> Iterator[tuple[str, int]]:
-    """``num_classes`` of every box head at or below a model's node, with its key."""
-    for name in ('roi_head', 'bbox_head'):
-        heads = node.get(name)
-        for i, head in enumerate(heads if isinstance(heads, list) else [heads]):
-            place = f'{key}.{name}.{i}' if isinstance(heads, list) else f'{key}.{name}'
-            if isinstance(head, dict):
-                if name == 'bbox_head' and head.get('num_classes') is not None:
-                    yield f'{place}.num_classes', head['num_classes']
-                yield from _numbers_of_classes(head, place)
 
 
 def _check_ann_file(key: str, ann_file: str) -> None:

@@ -30,9 +30,14 @@ from mmengine.model import (
     MMDistributedDataParallel,
     MMFullyShardedDataParallel,
 )
-from mmengine.optim import BaseOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import (
+    BaseOptimWrapper,
+    DefaultOptimWrapperConstructor,
+    OptimWrapper,
+    _ParamScheduler,
+)
 from mmengine.registry import FUNCTIONS, STRATEGIES, Registry
-from mmengine.runner import LogProcessor, Runner
+from mmengine.runner import BaseLoop, LogProcessor, Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.distributed import init_process_group
 from torch.utils.data import DataLoader
@@ -45,12 +50,12 @@ READERS: dict[type, Callable] = {
     CheckpointHook: Runner.save_checkpoint,
     CompileHook: torch.compile,
 }
-# Keys beside the arguments of a constructor, by what the class is registered for.
-BESIDE = {
-    'hook': {'priority'},
-    'parameter scheduler': {'convert_to_iter_based'},
-    'optim_wrapper': {'optimizer', 'constructor', 'paramwise_cfg'},
-    'loop': {'by_epoch'},
+# Keys beside the arguments of a constructor, by its base.
+BESIDE: dict[type, set[str]] = {
+    Hook: {'priority'},
+    _ParamScheduler: {'convert_to_iter_based'},
+    BaseOptimWrapper: {'optimizer', 'constructor', 'paramwise_cfg'},
+    BaseLoop: {'by_epoch'},
 }
 LOADER = {
     'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
@@ -113,9 +118,10 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
         ConfigError: If nothing reads a key, nothing is registered under a type, or a value is of a
             type that its reader does not take.
     """
-    for name in set(cfg) - TOP_LEVEL:
+    for name in cfg:
         # Any other is a variable of the config, as is `test_pipeline`, no misspelt `tta_pipeline`.
-        if meant := difflib.get_close_matches(name, TOP_LEVEL, n=1, cutoff=0.885):
+        meant = difflib.get_close_matches(name, TOP_LEVEL, n=1, cutoff=0.885)
+        if meant and name not in TOP_LEVEL:
             raise ConfigError(f'{name}: nothing reads it; did you mean {meant[0]}?')
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader')
@@ -123,7 +129,10 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
             names = LOADER | _names(DataLoader.__init__) - {'self'}
             _check_names(f'{phase}_dataloader', loader, names)
             _check_types(loader, f'{phase}_dataloader')
-        _check_types(cfg.get(f'{phase}_cfg'), f'{phase}_cfg', _loop(cfg, phase))
+        loop = cfg.get(f'{phase}_cfg') or {}
+        by = '' if phase != 'train' else 'EpochBased' if loop.get('by_epoch', True) else 'IterBased'
+        default = registries.LOOPS.get(f'{by}{phase.capitalize()}Loop')
+        _check_types(loop, f'{phase}_cfg', default)
         _check_types(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator')
     for name, hook in (cfg.get('default_hooks') or {}).items():
         if isinstance(hook, dict) and 'type' not in hook:
@@ -229,11 +238,7 @@ def _check_settings(cfg: Config, key: str, readers: Iterable[Callable | str]) ->
 def _check_runner(cfg: Config) -> None:
     """Check the runner's type, its strategy, and its settings of a single value."""
     kind = cfg.get('runner_type', 'Runner')
-    runner = registries.RUNNERS.get(kind)
-    if runner is None:
-        known = registries.RUNNERS.parent.module_dict
-        raise ConfigError(f'runner_type: nothing is called {kind}{suggestion(kind, known)}')
-    read = mentioned([runner])
+    read = mentioned(_classes(kind, 'runner_type', [registries.RUNNERS]))
     for key in OF_SOME_RUNNERS:
         if cfg.get(key) and key not in read:
             remedy = "runner_type='FlexibleRunner'" if key == 'strategy' else 'its part of strategy'
@@ -243,7 +248,7 @@ def _check_runner(cfg: Config) -> None:
         if 'type' not in strategy:
             raise ConfigError(f'strategy has no type{suggestion("type", STRATEGIES.module_dict)}')
         _check_types(strategy, 'strategy')
-        found = _classes(strategy.type, 'strategy')
+        found = _classes(strategy.type, 'strategy.type')
         wrapper = next((MODEL_WRAPPERS[cls] for cls in found if cls in MODEL_WRAPPERS), None)
         _check_types(strategy.get('model_wrapper'), 'strategy.model_wrapper', wrapper)
         saved = strategy.get('state_dict_cfg')
@@ -262,14 +267,6 @@ def _check_runner(cfg: Config) -> None:
         )
 
 
-def _loop(cfg: Config, phase: str) -> type:
-    loops = registries.LOOPS
-    if phase == 'train':
-        by_epoch = (cfg.get('train_cfg') or {}).get('by_epoch', True)
-        return loops.get('EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop')
-    return loops.get('ValLoop' if phase == 'val' else 'TestLoop')
-
-
 def _check_names(key: str, node: dict, known: Iterable[str]) -> None:
     for name in node:
         if name not in known:
@@ -284,10 +281,11 @@ def _check_types(node: Any, key: str, default: type | None = None) -> None:
     elif isinstance(node, dict):
         found: list[Callable] = [default] if default else []
         if 'type' in node and key.split('.')[-1] not in FREE:
-            found = _classes(node['type'], key)
+            found = _classes(node['type'], f'{key}.type')
         accepted = [signature_names(cls) for cls in found]
         if accepted and None not in accepted:
-            beside = {'type', '_scope_'}.union(*(_beside(cls) for cls in found))
+            bases = {base for cls in found for base in getattr(cls, '__mro__', ())}
+            beside = {'type', '_scope_'}.union(*(BESIDE.get(base, ()) for base in bases))
             _check_names(key, node, beside.union(*filter(None, accepted)))
         for cls in found[:1]:
             _check_values(key, node, _hints(cls))
@@ -299,31 +297,16 @@ def _check_types(node: Any, key: str, default: type | None = None) -> None:
                 _check_types(below, f'{key}.{name}')
 
 
-def _classes(kind: Any, key: str) -> list[Callable]:
-    """Classes and functions that a type may mean."""
+def _classes(kind: Any, key: str, among: Iterable[Registry] = SECTIONS) -> list[Callable]:
+    """Classes and functions of some registries that a type may mean."""
     if not isinstance(kind, str):
         return [kind] if callable(kind) else []
-    found = {registry.get(kind) for registry in SECTIONS} - {None}
+    found = {registry.get(kind) for registry in among} - {None}
     if not found:
-        known: set[str] = set()
-        for registry in SECTIONS:
-            for every in filter(None, (registry, registry.parent)):
-                known |= every.module_dict.keys()
-        raise ConfigError(f'{key}.type: nothing is called {kind}{suggestion(kind, known)}')
+        every = {one for registry in among for one in (registry, registry.parent) if one}
+        known = set().union(*(registry.module_dict for registry in every))
+        raise ConfigError(f'{key}: nothing is called {kind}{suggestion(kind, known)}')
     return list(found)
-
-
-def _beside(cls: Callable) -> set[str]:
-    if not isinstance(cls, type):
-        return set()
-    if issubclass(cls, Hook):
-        return BESIDE['hook']
-    if issubclass(cls, BaseOptimWrapper):
-        return BESIDE['optim_wrapper']
-    module = cls.__mro__[-2].__module__
-    if module.startswith('mmengine.optim.scheduler'):
-        return BESIDE['parameter scheduler']
-    return BESIDE['loop'] if module.startswith('mmengine.runner') else set()
 
 
 @cache
@@ -380,13 +363,8 @@ def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
                 )
     paramwise = wrapper.get('paramwise_cfg') or {}
     name = wrapper.get('constructor') or 'DefaultOptimWrapperConstructor'
-    constructor: Any = registries.OPTIM_WRAPPER_CONSTRUCTORS.get(name)
-    if constructor is None:
-        known = {
-            *registries.OPTIM_WRAPPER_CONSTRUCTORS.module_dict,
-            'DefaultOptimWrapperConstructor',
-        }
-        raise ConfigError(f'{key}.constructor: nothing is called {name}{suggestion(name, known)}')
+    among = [registries.OPTIM_WRAPPER_CONSTRUCTORS]
+    constructor: Any = _classes(name, f'{key}.constructor', among)[0]
     if not issubclass(constructor, DefaultOptimWrapperConstructor):
         return
     _check_names(f'{key}.paramwise_cfg', paramwise, mentioned([constructor]))
@@ -405,24 +383,25 @@ def _check_model(node: dict, model: BaseModel) -> None:
     """Check the dicts without a type in a model's config, as ``test_cfg``."""
     known = mentioned({type(module) for module in model.modules()})
     is_detr = isinstance(model, DetectionTransformer)
-    for place, name in _untyped(node, 'model'):
-        # Other models than DETRs hand settings to functions that are not looked through.
-        unread = name not in known
-        if unread and (is_detr or difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
-            raise ConfigError(f'{place}.{name}: nothing reads {name}{suggestion(name, known)}')
+    for place, below in walk(node, 'model'):
+        if not isinstance(below, dict) or 'type' in below or '.init_cfg' in place:
+            continue
+        for name in below:
+            # Other models than DETRs hand settings to functions that are not looked through.
+            unread = name not in known
+            if unread and (is_detr or difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
+                raise ConfigError(f'{place}.{name}: nothing reads {name}{suggestion(name, known)}')
 
 
-def _untyped(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Place and name of every key of a dict without a type."""
-    if isinstance(node, (list, tuple)):
-        for i, below in enumerate(node):
-            yield from _untyped(below, f'{key}.{i}')
-    elif isinstance(node, dict):
+def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """A node of a config and all below it, each with its key."""
+    yield key, node
+    if isinstance(node, dict):
         for name, below in node.items():
-            if 'type' not in node:
-                yield key, name
-            if name != 'init_cfg':
-                yield from _untyped(below, f'{key}.{name}')
+            yield from walk(below, f'{key}.{name}')
+    elif isinstance(node, (list, tuple)):
+        for i, below in enumerate(node):
+            yield from walk(below, f'{key}.{i}')
 
 
 def mentioned(kinds: Iterable[Callable]) -> set[str]:

@@ -14,7 +14,7 @@ import copy
 import difflib
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mmsmca.models.dense_heads.few_queries import FewQueries
 
 from .checkpoint import check_checkpoint, check_pretrained, latest_checkpoint
 from .data import check_files, find_data
-from .keys import TOP_LEVEL, check_keys, described
+from .keys import TOP_LEVEL, check_keys, described, walk
 
 # The data loaders and evaluators that each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -58,7 +58,7 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
     _check_sections(cfg, phases)
     datasets, evaluators = find_data(cfg, phases)
     if 'train' in phases:
-        check_pretrained(cfg.model, 'model')
+        check_pretrained(cfg.model)
     model = _build_model(cfg)
     check_keys(cfg, phases, model)
     _check_detections(cfg.model, model)
@@ -149,16 +149,13 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
 def _places(cfg: Config, value: Any, name: str) -> list[str]:
     """Keys that have the value of a variable, or for text contain it; those of its name first."""
 
-    def search(node: Any, key: str) -> Iterator[str]:
-        text = isinstance(value, str) and isinstance(node, str) and bool(value) and value in node
-        if text or (type(node) is type(value) and node == value):
-            yield key
-        elif isinstance(node, (dict, list, tuple)):
-            items = node.items() if isinstance(node, dict) else enumerate(node)
-            for part, below in items:
-                yield from search(below, f'{key}.{part}')
+    def has(node: Any) -> bool:
+        text = isinstance(value, str) and isinstance(node, str) and bool(value)
+        return value in node if text else type(node) is type(value) and node == value
 
-    found = [place for key in cfg if key in TOP_LEVEL for place in search(cfg[key], key)]
+    found = [
+        place for key in cfg if key in TOP_LEVEL for place, node in walk(cfg[key], key) if has(node)
+    ]
     named = [place for place in found if place.split('.')[-1] == name]
     # A number of a model that is equal by chance is not meant.
     others = [p for p in found if p not in named and not (named and p.startswith('model.'))]

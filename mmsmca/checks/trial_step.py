@@ -7,7 +7,6 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch import nn
 
 from mmsmca.errors import ConfigError, UserError, one_line
 
-from .keys import suggestion
+from .keys import suggestion, walk
 
 # What MMEngine's other optimizer wrappers have too; those of mixed precision and of strategies ask
 # for an accelerator or for the strategy.
@@ -63,7 +62,10 @@ def trial_step(cfg: Config) -> None:
         stage = 'the first training step'
         try:
             batch = next(iter(Runner.build_dataloader(_first_images(cfg.train_dataloader))))
-            model = MODELS.build(_without_pretrained(cfg.model))
+            for _, node in walk(cfg.model, 'model'):
+                if isinstance(node, dict) and 'Pretrained' in str(node.get('init_cfg')):
+                    node['init_cfg'] = None
+            model = MODELS.build(cfg.model)
             names = {id(module): path for path, module in model.named_modules() if path}
             model.init_weights()
             model.to(get_device()).train()
@@ -150,22 +152,6 @@ def _first_images(loader: ConfigDict) -> ConfigDict:
         kept['sampler'] = dict(type='DefaultSampler', shuffle=False)
         kept.pop('batch_sampler', None)
     return ConfigDict(kept, num_workers=0)
-
-
-def _without_pretrained(node: Any) -> Any:
-    """A config's node with ``init_cfg=None`` wherever it names weights to load."""
-    if isinstance(node, dict):
-        return ConfigDict(
-            {
-                key: None
-                if key == 'init_cfg' and 'Pretrained' in str(value)
-                else _without_pretrained(value)
-                for key, value in node.items()
-            }
-        )
-    if isinstance(node, (list, tuple)):
-        return type(node)(map(_without_pretrained, node))
-    return node
 
 
 def _place(error: Exception, names: dict[int, str]) -> str:
