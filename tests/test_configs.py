@@ -28,7 +28,14 @@ CONFIGS = sorted(
     if not {'_base_', 'studies'} & set(path.parts)
     and (name := path.relative_to(ROOT / 'configs').as_posix()) not in OVERLAYS
 )
-STUDIES = ('head_to_head', 'smca_dino_shapes', 'smca_dino_stamps', 'spatial_modulation_stamps')
+STUDIES = (
+    'encoder_shapes',
+    'head_to_head',
+    'smca_dino_ablations_shapes',
+    'smca_dino_shapes',
+    'smca_dino_stamps',
+    'spatial_modulation_stamps',
+)
 # Height and width: padded to one size, each has empty cells.
 SIZES = ((64, 96), (96, 64))
 # Two stages choose queries among the cells; images with cells for DINO's 900 would take minutes.

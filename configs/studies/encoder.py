@@ -42,4 +42,8 @@ experiments = [
         config='../smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
         published='smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
     ),
+    dict(
+        name='gaussian',
+        config='../smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py',
+    ),
 ]

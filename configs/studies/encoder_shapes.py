@@ -81,4 +81,26 @@ experiments = [
             'model.encoder.num_layers': 5,
         },
     ),
+    # What it is beside: three layers.
+    dict(
+        name='intra-multi-intra',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
+    ),
+    # Not the paper's: the prior in the encoder.
+    dict(
+        name='3gaussian',
+        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
+        cfg_options={
+            'model.encoder': dict(
+                _delete_=True,
+                type='SMCAGaussianEncoder',
+                num_layers=3,
+                num_levels=3,
+                layer_cfg=dict(
+                    self_attn_cfg=dict(embed_dims=128),
+                    ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
+                ),
+            )
+        },
+    ),
 ]

@@ -12,6 +12,11 @@ _attention_layer = dict(
 _options = {
     'smca-dino': {},
     'no-prior': {_prior: dict(_delete_=True, type='NoPrior')},
+    # All channels for the content, and DETR's initialisation: without a prior, a fairer one.
+    'plain-attention': {
+        _prior: dict(_delete_=True, type='NoPrior'),
+        'model.decoder.layer_cfg.cross_attn_cfg.type': 'PlainCoAttention',
+    },
     'static-prior': {_prior: dict(_delete_=True, type='StaticPrior')},
     'no-gates': {f'{_prior}.gated': False},
     'no-floor': {f'{_prior}.floor': 0.01},

@@ -12,9 +12,11 @@ from mmsmca.models.layers.decoder import SMCADecoder, SMCADecoderLayer
 from mmsmca.models.layers.deformable_encoder import SMCADeformableEncoder
 from mmsmca.models.layers.dino_decoder import SMCADINODecoder, SMCADINODecoderLayer
 from mmsmca.models.layers.encoder import SMCAEncoder, SMCAEncoderLayer
+from mmsmca.models.layers.gaussian_encoder import SMCAGaussianEncoder
 from mmsmca.models.layers.hybrid_encoder import SMCAHybridEncoder
 from mmsmca.models.layers.joint_co_attention import JointCoAttention
 from mmsmca.models.layers.other_priors import NoPrior, StaticPrior
+from mmsmca.models.layers.plain_co_attention import PlainCoAttention
 from mmsmca.models.layers.spatial_prior import SpatialPrior
 from mmsmca.models.losses.matchability_loss import MatchabilityLoss
 
@@ -25,6 +27,7 @@ __all__ = [
     'JointCoAttention',
     'MatchabilityLoss',
     'NoPrior',
+    'PlainCoAttention',
     'SMCAConvEncoder',
     'SMCADETR',
     'SMCADINO',
@@ -36,6 +39,7 @@ __all__ = [
     'SMCADeformableEncoder',
     'SMCAEncoder',
     'SMCAEncoderLayer',
+    'SMCAGaussianEncoder',
     'SMCAHead',
     'SMCAHybridEncoder',
     'SpatialPrior',

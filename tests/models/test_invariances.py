@@ -36,6 +36,7 @@ ENCODERS = {
     'multi': dict(type='SMCAEncoder', num_layers=1, layer_kinds=['multi']),
     'conv': dict(type='SMCAConvEncoder', num_layers=1),
     'deformable': dict(type='SMCADeformableEncoder', num_layers=1),
+    'gaussian': dict(type='SMCAGaussianEncoder', num_layers=1),
 }
 
 
@@ -236,6 +237,9 @@ def build_tiny(seed, num_levels, heads, queries, encoder='intra', selection='lea
         self_attention = dict(attention, num_levels=num_levels)
     else:
         options = dict(num_levels=num_levels)
+    if encoder == 'gaussian':
+        # The prior takes channels of every head.
+        self_attention = dict(attention, num_heads=1)
     cfg.encoder = dict(
         ENCODERS[encoder],
         layer_cfg=dict(self_attn_cfg=self_attention, ffn_cfg=ffn),

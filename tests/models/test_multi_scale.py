@@ -12,6 +12,7 @@ from utils import FEW_QUERIES, batch, build_detector, load_config, randomise, sa
 
 MULTI_SCALE = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
+GAUSSIAN = 'smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py'
 DEFORMABLE = 'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py'
 SHAPES = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
 
@@ -29,6 +30,7 @@ ENCODERS = {
     ),
     'conv': dict(type='SMCAConvEncoder', num_layers=2, num_levels=3),
     'deformable': dict(type='SMCADeformableEncoder', num_layers=2),
+    'gaussian': dict(type='SMCAGaussianEncoder', num_layers=2, num_levels=3),
 }
 
 
@@ -36,6 +38,9 @@ def build_encoder(kind='intra', **options):
     attention = dict(embed_dims=CHANNELS, num_heads=HEADS, dropout=0.0)
     if kind == 'deformable':
         attention['num_levels'] = 3
+    if kind == 'gaussian':
+        # The prior over three levels takes eight channels of a head.
+        attention['num_heads'] = 1
     ffn = dict(embed_dims=CHANNELS, feedforward_channels=32)
     layer_cfg = dict(self_attn_cfg=attention, ffn_cfg=ffn)
     torch.manual_seed(0)
@@ -308,8 +313,9 @@ def random_maps(strides, height, width):
         (MULTI_SCALE, [16, 32, 64]),
         (CONV, [8, 16, 32, 64]),
         (DEFORMABLE, [8, 16, 32, 64]),
+        (GAUSSIAN, [16, 32, 64]),
     ],
-    ids=['attention', 'conv', 'deformable'],
+    ids=['attention', 'conv', 'deformable', 'gaussian'],
 )
 def test_padding_does_not_matter(name, strides):
     """An image in a padded batch gives what it gives alone, from the neck's maps on."""
@@ -453,7 +459,7 @@ def test_shapes_config():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('part', ['intra', 'multi', 'unshared', 'conv', *SELECTIONS])
+@pytest.mark.parametrize('part', ['intra', 'multi', 'unshared', 'conv', 'gaussian', *SELECTIONS])
 def test_compiles_without_graph_breaks(part):
     """Not the deformable encoder: MMDetection's reads the levels' shapes from a tensor."""
     if part in ENCODERS:
@@ -508,6 +514,11 @@ WRONG = {
         DEFORMABLE,
         {'encoder.layer_cfg.self_attn_cfg.num_levels': 3},
         ['encoder.layer_cfg.self_attn_cfg.num_levels=3', '[8, 16, 32, 64]', 'set it to 4'],
+    ),
+    'levels of the Gaussian encoder': (
+        GAUSSIAN,
+        {'encoder.num_levels': 4},
+        ['encoder.num_levels=4', '[16, 32, 64]', 'set it to 3'],
     ),
     'one level': (CONV, {'encoder.num_levels': 1}, ['encoder.num_levels=1', 'at least 2']),
     'dilated backbone': (

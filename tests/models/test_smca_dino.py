@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.hub import get_config
+from torch import nn
 from utils import ROOT
 
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
@@ -23,6 +24,7 @@ from mmsmca.models.layers.joint_attention import (
     num_prior_channels,
     place_cells,
 )
+from mmsmca.models.layers.plain_co_attention import PlainCoAttention
 
 CONFIGS = ROOT / 'configs'
 STRIDES = (8, 16, 32)
@@ -162,6 +164,30 @@ def test_mirrored_map_gives_mirrored_attention():
     )
 
 
+def test_plain_co_attention_is_pytorchs():
+    """With all channels of every head for the content, and as MultiheadAttention starts."""
+    torch.manual_seed(0)
+    plain = PlainCoAttention(64, HEADS).double()
+    expected = nn.MultiheadAttention(64, HEADS, batch_first=True, dtype=torch.float64)
+    assert plain.attn.in_proj_weight.abs().max() <= (6 / (4 * 64)) ** 0.5
+    assert plain.attn.in_proj_weight.std() > 0.05
+    expected.load_state_dict(plain.attn.state_dict())
+    cells = cells_of()
+    shapes = (QUERIES, QUERIES, len(cells.levels), len(cells.levels))
+    query, query_pos, memory, memory_pos = (
+        torch.randn(BATCH, length, 64, dtype=torch.float64) for length in shapes
+    )
+    out = plain(query, query_pos, random_prior(), memory, memory_pos, cells)
+    attended, weights = expected(
+        query + query_pos, memory + memory_pos, memory, cells.padding, average_attn_weights=False
+    )
+    torch.testing.assert_close(out, query + attended)
+    content, prior = plain.logits(query, query_pos, random_prior(), memory, memory_pos, cells)
+    assert (prior == 0).all()
+    content = content.masked_fill(cells.padding[:, None, None], -torch.inf)
+    torch.testing.assert_close(content.softmax(-1), weights)
+
+
 def small_model(**changes):
     cfg = Config.fromfile(CONFIGS / 'smca_dino/smca-dino_r50_8xb2-12e_coco.py')
     changes = {
@@ -223,6 +249,10 @@ def loss_of(model, data):
         {'dn_cfg': None},
         {'as_two_stage': False},
         {'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='NoPrior')},
+        {
+            'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='NoPrior'),
+            'decoder.layer_cfg.cross_attn_cfg.type': 'PlainCoAttention',
+        },
         {'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='StaticPrior')},
         {'bbox_head.loss_cls': dict(_delete_=True, type='MatchabilityLoss')},
         {'decoder.start_levels': [1, 0]},
@@ -232,6 +262,7 @@ def loss_of(model, data):
         'no-denoising',
         'one-stage',
         'no-prior',
+        'plain-attention',
         'static-prior',
         'matchability',
         'start-levels',

@@ -4,12 +4,18 @@ import math
 from collections.abc import Sequence
 
 import torch
+from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmsmca.models.layers.encoder import flatten_levels
+from mmsmca.models.layers.gaussian_encoder import CellPrior
+from mmsmca.models.layers.joint_co_attention import JointCoAttention
 from mmsmca.models.layers.precision import widen
+
+# Modules of the encoders that start as they say, not with Xavier's weights as the rest.
+OWN_INITIALISATION = (MultiScaleDeformableAttention, JointCoAttention, CellPrior)
 
 
 def level_inputs(

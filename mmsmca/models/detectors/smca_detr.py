@@ -1,7 +1,6 @@
 """SMCA as an MMDetection detector."""
 
 import torch
-from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.detectors import DETR
 from mmdet.models.layers import SinePositionalEncoding
 from mmdet.registry import MODELS
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.values import check_count
 
-from .levels import level_inputs, neck_strides
+from .levels import OWN_INITIALISATION, level_inputs, neck_strides
 
 
 @MODELS.register_module()
@@ -56,13 +55,14 @@ class SMCADETR(DETR):
     def init_weights(self) -> None:
         """Initialise as DETR does (Xavier), except for what has an initialisation of its own.
 
-        Scales of the spatial priors start at 1, sampling points as in Deformable DETR.
+        Scales of the spatial priors start at 1, sampling points as in Deformable DETR, the
+        Gaussians of an encoder around their cells.
         """
         super().init_weights()
         for layer in self.decoder.layers:
             layer.spatial_prior.init_scales()
         for module in self.encoder.modules():
-            if isinstance(module, MultiScaleDeformableAttention):
+            if isinstance(module, OWN_INITIALISATION):
                 module.init_weights()
 
     def pre_transformer(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.models.layers import CdnQueryGenerator, SinePositionalEncoding
@@ -17,7 +16,7 @@ from mmsmca.models.layers.folded_attention import cell_coordinates
 from mmsmca.models.layers.precision import widen
 from mmsmca.models.layers.values import check_count
 
-from .levels import level_inputs, neck_strides
+from .levels import OWN_INITIALISATION, level_inputs, neck_strides
 
 # Side of the boxes that query selection starts from, in images, on a level of stride 8.
 ANCHOR = 0.05
@@ -105,7 +104,7 @@ class SMCADINO(DINO):
                 if p.dim() > 1:
                     nn.init.xavier_uniform_(p)
         for module in self.encoder.modules():
-            if isinstance(module, MultiScaleDeformableAttention):
+            if isinstance(module, OWN_INITIALISATION):
                 module.init_weights()
         for layer in self.decoder.layers:
             layer.spatial_prior.init_weights()

@@ -1,0 +1,180 @@
+"""Self-attention over all levels under Gaussians: the prior in the encoder, not the paper's."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks.transformer import FFN
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+
+from .box_prior import JointPrior
+from .conv_encoder import check_doubling
+from .encoder import Memory, check_num_levels
+from .joint_attention import Cells, place_cells
+from .joint_co_attention import JointCoAttention
+from .precision import widen
+from .values import check_count
+
+# What the standard deviation is at least, in cells: half of one, as BoxPrior's at first.
+FLOOR = 0.5
+
+
+class CellPrior(nn.Module):
+    r"""Gaussians placed and scaled by a cell, as :class:`.BoxPrior`'s are by a box.
+
+    For a cell at x_i, of a level of stride r, and head m, in finest cells,
+
+    .. math::
+
+        c_m = x_i + o_m r / r_1, \quad
+        \sigma_m^2 = (e^{2 k_m} + f^2) (r / r_1)^2, \quad
+        \log G_{m,j}(x) = g_{m,j} - \sum_{axes} (x - c_m)^2 / (2 \sigma_m^2)
+
+    where o, k and the gates g are parameters, the same for all cells and images.
+
+    Args:
+        num_heads: Heads M.
+        num_levels: Number of levels L, each of twice the stride of the one before.
+    """
+
+    def __init__(self, num_heads: int, num_levels: int) -> None:
+        super().__init__()
+        self.offsets = nn.Parameter(torch.empty(num_heads, 2))
+        self.widths = nn.Parameter(torch.empty(num_heads, 2))
+        self.gates = nn.Parameter(torch.empty(num_heads, num_levels))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Look around the cell, one cell away or two by turns; all levels have equal mass."""
+        num_heads, num_levels = self.gates.shape
+        heads = torch.arange(num_heads)
+        angles = heads * (2 * math.pi / num_heads)
+        ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        ring = ring / ring.abs().amax(dim=-1, keepdim=True)
+        with torch.no_grad():
+            self.offsets.copy_(ring * (1 + heads % 2)[:, None])
+            self.widths.zero_()
+            self.gates.copy_(2 * math.log(2) * torch.arange(num_levels).expand(num_heads, -1))
+
+    def forward(self, cells: Cells) -> JointPrior:
+        """Place the Gaussians of every cell.
+
+        Args:
+            cells: The cells.
+
+        Returns:
+            The priors of all cells, the same for all images: of batch size 1.
+        """
+        # Own cells to finest cells, (1, N, 1).
+        stride = (2**cells.levels)[:, None].to(cells.coordinates.dtype)
+        variances = (self.widths.exp().square() + FLOOR**2)[:, None] * stride.square()
+        centers = cells.coordinates + self.offsets[:, None] * stride
+        gates = self.gates[:, None].expand(-1, stride.size(0), -1)
+        return JointPrior(centers[None], 0.5 / variances[None], gates[None])
+
+
+class GaussianEncoderLayer(BaseModule):
+    """Post-norm encoder layer: self-attention over all levels under Gaussians, FFN.
+
+    Args:
+        num_levels: Number of levels.
+        self_attn_cfg: Arguments of :class:`.JointCoAttention`, whose content part starts at zero.
+        ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
+        norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
+    """
+
+    def __init__(
+        self, num_levels: int, self_attn_cfg: dict, ffn_cfg: dict, norm_cfg: dict | None = None
+    ) -> None:
+        super().__init__()
+        self.self_attn = JointCoAttention(num_levels=num_levels, **self_attn_cfg)
+        self.prior = CellPrior(self.self_attn.num_heads, num_levels)
+        self.ffn = FFN(**ffn_cfg)
+        self.embed_dims = self_attn_cfg['embed_dims']
+        norm_cfg = norm_cfg or dict(type='LN')
+        self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(2))
+
+    def forward(self, feat: Tensor, feat_pos: Tensor, cells: Cells) -> Tensor:
+        """Encode cells.
+
+        Args:
+            feat: Cells of all levels, (B, N, C).
+            feat_pos: Their position encoding, (B, N, C).
+            cells: Where they are.
+
+        Returns:
+            Tensor of shape (B, N, C).
+        """
+        images = feat.size(0)
+        prior = JointPrior(*(x.expand(images, -1, -1, -1) for x in self.prior(cells)))
+        feat = self.norms[0](self.self_attn(feat, feat_pos, prior, feat, feat_pos, cells))
+        return self.norms[1](self.ffn(feat))
+
+
+@MODELS.register_module()
+class SMCAGaussianEncoder(BaseModule):
+    """Stack of layers in which every cell attends to all levels, at first around itself.
+
+    Nobody has published it: SMCA's prior is the decoder's. It is folded as SMCA-DINO's is, so a
+    layer costs what a multi-scale layer of :class:`.SMCAEncoder` costs.
+
+    Args:
+        num_layers: Number of layers.
+        layer_cfg: ``self_attn_cfg``, ``ffn_cfg`` and, if need be, ``norm_cfg`` of every
+            :class:`GaussianEncoderLayer`.
+        num_levels: Number of levels, each of twice the stride of the one before.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If there is no layer or no level.
+    """
+
+    def __init__(
+        self, num_layers: int, layer_cfg: dict, num_levels: int, init_cfg: dict | None = None
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        check_count('encoder.num_layers', num_layers)
+        check_count('encoder.num_levels', num_levels)
+        self.num_levels = num_levels
+        self.layers = ModuleList(
+            GaussianEncoderLayer(num_levels, **layer_cfg) for _ in range(num_layers)
+        )
+        self.embed_dims = self.layers[0].embed_dims
+
+    def output_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the encoded levels, given those of the neck's maps: the same.
+
+        Raises:
+            ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
+        """
+        check_num_levels('encoder.num_levels', self.num_levels, strides)
+        check_doubling('SMCAGaussianEncoder', strides)
+        return list(strides)
+
+    def input_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the neck's maps, given those of the encoded levels: the same."""
+        return list(strides)
+
+    def forward(
+        self,
+        feat: Tensor,
+        feat_pos: Tensor,
+        feat_mask: Tensor | None,
+        level_shapes: Sequence[tuple[int, int]],
+    ) -> Memory:
+        """Encode the cells of all levels; arguments as in :meth:`.encoder.SMCAEncoder.forward`.
+
+        Returns:
+            The encoded cells, with positions, mask and shapes as they were.
+        """
+        # In finest cells, padding included.
+        height, width = level_shapes[0]
+        size = widen(self.layers[0].prior.widths).new_tensor([[width, height]])
+        strides = [2**level for level in range(self.num_levels)]
+        cells = place_cells(level_shapes, strides, size, feat_mask)
+        for layer in self.layers:
+            feat = layer(feat, feat_pos, cells)
+        return Memory(feat, feat_pos, feat_mask, level_shapes)
