@@ -158,7 +158,10 @@ def train(folder: Path, config: Path, own: bool, connection: Connection, point: 
     os.chdir(folder)
     watch(connection, point)
     sys.argv = ['train.py', str(config), '--work-dir', str(folder / 'work'), '--resume']
-    sys.exit(run_tool('train') if own else mmdet_script('train').main())
+    if not own:
+        sys.exit(mmdet_script('train').main())
+    sys.argv.append('--no-trial-step')
+    sys.exit(run_tool('train'))
 
 
 def run(folder: Path, config: Path, own: bool = True, point: Point | None = None):

@@ -104,12 +104,17 @@ def test_config_reads_the_set(small_set):
     ]
 
 
-@pytest.mark.parametrize('detector', ['smca', 'dino-qfl', 'smca-multi-scale'])
-def test_recipe_is_that_of_shapes(detector):
-    cfg, shapes = (
-        study_configs(ROOT / f'configs/studies/smca_dino_{data}.py')[detector]
+@pytest.fixture(scope='module')
+def studies():
+    return {
+        data: study_configs(ROOT / f'configs/studies/smca_dino_{data}.py')
         for data in ('digits', 'shapes')
-    )
+    }
+
+
+@pytest.mark.parametrize('detector', ['smca', 'dino-qfl', 'smca-multi-scale'])
+def test_recipe_is_that_of_shapes(studies, detector):
+    cfg, shapes = (studies[data][detector] for data in ('digits', 'shapes'))
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'test_pipeline'):
         assert cfg[key] == shapes[key]
     flip = dict(type='RandomFlip', prob=0.5)

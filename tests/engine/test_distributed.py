@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ NO_OBJECT = [0], [0]
 CASES = [(model, batch) for model in MODELS for batch in BATCHES]
 
 
+@cache
 def build(name):
     with_denoising = MODELS['smca-dino'][0], C3_C4_C5, dict(num_layers=1)
     config, options, encoder = {**MODELS, 'denoising': with_denoising}[name]

@@ -31,6 +31,10 @@ def options(shapes, max_epochs):
         'test_dataloader.dataset.data_root': f'{shapes}/',
         'val_evaluator.ann_file': f'{shapes}/annotations/instances_val.json',
         'test_evaluator.ann_file': f'{shapes}/annotations/instances_val.json',
+        # As large as they are drawn.
+        'train_dataloader.dataset.pipeline.2.scale': (64, 64),
+        'val_dataloader.dataset.pipeline.1.scale': (64, 64),
+        'test_dataloader.dataset.pipeline.1.scale': (64, 64),
         'train_dataloader.batch_size': 4,
         'train_dataloader.num_workers': 0,
         'train_dataloader.persistent_workers': False,
@@ -107,7 +111,9 @@ def test_quick_start_estimates_its_time_from_a_few_iterations(shapes, monkeypatc
 
 @pytest.mark.slow
 def test_mim_trains_and_tests_from_any_folder(shapes, tmp_path):
-    cfg_options = [f'{key}={value}' for key, value in options(shapes, max_epochs=1).items()]
+    cfg_options = [
+        f'{key}={value}'.replace(' ', '') for key, value in options(shapes, max_epochs=1).items()
+    ]
 
     def mim(command, *args):
         done = subprocess.run(
