@@ -78,7 +78,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     _check_suffix(path)
-    checkpoint = _read_safetensors(path) if path.suffix == '.safetensors' else read(path)
+    if path.suffix == '.safetensors':
+        _check_file(path)
+        try:
+            checkpoint = safetensors.torch.load_file(path)
+        except Exception as error:  # also a ValueError on bytes that are no header
+            raise CheckpointError(
+                f'checkpoint {path} cannot be read: it is truncated or no safetensors file '
+                f'({error}). Copy it again, or name another.'
+            ) from error
+    else:
+        checkpoint = read(path)
     state_dict = checkpoint.get('model', checkpoint.get('state_dict', checkpoint))
     if (
         not isinstance(state_dict, Mapping)
@@ -151,14 +161,3 @@ def _check_file(path: Path) -> None:
             f'checkpoint {path.absolute()} {what}. Give the path of a checkpoint, as training '
             'writes it to its work directory.'
         )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _check_file(path)
-    try:
-        return safetensors.torch.load_file(path)
-    except Exception as error:  # also a ValueError on bytes that are no header
-        raise CheckpointError(
-            f'checkpoint {path} cannot be read: it is truncated or no safetensors file ({error}). '
-            'Copy it again, or name another.'
-        ) from error

@@ -151,7 +151,9 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
     Raises:
         CheckpointError: If the source is neither model, or nothing of it fits.
     """
-    kind = _recognise(source)
+    kind = next((k for k, names in SOURCES.items() if source.keys() >= set(names)), None)
+    if kind is None:
+        raise CheckpointError(f'this is none of the models to start from: {", ".join(SOURCES)}')
     candidates, differs, unused = _candidates(kind, source, model)
     misfits = {**_misfits(candidates, model), **differs}
     state_dict, loaded = {}, {}
@@ -169,14 +171,6 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
         if name not in loaded
     }
     return WarmStart(kind, state_dict, loaded, fresh, unused)
-
-
-def _recognise(source: Mapping[str, Tensor]) -> str:
-    """Key of :data:`SOURCES`."""
-    for kind, names in SOURCES.items():
-        if all(name in source for name in names):
-            return kind
-    raise CheckpointError(f'this is none of the models to start from: {", ".join(SOURCES)}')
 
 
 def _candidates(

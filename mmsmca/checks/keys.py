@@ -102,8 +102,9 @@ FREE = {
 # Numbers of which zero makes no sense, nor less unless it is what the class itself sets.
 COUNTS = {
     'interval', 'val_interval', 'max_epochs', 'max_iters', 'window_size', 'accumulative_counts',
-    'times', 'step_size', 'T_max', 'period', 'max_keep_ckpts', 'base_batch_size',
+    'times', 'step_size', 'T_max', 'period', 'max_keep_ckpts', 'base_batch_size', 'batch_size',
 }  # fmt: skip
+WORDS = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text'}
 
 
 def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
@@ -128,6 +129,13 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
         if loader is not None:
             names = LOADER | _names(DataLoader.__init__) - {'self'}
             _check_names(f'{phase}_dataloader', loader, names)
+            # The loader's own hints cannot be evaluated.
+            _check_values(f'{phase}_dataloader', loader, dict(batch_size=int, num_workers=int))
+            if loader.get('persistent_workers') and not loader.get('num_workers'):
+                key = f'{phase}_dataloader.persistent_workers'
+                raise ConfigError(
+                    f'{key} is True, but {phase}_dataloader.num_workers is 0. Set {key}=False too.'
+                )
             _check_types(loader, f'{phase}_dataloader')
         loop = cfg.get(f'{phase}_cfg') or {}
         by = '' if phase != 'train' else 'EpochBased' if loop.get('by_epoch', True) else 'IterBased'
@@ -328,11 +336,14 @@ def _check_values(key: str, node: dict, hints: dict[str, Any]) -> None:
         allowed = _kinds(hints.get(name))
         wrong = allowed and value is not None and not isinstance(value, tuple(allowed))
         if wrong and isinstance(value, (str, int, float)):
-            shown = ' or '.join(sorted(kind.__name__ for kind in allowed - {NoneType}))
-            raise ConfigError(f'{key}.{name} is {value!r}, and must be of type {shown}.')
-        if name in COUNTS and isinstance(value, (int, float)):
-            if value != hints.get(f'{name} default') and (value < 1 or int(value) != value):
-                raise ConfigError(f'{key}.{name} is {value!r}, and must be an integer, at least 1.')
+            shown = ' or '.join(word for kind, word in WORDS.items() if kind in allowed)
+            raise ConfigError(f'{key}.{name} is {value!r}, and must be {shown}.')
+        least = 1 if name in COUNTS else 0 if name == 'num_workers' else None
+        if least is not None and isinstance(value, (int, float)):
+            if value != hints.get(f'{name} default') and (value < least or value % 1):
+                raise ConfigError(
+                    f'{key}.{name} is {value!r}, and must be an integer, at least {least}.'
+                )
 
 
 def _kinds(hint: Any) -> set[type]:

@@ -176,21 +176,6 @@ def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
                 f'the config has no {" and no ".join(lacking)}, without which it cannot {phase}. '
                 'Set it, or inherit (_base_) a config that does.'
             )
-        if not lacking:
-            _check_loader(f'{phase}_dataloader', cfg[f'{phase}_dataloader'])
-
-
-def _check_loader(key: str, loader: ConfigDict) -> None:
-    # Without a size, the loader has a batch sampler that knows it.
-    for name, least in (('batch_size', 1), ('num_workers', 0)):
-        value = loader.get(name, least)
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f'{key}.{name} is {value!r}. Set it to an integer, at least {least}.')
-    if loader.get('persistent_workers') and not loader.get('num_workers'):
-        raise ConfigError(
-            f'{key}.persistent_workers is True, but {key}.num_workers is 0. '
-            f'Set {key}.persistent_workers=False too.'
-        )
 
 
 def _build_model(cfg: Config) -> BaseModel:

@@ -225,14 +225,14 @@ VALUES = {
     'seed in quotes': (
         {'randomness': dict(seed='0')},
         'train',
-        ["randomness.seed is '0'", 'of type int'],
+        ["randomness.seed is '0'", 'must be an integer'],
     ),
     'several seeds': ({'randomness': dict(seed=[0, 1])}, 'train', ['randomness.seed is [0, 1]']),
     'negative seed': ({'randomness': dict(seed=-1)}, 'train', ['randomness.seed is -1', 'from 0']),
     'determinism in words': (
         {'randomness': dict(seed=0, deterministic='yes')},
         'train',
-        ["randomness.deterministic is 'yes'", 'of type bool'],
+        ["randomness.deterministic is 'yes'", 'true or false'],
     ),
     'unknown runner': (
         {'runner_type': 'FlexibelRunner'},
