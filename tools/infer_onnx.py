@@ -79,12 +79,16 @@ def start_onnxruntime(path: str, threads: int) -> tuple[Run, dict[str, str]]:
     return run, session.get_modelmeta().custom_metadata_map
 
 
-def start_openvino(path: str, threads: int, streams: int) -> tuple[Run, dict[str, str]]:
+def start_openvino(
+    path: str, threads: int, streams: int, precision: str | None
+) -> tuple[Run, dict[str, str]]:
     """Load a model, and what its export stored in it."""
     openvino = runtime('openvino', path)
     core = openvino.Core()
     model = core.read_model(path)
-    settings = {'NUM_STREAMS': streams, 'INFERENCE_NUM_THREADS': threads}
+    settings: dict[str, int | str] = {'NUM_STREAMS': streams, 'INFERENCE_NUM_THREADS': threads}
+    if precision:
+        settings['INFERENCE_PRECISION_HINT'] = precision
     compiled = core.compile_model(model, 'CPU', settings)
 
     def run(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -95,12 +99,16 @@ def start_openvino(path: str, threads: int, streams: int) -> tuple[Run, dict[str
     return run, {key: model.get_rt_info(['mmsmca', key]).astype(str) for key in keys}
 
 
-def start(path: str, threads: int, streams: int) -> tuple[Run, list[str], list[int]]:
+def start(
+    path: str, threads: int, streams: int, precision: str | None
+) -> tuple[Run, list[str], list[int]]:
     """Load a detector, the names of its classes and its scale."""
     openvino = path.endswith('.xml')
     try:
         run, stored = (
-            start_openvino(path, threads, streams) if openvino else start_onnxruntime(path, threads)
+            start_openvino(path, threads, streams, precision)
+            if openvino
+            else start_onnxruntime(path, threads)
         )
     except Exception as error:  # the runtimes' have no common base class
         if isinstance(error, ValueError):
@@ -154,6 +162,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threshold', type=float, default=0.3, help='least score; default: 0.3')
     parser.add_argument('--threads', type=positive, default=0, help='default: one a core')
     parser.add_argument('--streams', type=positive, default=1, help='batches at a time; default: 1')
+    parser.add_argument(
+        '--precision', choices=('f32', 'bf16'),
+        help="OpenVINO's, where the file does not say; default: what is fast here",
+    )  # fmt: skip
     parser.add_argument('--out-dir', type=Path, help='folder to draw the detections in')
     return parser.parse_args()
 
@@ -162,7 +174,7 @@ def detect(args: argparse.Namespace) -> None:
     """Detect, print what is found and how long it took."""
     if args.out_dir:
         check_destination(args.images, args.out_dir)
-    run, classes, scale = start(args.model, args.threads, args.streams)
+    run, classes, scale = start(args.model, args.threads, args.streams, args.precision)
     if args.out_dir:
         args.out_dir.mkdir(parents=True, exist_ok=True)
 

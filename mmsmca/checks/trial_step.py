@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
+from mmsmca.engine.quiet import quiet
 from mmsmca.errors import ConfigError, UserError, one_line
 
 from .keys import suggestion, walk
@@ -173,15 +174,13 @@ def _nothing_left_behind() -> Iterator[None]:
     """Give back random states and MMEngine's global objects, and keep what is printed quiet."""
     managers = (MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__())
     instances = [manager._instance_dict.copy() for manager in managers]
-    # A logger from before would not notice that logging is disabled: it caches what it says.
     for manager in managers:
         manager._instance_dict.clear()
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
         with (
+            quiet(logging.WARNING),
             torch.random.fork_rng(devices),
             warnings.catch_warnings(),
             redirect_stdout(io.StringIO()),
@@ -189,7 +188,6 @@ def _nothing_left_behind() -> Iterator[None]:
             warnings.simplefilter('ignore')
             yield
     finally:
-        logging.disable(disabled)
         random.setstate(states[0])
         np.random.set_state(states[1])
         for manager, before in zip(managers, instances, strict=True):

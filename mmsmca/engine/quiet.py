@@ -15,7 +15,7 @@ def quiet(level: int) -> Iterator[None]:
         level: As :mod:`logging` has it.
     """
     disabled = logging.root.manager.disable
-    _disable(level)
+    _disable(max(disabled, level))
     try:
         yield
     finally:

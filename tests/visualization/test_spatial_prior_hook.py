@@ -28,6 +28,8 @@ def train(workplace, work_dir, epochs, hook=None, resume=False):
         cfg[name] = None
     cfg.work_dir, cfg.resume, cfg.param_scheduler = str(work_dir), resume, []
     cfg.experiment_name = f'{work_dir.name}_{epochs}'
+    # A process has one visualizer of a name, which writes where the first run did.
+    cfg.visualizer.name = f'{work_dir}_{epochs}'
     cfg.custom_hooks = [hook] if hook else []
     runner = Runner.from_cfg(cfg)
     runner.train()

@@ -24,6 +24,7 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 import benchmarks
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -35,6 +36,7 @@ from mmsmca.engine import timing
 from mmsmca.errors import command
 from mmsmca.files import write_json
 from mmsmca.models import SMCADETR
+from mmsmca.visualization.panels import save_figure
 
 TORCH = 'PyTorch'
 # By name: file and precision.
@@ -211,6 +213,35 @@ def evaluate(cfg: Config, model: SMCADETR, folder: Path, args: argparse.Namespac
     return ap
 
 
+def plot(result: dict, path: Path) -> None:
+    """Draw AP against latency, a point a form: of the first size, with the most threads.
+
+    Args:
+        result: With ``rows`` and ``ap``.
+        path: Picture to write; one with the suffix .svg appears beside it.
+    """
+    threads = max(row['threads'] for row in result['rows'])
+    rows = [
+        row
+        for row in result['rows']
+        if (row['size'], row['threads']) == (result['rows'][0]['size'], threads)
+    ]
+    figure = Figure(figsize=(7, 4.2), layout='constrained')
+    axes = figure.subplots()
+    for row in rows:
+        axes.plot(row['latency_ms'], result['ap'][row['form']], 'o', label=row['form'])
+    reference = result['ap'][TORCH]
+    axes.axhspan(reference - 1, reference + 1, color='0.93', label='PyTorch ± 1 AP', zorder=0)
+    axes.set(
+        xlabel=f'latency of an image of {rows[0]["size"]}, {threads} threads, ms',
+        ylabel='AP',
+        xlim=(0, None),
+        ylim=(reference - 4, reference + 2),
+    )
+    figure.legend(loc='outside right upper', frameon=False)
+    save_figure(figure, path)
+
+
 def size(text: str) -> tuple[int, int]:
     """Parse a command line's HxW."""
     height, width = text.split('x')
@@ -243,11 +274,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--evaluate', action='store_true', help="also measure AP, on the config's test data"
     )
+    parser.add_argument(
+        '--plot', type=Path, help='picture of AP over latency, .png; an .svg beside it'
+    )
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error('--rounds has to be at least 1')
     if args.evaluate and not args.checkpoint:
         parser.error('--evaluate needs --checkpoint: without training there is no AP')
+    if args.plot and not args.evaluate:
+        parser.error('--plot needs --evaluate: it draws AP')
     return args
 
 
@@ -255,16 +291,20 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure, print, write."""
     export(args, folder)
     cfg, model, _ = load(args)
-    result: dict = dict(settings=benchmarks.settings(args), rows=[])
+    result: dict = dict(settings=benchmarks.settings(args, 'plot'), rows=[])
     if args.evaluate:
         result['ap'] = evaluate(cfg, model, folder, args)
     for shape in args.shapes:
         for threads in args.threads:
-            result['rows'] += measure(model, folder, shape, threads, args)
+            rows = measure(model, folder, shape, threads, args)
+            print(table(rows), flush=True)
+            result['rows'] += rows
+            if args.json:  # What is measured stays, whatever happens to the rest.
+                write_json(args.json, result)
     print(', '.join(f'{key} {value}' for key, value in result['settings'].items()))
     print(table(result['rows']))
-    if args.json:
-        write_json(args.json, result)
+    if args.plot:
+        plot(result, args.plot)
 
 
 @command

@@ -1,5 +1,6 @@
 """What is measured, on random inputs: a detector, or the co-attention of a decoder layer."""
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from mmsmca.denormals import flush_denormals
 from mmsmca.engine.cpu import BFloat16OptimWrapper
 from mmsmca.engine.hooks.compile_hook import CompileHook
+from mmsmca.engine.quiet import quiet
 
 _PYTORCH_CODE = deformable_attention.multi_scale_deformable_attn_pytorch
 MODES = {'train': 'training step', 'test': 'inference'}
@@ -121,14 +122,14 @@ class Detector:
         """Build model, optimizer and a batch."""
         setting.prepare()
         register_all_modules()
-        # Optimizer and initialisation have a line to say about every layer.
-        MMLogger.get_current_instance().setLevel('ERROR')
         choose_deformable_attention(self.deformable)
         other_attention.BACKEND = self.backend
         cfg = self.load_config(setting)
-        model = MODELS.build(cfg.model).to(setting.device)
-        # As when training starts; other weights may give denormal gradients, which take longer.
-        model.init_weights()
+        # Optimizer and initialisation have a line to say about every layer.
+        with quiet(logging.WARNING):
+            model = MODELS.build(cfg.model).to(setting.device)
+            # As when training starts; other weights may give denormal gradients, which take longer.
+            model.init_weights()
         for hook in cfg.get('custom_hooks', []):
             # One that changes the model does so here.
             HOOKS.build(hook).before_run(SimpleNamespace(model=model))
@@ -136,7 +137,8 @@ class Detector:
             torch._dynamo.reset()  # Nothing is compiled yet, whatever was measured before.
             hook = CompileHook(self.compiled, backend=self.backend)
             hook.before_run(SimpleNamespace(model=model))
-        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        with quiet(logging.WARNING):
+            optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         height, width = self.shape
         shapes = [(3, height, width)] * setting.batch
         if setting.batch > 1:
