@@ -1,7 +1,4 @@
-"""Two processes on a CPU train, evaluate and clip as one does with the same global batch.
-
-Started by torchrun, this file is one of two processes that write down losses and gradients.
-"""
+"""Two processes on a CPU train, evaluate and clip as one does with the same global batch."""
 
 import json
 import multiprocessing
@@ -10,7 +7,6 @@ import pickle
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -95,9 +91,30 @@ def loss_and_gradients(model, images, samples):
     return loss.detach(), gradients
 
 
-def worker(out):
-    distributed.init_process_group('gloo')
-    rank = distributed.get_rank()
+def join(rank, world_size, folder):
+    """Make a forked process one of several."""
+    torch.set_num_threads(1)  # other threads do not survive the fork
+    store = f'file://{folder}/store'
+    distributed.init_process_group('gloo', init_method=store, rank=rank, world_size=world_size)
+
+
+def in_processes(world_size, target, folder, *args):
+    """Run a function of rank, number of processes and folder in processes that fork from this."""
+    context = multiprocessing.get_context('fork')
+    workers = [
+        context.Process(target=target, args=(rank, world_size, folder, *args))
+        for rank in range(world_size)
+    ]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(600)
+        assert process.exitcode == 0
+
+
+def gradients_worker(rank, world_size, folder):
+    """One of two processes; writes down losses and gradients."""
+    join(rank, world_size, folder)
     results = {}
     for name in MODELS:
         model = MMDistributedDataParallel(build(name), broadcast_buffers=False)
@@ -116,7 +133,7 @@ def worker(out):
         own = slice(rank, rank + 1)
         results['denoising'] = loss_and_gradients(model, images[own], samples[own])
     if rank == 0:
-        torch.save(results, out)
+        torch.save(results, folder / 'gradients.pth')
     distributed.destroy_process_group()
 
 
@@ -125,12 +142,9 @@ def line_and_data():
     return torch.nn.Linear(5, 4), torch.randn(4, 3, 5)
 
 
-def fsdp_worker(kind, rank, folder):
+def fsdp_worker(rank, world_size, folder, kind):
     """One of four processes; writes the norm by which FSDPOptimWrapper clips."""
-    torch.set_num_threads(1)  # other threads do not survive the fork
-    distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=4
-    )
+    join(rank, world_size, folder)
     # Hybrid: two groups to shard over, each with what the other has.
     groups = None
     if kind == 'HYBRID_SHARD':
@@ -168,9 +182,9 @@ def torchrun(*command):
 
 @pytest.fixture(scope='module')
 def of_two(tmp_path_factory):
-    out = tmp_path_factory.mktemp('two') / 'gradients.pth'
-    torchrun(__file__, out)
-    return torch.load(out)
+    folder = tmp_path_factory.mktemp('two')
+    in_processes(2, gradients_worker, folder)
+    return torch.load(folder / 'gradients.pth')
 
 
 @pytest.mark.parametrize('case', CASES, ids=' - '.join)
@@ -376,13 +390,7 @@ def test_fsdp_clips_by_the_norm_of_one_process(kind, tmp_path):
     model, data = line_and_data()
     model(data.flatten(0, 1)).square().mean().backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
-    context = multiprocessing.get_context('fork')
-    workers = [context.Process(target=fsdp_worker, args=(kind, i, tmp_path)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
+    in_processes(4, fsdp_worker, tmp_path, kind)
     found = [float((tmp_path / str(i)).read_text()) for i in range(4)]
     assert found == pytest.approx([norm] * 4, rel=1e-5)
 
@@ -397,7 +405,3 @@ def test_fsdp_refuses_another_kind_of_clipping():
 def test_other_launchers_are_refused_on_a_cpu(launcher):
     with pytest.raises(LauncherError, match=f'{launcher} needs an accelerator.*torchrun'):
         support(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), launcher)
-
-
-if __name__ == '__main__':
-    worker(Path(sys.argv[1]))
