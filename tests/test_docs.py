@@ -56,6 +56,7 @@ SHORTER = {
         'train_cfg.val_interval=2',
     ],
     'tools/test.py': ['--cfg-options', *NO_WORKERS],
+    'tools/visualize_attention.py': ['--best', '1'],
 }
 
 

@@ -1,6 +1,7 @@
 """Studies: what is refused, and what identifies a run."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,15 @@ def test_a_run_is_its_resolved_config(tmp_path):
     assert not set(again) & {run.id for run in load_study(study).runs}
 
 
+@pytest.fixture(scope='module')
+def read_once():
+    """Config files of the package, which take a second each, are read once for all studies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'fromfile', cache(Config.fromfile))
+        yield
+
+
+@pytest.mark.usefixtures('read_once')
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
 def test_studies_of_the_package(path, tmp_path):
     calibration = tmp_path / 'calibration.json'
@@ -212,6 +222,7 @@ def _without_scopes(node: object) -> object:
     return [_without_scopes(value) for value in node] if isinstance(node, list) else node
 
 
+@pytest.mark.usefixtures('read_once')
 @pytest.mark.parametrize(
     ('data', 'name'), [('coco', 'head_to_head'), ('shapes', 'head_to_head_shapes')]
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import socket
 import stat
@@ -541,31 +542,45 @@ def test_models_and_data_are_checked_first(tmp_path):
             sweep_of(real_study(tmp_path, data, **wrong)).check()
 
 
-def sweep_command(*arguments):
-    return [sys.executable, str(ROOT / 'tools/sweep.py'), *map(str, arguments)]
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Runs ``tools/sweep.py`` here, as importing all of it again takes seconds.
 
+    Returns its exit status, and what it printed to stdout and to stderr.
+    """
+    monkeypatch.setenv('OMP_NUM_THREADS', os.environ.get('OMP_NUM_THREADS', '1'))
+    handler = signal.getsignal(signal.SIGTERM)
 
-def call(*arguments):
-    return subprocess.run(sweep_command(*arguments), capture_output=True, text=True)
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['tools/sweep.py', *map(str, arguments)])
+        try:
+            status = runpy.run_path(str(ROOT / 'tools/sweep.py'))['main']()
+        except SystemExit as end:  # Of argparse.
+            status = end.code
+        return status, *capfd.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.slow
-def test_killed_sweep_of_real_runs(tmp_path):
+def test_killed_sweep_of_real_runs(tmp_path, call):
     """SIGKILL for the sweep and everything it started, in the middle of a run; then once more."""
     data, work_dir = tmp_path / 'data', tmp_path / 'work'
     Shapes(num_train=4, num_val=2, size=64).write(data)
     study = real_study(tmp_path, data)
-    plan = call(study, '--work-dir', work_dir, '--dry-run')
-    assert plan.returncode == 0, plan.stderr
-    assert plan.stdout.count('new') == 2
+    status, plan, error = call(study, '--work-dir', work_dir, '--dry-run')
+    assert status == 0, error
+    assert plan.count('new') == 2
     assert not work_dir.exists()
 
-    sweep = subprocess.Popen(sweep_command(study, '--work-dir', work_dir), start_new_session=True)
+    command = [sys.executable, str(ROOT / 'tools/sweep.py'), str(study), '--work-dir', work_dir]
+    sweep = subprocess.Popen(command, start_new_session=True)
     wait_for(lambda: list(work_dir.glob('small/*/iter_2.pth')))
 
-    second = call(study, '--work-dir', work_dir)
-    assert second.returncode == 2
-    assert f'held by process {sweep.pid} on' in second.stderr
+    status, _, error = call(study, '--work-dir', work_dir)
+    assert status == 2
+    assert f'held by process {sweep.pid} on' in error
 
     sweep.kill()
     for run_dir in work_dir.glob('small/*'):
@@ -573,8 +588,8 @@ def test_killed_sweep_of_real_runs(tmp_path):
             os.kill(process, signal.SIGKILL)
     sweep.wait()
 
-    again = call(study, '--work-dir', work_dir)
-    assert again.returncode == 0, again.stdout + again.stderr
+    status, *printed = call(study, '--work-dir', work_dir)
+    assert status == 0, printed
     runs = sorted(path.parent for path in work_dir.glob('small/*/result.json'))
     assert len(runs) == 2
     trained = []
@@ -588,7 +603,7 @@ def test_killed_sweep_of_real_runs(tmp_path):
     assert 'resumed epoch: 0, iter: ' in (resumed / 'train.log').read_text()
 
     logs = {path: path.stat().st_mtime_ns for path in work_dir.rglob('scalars.json')}
-    assert call(study, '--work-dir', work_dir).returncode == 0
+    assert call(study, '--work-dir', work_dir)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in work_dir.rglob('scalars.json')} == logs
 
 
@@ -605,20 +620,13 @@ def test_killed_sweep_of_real_runs(tmp_path):
         (['STUDY'], 'work: configs'),
     ],
 )
-def test_wrong_commands(arguments, message, tmp_path):
+def test_wrong_commands(arguments, message, tmp_path, call, monkeypatch):
     study = fake_study(tmp_path, 'work')
     work_dir = tmp_path / 'work'
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     arguments = [study if argument == 'STUDY' else argument for argument in arguments]
-    done = subprocess.run(
-        sweep_command(*arguments, '--work-dir', work_dir),
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, CUDA_VISIBLE_DEVICES=''),
-    )
-    assert done.returncode == 2
-    if message != 'work: configs':
-        assert message in done.stderr
-    else:
-        # No detector in the config: refused before anything is written.
-        assert 'error: work: ' in done.stderr
+    status, _, error = call(*arguments, '--work-dir', work_dir)
+    assert status == 2
+    # No detector in the config: refused before anything is written.
+    assert ('error: work: ' if message == 'work: configs' else message) in error
     assert not work_dir.exists()
