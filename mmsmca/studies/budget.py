@@ -58,24 +58,6 @@ def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
     return budgets
 
 
-def iterations_of(budget: Budget, experiment: str, seconds: dict[str, float]) -> int | None:
-    """Iterations that an experiment trains with a budget.
-
-    Args:
-        budget: The budget.
-        experiment: Name of the experiment.
-        seconds: Calibrated time per iteration of every experiment; empty if it is not known.
-
-    Returns:
-        Their number; None if it takes times that are not known.
-    """
-    if budget.time_of in (None, experiment):
-        return budget.iterations
-    if not seconds:
-        return None
-    return round(budget.iterations * seconds[str(budget.time_of)] / seconds[experiment])
-
-
 def fit(cfg: Config, iterations: int, where: str) -> Config:
     """Fit a config's whole schedule to a number of iterations.
 

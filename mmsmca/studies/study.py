@@ -38,7 +38,7 @@ from mmengine.config import Config
 from mmsmca.checks.preflight import merge_options
 from mmsmca.errors import ConfigError
 
-from .budget import fit, iterations_of, read_budgets
+from .budget import fit, read_budgets
 from .calibration import calibrated_seconds
 from .record import CALIBRATION, Budget, Experiment, Run, Study, StudyError
 
@@ -140,11 +140,16 @@ def digest(cfg: Config, **others: object) -> str:
 def _fitted(
     cfgs: dict[str, Config], budget: Budget, seconds: dict[str, float], path: Path
 ) -> dict[str, Config | None]:
-    lengths = {name: iterations_of(budget, name, seconds) for name in cfgs}
-    return {
-        name: None if (length := lengths[name]) is None else fit(cfg, length, f'{path}: {name}')
-        for name, cfg in cfgs.items()
-    }
+    """The configs fitted to a budget; None where it takes times that are not known."""
+    fitted: dict[str, Config | None] = dict.fromkeys(cfgs)
+    for name, cfg in cfgs.items():
+        iterations = budget.iterations
+        if budget.time_of not in (None, name):
+            if not seconds:
+                continue
+            iterations = round(iterations * seconds[str(budget.time_of)] / seconds[name])
+        fitted[name] = fit(cfg, iterations, f'{path}: {name}')
+    return fitted
 
 
 def _read(path: Path) -> dict:

@@ -13,6 +13,7 @@ from mmsmca.studies.record import (
     CALIBRATION,
     Attempt,
     Budget,
+    Run,
     Study,
     StudyError,
     from_json,
@@ -213,17 +214,8 @@ class _Reader:
 
     def study(self, study: Study, budget: Budget | None) -> Report:
         """Only a study's own runs, or those of a budget."""
-        runs = []
-        for row in study.runs:
-            if budget is None or budget.name in row.budgets:
-                run = self.run(self.work_dir / row.dir, row.experiment, row.seed)
-                result = self.json(self.work_dir / row.dir / 'result.json')
-                run.finished = result is not None
-                if run.finished and not run.evaluations:
-                    self.problems.append(
-                        f'{run.name}: finished, but its scalars.json has no evaluation'
-                    )
-                runs.append(run)
+        rows = [row for row in study.runs if budget is None or budget.name in row.budgets]
+        runs = [self.run(self.work_dir / row.dir, row) for row in rows]
         published = {}
         for experiment in study.experiments:
             try:
@@ -269,40 +261,42 @@ class _Reader:
         splits = sorted(Path(file).name for file in files if isinstance(file, str))
         return Report(name, experiments[0], experiments, runs, self.problems, splits=splits)
 
-    def run(self, folder: Path, experiment: str = '', seed: int | None = None) -> Result:
-        """Read a run; what cannot be read is noted."""
+    def run(self, folder: Path, row: Run | None = None) -> Result:
+        """Read a run, of a study or not; what cannot be read is noted."""
         name = os.path.relpath(folder, self.work_dir)
         name = folder.resolve().name if name == '.' else name
-        config = self.config(folder)
-        train_cfg = config.train_cfg if config else {}
-        interval = config.get('default_hooks', {}).get('logger', {}) if config else {}
-        log = read_log(folder, train_cfg, interval.get('interval', 10))
+        cfg = self.config(folder)
+        known = cfg or Config(dict(train_cfg={}))
+        logger = known.get('default_hooks', {}).get('logger', {})
+        log = read_log(folder, known.train_cfg, logger.get('interval', 10))
         self.problems += [f'{name}/{problem}' for problem in log.problems]
-        if seed is None and (dump := _config_dump(folder)):
-            found = re.search(r'\bseed=(\d+)', dump.read_text())
-            seed = int(found[1]) if found else None
-        length = train_cfg.get('max_epochs', train_cfg.get('max_iters'))
-        last = log.evaluations[-1] if log.evaluations else None
-        done = (last.epoch or last.iteration) if last else 0
+        length = known.train_cfg.get('max_epochs', known.train_cfg.get('max_iters'))
         failure = None
         if failed := self.json(folder / 'failed.json'):
             tail = [*failed.get('log_tail', ())][-1:]
             failure = ', '.join([f'exit code {failed.get("exit_code")}', *tail])
         self.json(folder / 'run.json')
+        result = self.json(folder / 'result.json')
+        if row is not None:
+            finished = result is not None
+            if finished and not log.evaluations:
+                self.problems.append(f'{name}: finished, but its scalars.json has no evaluation')
+        else:
+            last = log.evaluations[-1] if log.evaluations else None
+            finished = bool(length and last and (last.epoch or last.iteration) >= length)
         return Result(
-            experiment=experiment,
-            seed=seed,
+            experiment=row.experiment if row else '',
+            seed=row.seed if row else _seed(folder),
             name=name,
-            finished=length is not None and done >= length,
+            finished=finished,
             length=length,
-            by_epoch='max_epochs' in train_cfg,
+            by_epoch='max_epochs' in known.train_cfg,
             iterations=log.iterations,
             evaluations=log.evaluations,
-            peak_memory_mib=log.peak_memory_mib
-            or (read_json(folder / 'result.json') or {}).get('peak_memory_mib'),
+            peak_memory_mib=log.peak_memory_mib or (result or {}).get('peak_memory_mib'),
             failure=failure,
             attempts=read_attempts(folder),
-            cfg=config,
+            cfg=cfg,
         )
 
     def config(self, folder: Path) -> Config | None:
@@ -336,6 +330,12 @@ class _Reader:
 
 def _config_dump(folder: Path) -> Path | None:
     return max(folder.glob('*/vis_data/config.py'), default=None)
+
+
+def _seed(folder: Path) -> int | None:
+    dump = _config_dump(folder)
+    found = re.search(r'\bseed=(\d+)', dump.read_text()) if dump else None
+    return int(found[1]) if found else None
 
 
 def _without_seed(folder: Path) -> str | None:

@@ -42,10 +42,17 @@ def percent(number: Value | float | None, signed: bool = False) -> str:
     return f'{100 * number:{"+" if signed else ""}.1f}'.replace('-', '−')
 
 
-def plain(number: float | None) -> str:
-    """A number to three digits, but never rounded before its decimal point."""
+def plain(number: Value | float | None, unit: float = 1) -> str:
+    """A number in a unit, to three digits but never rounded before its decimal point.
+
+    As :func:`percent`, with its deviation if it has one.
+    """
     if number is None:
         return DASH
+    if isinstance(number, Value):
+        text = plain(number.mean, unit)
+        return text if number.std is None else f'{text} ± {plain(number.std, unit)}'
+    number /= unit
     if abs(number) < 1:
         return f'{number:.3g}'
     return f'{number:.{max(0, 2 - int(math.log10(abs(number))))}f}'
@@ -138,11 +145,11 @@ def costs(report: Report, numbers: Sequence[Numbers]) -> Table:
     rows = [
         [
             of.name,
-            plain(of.parameters and of.parameters / 1e6),
-            plain(of.flops and of.flops / 1e9),
+            plain(of.parameters, 1e6),
+            plain(of.flops, 1e9),
             plain(of.latency_ms),
-            _milliseconds(of.iteration_seconds),
-            plain(of.total_seconds.mean / length if of.total_seconds else None),
+            plain(of.iteration_seconds, 1e-3),
+            plain(of.total_seconds.mean if of.total_seconds else None, length),
             plain(of.peak_memory_mib),
         ]
         for of in numbers
@@ -166,21 +173,14 @@ def costs(report: Report, numbers: Sequence[Numbers]) -> Table:
     return Table('costs', 'Costs', [head[i] for i in keep], rows, note)
 
 
-def _milliseconds(seconds: Value | None) -> str:
-    if seconds is None or seconds.std is None:
-        return plain(1e3 * seconds.mean if seconds else None)
-    return f'{plain(1e3 * seconds.mean)} ± {plain(1e3 * seconds.std)}'
-
-
 def calibration(report: Report) -> Table:
     """Time per iteration that budgets in training time were computed with."""
     measured = report.calibration.get('experiments', {})
     rows, note = [], ''
     for name in report.experiments:
         if entry := measured.get(name):
-            milliseconds = [1e3 * x for x in (entry['seconds'], *entry['quartiles'])]
-            median, low, high = map(plain, milliseconds)
-            rows.append([name, median, f'{low} to {high}'])
+            low, high = (plain(quartile, 1e-3) for quartile in entry['quartiles'])
+            rows.append([name, plain(entry['seconds'], 1e-3), f'{low} to {high}'])
     if rows:
         hardware = report.calibration['hardware']
         note = (
