@@ -90,13 +90,21 @@ def environment(device: str) -> dict[str, Any]:
         hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
         threads=torch.get_num_threads(),
         denormals_flushed=denormals_flushed(),
+        **versions(),
+        **(gpu_environment() if device == 'cuda' else {}),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    return dict(
         python=platform.python_version(),
         torch=torch.__version__,
         mmcv=mmcv.__version__,
         mmengine=mmengine.__version__,
         mmdet=mmdet.__version__,
         mmsmca=__version__,
-        **(gpu_environment() if device == 'cuda' else {}),
+        numpy=np.__version__,
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from mmengine.config import Config
 
 from mmsmca.engine.step_time import step_seconds, train_loader
-from mmsmca.engine.timing import in_own_process
+from mmsmca.engine.timing import in_own_process, versions
 from mmsmca.files import read_json, write_json
 
-from .provenance import hardware, versions
+from .provenance import hardware
 from .record import StudyError
 
 WARM_UP = 5

@@ -1,17 +1,13 @@
-"""What a run was made with: revision, versions, hardware."""
+"""What a run was made with besides versions: revision, hardware."""
 
 import os
-import platform
 import subprocess
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmsmca.engine.timing import cpu_name
-
-PACKAGES = ('torch', 'mmcv', 'mmcv-lite', 'mmengine', 'mmdet', 'mmdetection', 'mmsmca', 'numpy')
 
 
 def git_revision(folder: Path) -> str | None:
@@ -23,17 +19,6 @@ def git_revision(folder: Path) -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
-    names = {f'{prefix}{name}' for name in PACKAGES for prefix in ('', 'onedl-')}
-    found = {
-        str(distribution.name): distribution.version
-        for distribution in distributions()
-        if distribution.name in names
-    }
-    return dict(python=platform.python_version(), **dict(sorted(found.items())))
 
 
 def hardware() -> dict[str, Any]:

@@ -26,15 +26,18 @@ from pathlib import Path
 
 from submitit.helpers import DelayedSubmission
 
+from mmsmca.engine.timing import versions
 from mmsmca.errors import UserError
 from mmsmca.files import read_json, write_json
 
-from .provenance import git_revision, hardware, versions
+from .provenance import git_revision, hardware
 from .record import RUN, Attempt, RunRecord
 from .report.logs import read_log
 
 LOCK = '.lock'
 LOG_TAIL_LINES = 15
+# Whoever asks is_held() has the lock for a moment.
+PATIENCE = 5.0
 # A run that the system kills (most often for its memory) so often has failed.
 MAX_KILLED = 3
 
@@ -158,8 +161,7 @@ class TrainRun:
         environment = dict(os.environ)
         if self.gpus is not None:
             environment['CUDA_VISIBLE_DEVICES'] = ','.join(self.gpus)
-        # Patience: whoever asks is_held() has the lock for a moment.
-        with hold(self.run_dir / LOCK, patience=5.0) as lock:
+        with hold(self.run_dir / LOCK, PATIENCE) as lock:
             start = time.monotonic()
             folder = Path(self.record.experiment.configs[0]).resolve().parent
             # Attempts are told apart by when they start.

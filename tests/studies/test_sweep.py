@@ -1,6 +1,7 @@
 """Sweeps: what runs, what is skipped and resumed, and what survives being killed."""
 
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -92,6 +93,26 @@ class Here:
         return True
 
 
+class Forked:
+    """A job in a process of its own, in which everything is imported already."""
+
+    def submit(self, train):
+        self.process = multiprocessing.get_context('fork').Process(target=train, daemon=True)
+        self.process.start()
+        self.job_id = str(self.process.pid)
+        return self
+
+    def done(self):
+        return not self.process.is_alive()
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Jobs on this machine start at once, where submitit's import for seconds."""
+    executor = Sweep._executor
+    monkeypatch.setattr(Sweep, '_executor', lambda self, run: executor(self, run) and Forked())
+
+
 def finish(sweep, retry_failed=False):
     """Run what is pending, one after the other; returns the runs started."""
     started = sweep.pending(retry_failed)
@@ -165,8 +186,7 @@ def test_changed_definition_is_another_run(tmp_path):
     assert state(sweep.work_dir / old) == 'finished'
 
 
-@pytest.mark.slow
-def test_gpus_side_by_side(tmp_path, monkeypatch):
+def test_gpus_side_by_side(tmp_path, monkeypatch, forked):
     """Every run of those at work has GPUs of its own, of those that the sweep may use."""
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,GPU-7')
     sweep = fake_sweep(tmp_path, 'work', 'wait', jobs=2, gpus_per_job=2)
@@ -240,8 +260,7 @@ def test_what_is_killed_again_and_again_has_failed(tmp_path):
     assert [attempt['exit_code'] for attempt in attempts] == [-9, -9, -9]
 
 
-@pytest.mark.slow
-def test_experiments_of_one_config_run_side_by_side(tmp_path):
+def test_experiments_of_one_config_run_side_by_side(tmp_path, forked):
     """An A/A study: both have one digest, and are two runs."""
     path = fake_study(tmp_path, 'work')
     twins = [dict(name=name, config='config.py') for name in ('work', 'again')]
@@ -294,8 +313,7 @@ def test_files_that_a_power_loss_left_empty(tmp_path):
     assert attempt['exit_code'] == 0
 
 
-@pytest.mark.slow
-def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path):
+def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path, forked):
     first = fake_sweep(tmp_path, 'wait')
     (run,) = first.runs
     first.start(run)
@@ -309,8 +327,7 @@ def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path):
     assert not end_run(first.dir_of(run))
 
 
-@pytest.mark.slow
-def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
+def test_before_a_time_limit_a_run_is_queued_again(tmp_path, forked):
     """What submitit calls as Slurm's limit nears: the training ends, and is to go on later."""
     sweep = fake_sweep(tmp_path, 'wait')
     (run,) = sweep.runs
@@ -387,8 +404,7 @@ def test_logs_of_finished_runs_are_read_once(tmp_path, monkeypatch):
     progress.__rich__()
 
 
-@pytest.mark.slow
-def test_run_left_by_a_killed_sweep_is_waited_for(tmp_path):
+def test_run_left_by_a_killed_sweep_is_waited_for(tmp_path, forked):
     """The sweep is gone, its run goes on: the next sweep neither doubles nor forgets it."""
     first = fake_sweep(tmp_path, 'wait')
     (run,) = first.runs
@@ -435,7 +451,8 @@ def holders(run_dir):
     return found
 
 
-def test_a_run_is_never_trained_twice_at_once(tmp_path):
+def test_a_run_is_never_trained_twice_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmsmca.studies.run_process.PATIENCE', 0.2)
     with hold(tmp_path / '.lock'):
         assert is_held(tmp_path)
         with pytest.raises(HeldError, match=rf'held by process {os.getpid()} on .+, since 20'):
