@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from traceback import walk_tb
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -209,17 +210,15 @@ def described(error: Exception) -> str:
     """
     text = one_line(error)
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
-    trace, named = error.__traceback__, None
-    while unknown and trace is not None:
-        frame = trace.tb_frame
+    if not unknown:
+        return text
+    known: set[str] = set()
+    for frame, _ in walk_tb(error.__traceback__):
         bases = type(frame.f_locals.get('self')).__mro__
         for value in (*bases, *frame.f_locals.values(), frame.f_globals.get(unknown[1])):
             if isinstance(value, type) and value.__name__ == unknown[1]:
-                named = value
-        trace = trace.tb_next
-    if not unknown or named is None:
-        return text
-    close = difflib.get_close_matches(unknown[2], signature_names(named) or (), n=1)
+                known = signature_names(value) or set()
+    close = difflib.get_close_matches(unknown[2], known, n=1)
     return text + (f' (did you mean {close[0]}?)' if close else '')
 
 

@@ -6,7 +6,9 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from traceback import walk_tb
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -158,40 +160,28 @@ def _first_images(loader: ConfigDict) -> ConfigDict:
 def _place(error: Exception, names: dict[int, str]) -> str:
     """Where an error happened: the innermost module of the model, or transform, on its way."""
     place = ''
-    trace = error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get('self')
+    for frame, _ in walk_tb(error.__traceback__):
+        owner = frame.f_locals.get('self')
         if isinstance(owner, nn.Module) and id(owner) in names:
             place = f' in model.{names[id(owner)]}'
         elif isinstance(owner, BaseTransform):
             place = f' in the transform {type(owner).__name__}'
-        trace = trace.tb_next
     return place
 
 
 @contextmanager
 def _nothing_left_behind() -> Iterator[None]:
     """Give back random states and MMEngine's global objects, and keep what is printed quiet."""
-    managers = (MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__())
-    instances = [manager._instance_dict.copy() for manager in managers]
-    for manager in managers:
-        manager._instance_dict.clear()
-    states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with (
-            quiet(logging.WARNING),
-            torch.random.fork_rng(devices),
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-        ):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for manager, before in zip(managers, instances, strict=True):
-            manager._instance_dict.clear()
-            manager._instance_dict.update(before)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    with ExitStack() as stack:
+        for manager in (MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
+            stack.enter_context(patch.dict(manager._instance_dict, clear=True))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(torch.cuda.empty_cache)  # Without effect where there is no GPU.
+        stack.enter_context(quiet(logging.WARNING))
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        warnings.simplefilter('ignore')
+        yield
