@@ -60,7 +60,7 @@ def predict(scale: str, scales: tuple, offsets: tuple | None = None) -> LevelPri
 def log_priors(prior: LevelPrior) -> torch.Tensor:
     """Logarithm of every head's prior, (M, cells, cells)."""
     size = (CELLS, CELLS)
-    return gaussian_log_prior(prior.centers, prior.scales, size, prior.beta).view(-1, *size)
+    return gaussian_log_prior(prior, size).view(-1, *size)
 
 
 def draw_prior(axes: Axes, prior: LevelPrior) -> AxesImage:
@@ -83,7 +83,8 @@ def draw_lines(axes: Axes, prior: LevelPrior, colours: Sequence[str]) -> None:
     # A term of degree n in the distance is divided by the n-th power of FINE, its root here.
     scales = prior.scales / prior.scales.new_tensor((FINE, FINE, FINE**2))[: prior.scales.size(-1)]
     size = (len(points), len(points))
-    fine = gaussian_log_prior(prior.centers * FINE, scales, size, prior.beta).view(-1, *size)
+    finer = prior._replace(centers=prior.centers * FINE, scales=scales)
+    fine = gaussian_log_prior(finer, size).view(-1, *size)
     for log_prior, colour in zip(fine, colours, strict=True):
         axes.contour(points, points, log_prior, [HALF], colors=colour, linestyles='solid')
 

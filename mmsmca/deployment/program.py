@@ -22,7 +22,6 @@ from torch.export import ExportedProgram
 from mmsmca.checkpoints import safe_globals
 from mmsmca.errors import UserError, one_line
 from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
-from mmsmca.models.layers.encoder import flatten_levels
 
 INPUTS = ('images', 'sizes')
 OUTPUTS = ('boxes', 'scores', 'labels')
@@ -74,16 +73,8 @@ class DeployedSMCA(nn.Module):
             _beyond(level.shape[-2:], sizes, stride)
             for level, stride in zip(levels, model.neck_strides, strict=True)
         ]
-        pos = [model.positional_encoding(mask) for mask in masks]
-        if hasattr(model, 'level_embed'):
-            pos = [p + e[:, None, None] for p, e in zip(pos, model.level_embed, strict=True)]
-        memory = model.forward_encoder(
-            feat=flatten_levels(levels),
-            feat_pos=flatten_levels(pos),
-            feat_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            level_shapes=[level.shape[-2:] for level in levels],
-        )
-        decoder_inputs, _ = model.pre_decoder(**memory)
+        encoded = model.forward_encoder(model.flatten_maps(levels, masks))
+        decoder_inputs, _ = model.pre_decoder(**encoded)
         image_sizes = sizes.flip(1).to(torch.float32)
         decoded = model.forward_decoder(**decoder_inputs, image_sizes=image_sizes)
         logits, boxes = model.bbox_head(**decoded)

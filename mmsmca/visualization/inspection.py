@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from mmsmca.checks import preflight
 from mmsmca.checks.load_image import naming_images
 from mmsmca.errors import ConfigError, DataError, UserError
-from mmsmca.models.layers.decoder import SMCADecoderLayer
-from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
+from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
 from mmsmca.models.layers.other_priors import NoPrior
 
 from .maps import (
@@ -35,8 +34,6 @@ from .maps import (
     of_queries,
     plain_maps,
 )
-
-MODULATED = (SMCADecoderLayer, SMCADINODecoderLayer)
 
 
 class VisualizationError(UserError):
@@ -162,7 +159,7 @@ def co_attention_layers(model: nn.Module) -> list[CoAttentionLayer]:
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, MODULATED)
+        if isinstance(module, ModulatedDecoderLayer)
         or isinstance(module, DetrTransformerDecoderLayer)
         and isinstance(getattr(module.cross_attn, 'attn', None), nn.MultiheadAttention)
     ]
@@ -177,7 +174,7 @@ def co_attention_layers(model: nn.Module) -> list[CoAttentionLayer]:
 
 def check_spatial_prior(model: nn.Module) -> None:
     """Raise a ConfigError if the detector has no spatial prior."""
-    layers = [module for module in model.modules() if isinstance(module, MODULATED)]
+    layers = [module for module in model.modules() if isinstance(module, ModulatedDecoderLayer)]
     if all(isinstance(layer.spatial_prior, NoPrior) for layer in layers):
         raise ConfigError(
             f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer, nor a '

@@ -11,13 +11,13 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
 from mmsmca.models.layers.box_prior import JointPrior
-from mmsmca.models.layers.decoder import SMCADecoderLayer
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
 from mmsmca.models.layers.fused_attention import masked_softmax
-from mmsmca.models.layers.joint_attention import Cells
+from mmsmca.models.layers.memory import num_cells
+from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
-CoAttentionLayer = SMCADecoderLayer | SMCADINODecoderLayer | DetrTransformerDecoderLayer
+CoAttentionLayer = ModulatedDecoderLayer | DetrTransformerDecoderLayer
 Levels = list[Tensor]  # One tensor per level.
 
 
@@ -105,9 +105,7 @@ class ModulatedMaps(CoAttentionMaps):
     prior_shares: Tensor
 
 
-def layer_gaussians(
-    layer: SMCADecoderLayer | SMCADINODecoderLayer, given: dict, attended: dict
-) -> Gaussians:
+def layer_gaussians(layer: ModulatedDecoderLayer, given: dict, attended: dict) -> Gaussians:
     """Gaussians of the queries of an image.
 
     Args:
@@ -159,36 +157,32 @@ def of_queries(arguments: dict, queries: Sequence[int]) -> dict:
     return chosen
 
 
-def modulated_maps(
-    layer: SMCADecoderLayer | SMCADINODecoderLayer, given: dict, attended: dict
-) -> ModulatedMaps:
+def modulated_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) -> ModulatedMaps:
     """Maps of a layer of SMCA or SMCA-DINO; arguments are those of :func:`layer_gaussians`."""
     strides, attention = layer.spatial_prior.strides, layer.cross_attn
     names = inspect.signature(attention.logits).parameters
     content, log_prior = attention.logits(**{name: attended[name] for name in names})
+    cells = attended['cells']
     level_weights = content.new_ones(*content.shape[1:3], len(strides))
     if isinstance(layer, SMCADINODecoderLayer):
-        cells: Cells = attended['cells']
-        shapes, padding = _level_shapes(cells, len(strides)), cells.padding
+        # Cells of all levels share a softmax.
+        shapes, paddings, groups = cells.shapes, [cells.padding], [content.size(-1)]
         log_gaussians = log_prior - attended['prior'].gates[..., cells.levels]
     else:
-        shapes, padding = attended['level_shapes'], attended['memory_mask']
-        log_gaussians, level_weights = log_prior, level_weights / len(strides)
+        shapes, paddings = [list(parts) for parts in zip(*cells, strict=True)]
+        groups, log_gaussians = num_cells(shapes), log_prior
+        level_weights = level_weights / len(strides)
         if attention.scale_selection is not None:
             alpha = attention.scale_selection(attended['features'][0]).softmax(-1)
             level_weights = alpha.expand_as(level_weights)
-    sizes = [height * width for height, width in shapes]
-    # Cells that share a softmax: those of all levels in SMCA-DINO, else those of each level.
-    groups = [sum(sizes)] if isinstance(layer, SMCADINODecoderLayer) else sizes
 
     def levels(values: Tensor) -> Levels:
-        split = zip(values[0].split(sizes, dim=-1), shapes, strict=True)
+        split = zip(values[0].split(num_cells(shapes), dim=-1), shapes, strict=True)
         return [level.unflatten(-1, shape).cpu() for level, shape in split]
 
     def softmax(logits: Tensor) -> Levels:
-        masks = [None] * len(groups) if padding is None else padding.split(groups, dim=1)
-        parts = zip(logits.split(groups, dim=-1), masks, strict=True)
-        return levels(torch.cat([masked_softmax(part, mask) for part, mask in parts], dim=-1))
+        parts = zip(logits.split(groups, dim=-1), paddings, strict=True)
+        return levels(torch.cat([masked_softmax(part, padding) for part, padding in parts], dim=-1))
 
     level_weights = level_weights.cpu()
     return ModulatedMaps(
@@ -220,12 +214,6 @@ def plain_maps(
         weights=[weights.unflatten(-1, grid).cpu()],
         level_weights=weights.new_ones(*weights.shape[:2], 1).cpu(),
     )
-
-
-def _level_shapes(cells: Cells, num_levels: int) -> list[tuple[int, int]]:
-    """Height and width of every level, in cells."""
-    rows = [cells.coordinates[cells.levels == level, 1] for level in range(num_levels)]
-    return [(len(y.unique()), len(y) // len(y.unique())) for y in rows]
 
 
 def _level_sums(levels: Levels) -> Tensor:

@@ -19,6 +19,7 @@ from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints.files import CheckpointError
 from mmsmca.checkpoints.names import convert_to_reference
 from mmsmca.checkpoints.warm_start import warm_start
+from mmsmca.models.layers.memory import LevelCells, Memory
 
 AUTHORS = 'multi_scale_conv'
 SMCA = 'smca/smca_r50_8xb2-50e_coco.py'
@@ -115,7 +116,9 @@ def decode(model, images, samples):
         encoded = model.forward_encoder(**encoder_inputs)
         queries, _ = model.pre_decoder(**encoded)
         decoder_inputs.update(queries)
-        return encoded['memory'], model.forward_decoder(**decoder_inputs)['hidden_states']
+        memory = encoded['memory']
+        memory = memory if isinstance(memory, torch.Tensor) else memory.cells
+        return memory, model.forward_decoder(**decoder_inputs)['hidden_states']
 
 
 def switch_priors_off(model):
@@ -188,15 +191,16 @@ def test_original_detr(detr):
     assert_accounts(result, source, before)
     cells, queries = torch.randn(2, 12, 256), torch.randn(2, 7, 256)
     zeros, no_pos = torch.zeros_like(cells), torch.zeros_like(queries)
+    level = LevelCells((3, 4))
     sizes = torch.tensor([[128.0, 96.0]] * 2)
     with torch.no_grad():
-        memory = model.encoder(cells, zeros, None, [(3, 4)]).memory
+        memory = model.encoder(Memory(cells, zeros, None, [(3, 4)])).cells
         for layer in encoder:
             cells = layer(cells)
         torch.testing.assert_close(memory, cells, rtol=0, atol=1e-5)
         for ours, theirs in zip(model.decoder.layers, decoder, strict=True):
             centers = torch.rand(2, 7, 2)
-            actual = ours(queries, no_pos, memory, zeros, None, [(3, 4)], centers, sizes)
+            actual = ours(queries, no_pos, memory, memory, [level], centers, sizes)
             queries = theirs(queries, memory)
             torch.testing.assert_close(actual, queries, rtol=0, atol=1e-5)
         image = torch.randn(1, 3, 64, 64)
@@ -236,7 +240,7 @@ def test_hybrid_starts_from_deformable_detr(deformable):
     images, samples = batch()
     with torch.no_grad():
         inputs, _ = model.pre_transformer(model.extract_feat(images), samples)
-        memory = model.forward_encoder(**inputs)['memory']
+        memory = model.forward_encoder(**inputs)['memory'].cells
         inputs, _ = deformable.pre_transformer(deformable.extract_feat(images), samples)
         expected = deformable.forward_encoder(**inputs)['memory']
     torch.testing.assert_close(memory, expected, rtol=0, atol=1e-5)

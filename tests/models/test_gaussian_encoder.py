@@ -11,6 +11,7 @@ from utils import ROOT, build_detector, randomise
 
 from mmsmca.models.layers.gaussian_encoder import CellPrior
 from mmsmca.models.layers.joint_attention import place_cells
+from mmsmca.models.layers.memory import Memory
 
 CONFIG = 'smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py'
 SHAPES = [(8, 10), (4, 5), (2, 3)]
@@ -69,8 +70,8 @@ def test_folded_is_explicit():
     feat, pos, mask, shapes = inputs()
     content = ~mask
     for padding in (None, mask):
-        expected = explicit(feat, pos, padding, shapes).memory[content]
-        actual = folded(feat, pos, padding, shapes).memory[content]
+        memory = Memory(feat, pos, padding, shapes)
+        expected, actual = explicit(memory).cells[content], folded(memory).cells[content]
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
@@ -101,7 +102,7 @@ def test_a_head_sees_what_its_offset_points_at():
     attention = one.layers[0].self_attn
     feat, pos, _, _ = inputs()
     placed = prior(cells)
-    logits = sum(attention.logits(feat[:1], pos[:1], placed, feat[:1], pos[:1], cells))
+    logits = sum(attention.logits(feat[:1], pos[:1], feat[:1] + pos[:1], placed, cells))
     middle = 4 * 10 + 4  # row 4, column 4 of the finest level
     assert (logits[0, :, middle].argmax(-1) == middle + 2).all()
 

@@ -17,6 +17,7 @@ from utils import batch, load_config, randomise, sample
 from mmsmca.models.layers.attention import gaussian_attention
 from mmsmca.models.layers.co_attention import SCALE_SELECTIONS, CoAttention
 from mmsmca.models.layers.explicit_attention import gaussian_log_prior
+from mmsmca.models.layers.memory import LevelCells, level_cells
 from mmsmca.models.layers.spatial_prior import SCALES, LevelPrior
 
 # The same examples in every run: a failure is the change's.
@@ -69,10 +70,10 @@ class Attention:
         return torch.rand(*shape, generator=self.generator, dtype=torch.float64)
 
     def __call__(self, implementation='auto', mask=None):
+        prior, cells = LevelPrior(self.centers, self.scales, 8.0), LevelCells(self.grid, mask)
         return gaussian_attention(
-            self.query, self.key, self.value, self.centers, self.scales, self.grid, 8.0, mask,
-            implementation=implementation,
-        )  # fmt: skip
+            self.query, self.key, self.value, prior, cells, implementation=implementation
+        )
 
 
 def rearrange(cells, grid, flip, dim=2):
@@ -104,9 +105,9 @@ def assert_equal(actual, expected):
 @given(SEEDS, GRIDS, st.sampled_from([2, 3]), FLIPS)
 def test_prior_of_a_flipped_map_is_the_flipped_prior(seed, grid, scales, flip):
     given = Attention(seed, grid, scales=scales)
-    expected = gaussian_log_prior(given.centers, given.scales, grid, 8.0)
-    flipped = rearrange_prior(given.centers, given.scales, grid, flip)
-    actual = gaussian_log_prior(*flipped, grid[::-1] if flip == 'transposed' else grid, 8.0)
+    expected = gaussian_log_prior(LevelPrior(given.centers, given.scales, 8.0), grid)
+    flipped = LevelPrior(*rearrange_prior(given.centers, given.scales, grid, flip), 8.0)
+    actual = gaussian_log_prior(flipped, grid[::-1] if flip == 'transposed' else grid)
     assert_equal(actual, rearrange(expected, grid, flip, dim=3))
 
 
@@ -116,7 +117,7 @@ def test_prior_depends_on_the_distance_from_the_centre(seed, grid, factor, right
     """Moved centres see what a larger map shows elsewhere; beta is a unit of squared cells."""
     given = Attention(seed, grid)
     centers = given.centers + torch.tensor([right, down])
-    moved = gaussian_log_prior(centers, given.scales, grid, 8.0)
+    moved = gaussian_log_prior(LevelPrior(centers, given.scales, 8.0), grid)
     squared = (
         given.scales.square()
         * (
@@ -127,7 +128,8 @@ def test_prior_depends_on_the_distance_from_the_centre(seed, grid, factor, right
         ).square()
     )
     assert_equal(moved, -squared.sum(-1).permute(1, 2, 3, 0) / 8.0)
-    assert_equal(gaussian_log_prior(centers, factor * given.scales, grid, 8.0 * factor**2), moved)
+    same = LevelPrior(centers, factor * given.scales, 8.0 * factor**2)
+    assert_equal(gaussian_log_prior(same, grid), moved)
 
 
 @FAST
@@ -211,9 +213,9 @@ def test_co_attention_to_flipped_levels(seed, grids, heads, queries, selection, 
             for x in levels
         ]
         shapes = [grid[::-1] if flip == 'transposed' else grid for grid in grids]
-        return module(
-            query, query_pos, features, priors, join(memory), join(memory_pos), join(masks), shapes
-        )
+        key = join(memory) + join(memory_pos)
+        cells = level_cells(shapes, join(masks))
+        return module(query, query_pos, key, join(memory), priors, cells, features)
 
     assert_equal(attend(flip), attend(None))
 

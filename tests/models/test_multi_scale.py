@@ -10,6 +10,9 @@ from mmdet.registry import MODELS
 from torch import nn
 from utils import FEW_QUERIES, batch, build_detector, load_config, randomise, sample
 
+from mmsmca.models.layers.attention import gaussian_attention
+from mmsmca.models.layers.memory import Memory, level_cells
+
 MULTI_SCALE = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
 GAUSSIAN = 'smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py'
@@ -89,10 +92,7 @@ def decode(decoder, memory, mask, levels=LEVELS):
     return decoder(
         torch.zeros(2, 7, CHANNELS, dtype=dtype),
         cells(2, 7, seed=2, dtype=dtype),
-        memory,
-        cells(2, memory.size(1), seed=3, dtype=dtype),
-        mask,
-        levels,
+        Memory(memory, cells(2, memory.size(1), seed=3, dtype=dtype), mask, levels),
         torch.tensor([[160.0, 96.0], [112.0, 64.0]], dtype=dtype),
     )[0]
 
@@ -105,7 +105,7 @@ def encode(encoder, levels=LEVELS, start=0, stop=None, mask=MASK):
     feat, pos = [cells(2, sum(SIZES), seed=i, dtype=torch.float64) for i in range(2)]
     part = slice(start, stop)
     with torch.no_grad():
-        return encoder.double()(feat[:, part], pos[:, part], mask[:, part], levels).memory
+        return encoder.double()(Memory(feat[:, part], pos[:, part], mask[:, part], levels)).cells
 
 
 def test_intra_scale_is_a_single_level_encoder_on_each_level():
@@ -184,7 +184,7 @@ def test_encoder_keeps_no_attention_weights_for_the_backward_pass(kind, mask):
     """Without dropout; with it, PyTorch's attention on a CPU keeps them."""
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        build_encoder(kind)(cells(2, sum(SIZES)), cells(2, sum(SIZES)), mask, LEVELS)
+        build_encoder(kind)(Memory(cells(2, sum(SIZES)), cells(2, sum(SIZES)), mask, LEVELS))
     # The largest are the FFN's.
     assert max(x.numel() for x in saved) == 2 * sum(SIZES) * 32
 
@@ -215,9 +215,8 @@ def test_scale_selection_by_hand(selection):
     attention, prior = layer.cross_attn, layer.spatial_prior
     with torch.no_grad():
         u = prior.features(query, query_pos)
-        actual = attention(
-            query, query_pos, u, prior(u, centers, image_sizes), memory, memory_pos, MASK, LEVELS
-        )
+        priors, levels = prior(u, centers, image_sizes), level_cells(LEVELS, MASK)
+        actual = attention(query, query_pos, memory + memory_pos, memory, priors, levels, u)
         # Linear(u) is level-major: level, head, axis.
         offsets = prior.offsets(u).view(2, queries, 3, HEADS, 2)
         scales = prior.scales(u).view(2, queries, 3, HEADS, 2)
@@ -347,9 +346,9 @@ def test_conv_encoder_under_autocast_resizes_at_the_same_places():
     feat, pos = cells(1, 1100), cells(1, 1100, seed=1)
     padding = padding_mask([(2, 397), (1, 199), (1, 100)], levels)
     with torch.no_grad():
-        expected = encoder(feat, pos, padding, levels).memory
+        expected = encoder(Memory(feat, pos, padding, levels)).cells
         with torch.autocast('cpu', torch.bfloat16):
-            actual = encoder(feat, pos, padding, levels).memory
+            actual = encoder(Memory(feat, pos, padding, levels)).cells
     error = (actual - expected).norm() / expected.norm()
     assert error < 0.02
 
@@ -365,8 +364,8 @@ def test_empty_level_in_the_encoder(kind, dtype):
     encoder = build_encoder(kind)
     feat, pos = cells(2, sum(SIZES)).requires_grad_(), cells(2, sum(SIZES), seed=1)
     with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
-        memory, _, mask, _ = encoder(feat, pos, GAPS, LEVELS)
-        other = encoder(with_other_padding(feat), pos, GAPS, LEVELS).memory
+        memory, _, mask, _ = encoder(Memory(feat, pos, GAPS, LEVELS))
+        other = encoder(Memory(with_other_padding(feat), pos, GAPS, LEVELS)).cells
     assert torch.isfinite(memory).all()
     assert torch.equal(memory[~mask], other[~mask])
     memory[~mask].float().square().sum().backward()
@@ -410,10 +409,10 @@ def test_empty_level_gives_zeros(selection):
     u = layer.spatial_prior.features(query, query)
     image_sizes = torch.tensor([[160.0, 96.0], [112.0, 64.0]], dtype=torch.float64)
     priors = layer.spatial_prior(u, torch.full((2, 3, 2), 0.5, dtype=torch.float64), image_sizes)
-    attention = layer.cross_attn
-    q = attention.attn.query(query)
-    k, v = attention.attn.key(memory), attention.attn.value(memory)
-    levels = attention._attend_levels(q, k, v, priors, GAPS, LEVELS, 0.0)
+    attention = layer.cross_attn.attn
+    k, v = [x.split(SIZES, dim=2) for x in (attention.key(memory), attention.value(memory))]
+    parts = zip(k, v, priors, level_cells(LEVELS, GAPS), strict=True)
+    levels = [gaussian_attention(attention.query(query), *part) for part in parts]
     assert (levels[1][0] == 0).all() and (levels[2][1] == 0).all()
     assert (levels[0] != 0).all()
 
@@ -431,7 +430,7 @@ def test_image_size_keeps_its_precision_under_autocast():
     ]
     encoder_inputs, decoder_inputs = model.pre_transformer(tuple(maps), [sample(size, size)])
     assert decoder_inputs['image_sizes'].tolist() == [[1333.0, 40.0]]
-    assert encoder_inputs['feat_pos'].dtype == torch.float32
+    assert encoder_inputs['memory'].pos.dtype == torch.float32
 
 
 def test_sampling_points_start_as_in_deformable_detr():
@@ -466,7 +465,7 @@ def test_compiles_without_graph_breaks(part):
         module, feat, pos = build_encoder(part), cells(2, sum(SIZES)), cells(2, sum(SIZES), seed=1)
 
         def forward(module):
-            return module(feat, pos, MASK, LEVELS)[0]
+            return module(Memory(feat, pos, MASK, LEVELS)).cells
     else:
         module, memory = build_decoder(part), cells(2, sum(SIZES))
 

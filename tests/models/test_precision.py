@@ -14,6 +14,7 @@ from utils import ROOT, build_detector, load_config, sample
 from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine import cpu
 from mmsmca.errors import DivergedError
+from mmsmca.models.layers.memory import Memory
 
 SMALL = dict(num_queries=12, encoder=dict(num_layers=1), decoder=dict(num_layers=2))
 DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
@@ -89,10 +90,7 @@ def test_smca_dino_in_half_precision_is_near_float32(dtype, limit):
     given = dict(
         query=torch.randn(2, 12, 128, generator=generator),
         reference_points=torch.rand(2, 12, 4, generator=generator) * 0.9 + 0.05,
-        memory=memory,
-        memory_pos=memory_pos,
-        memory_mask=None,
-        level_shapes=shapes,
+        memory=Memory(memory, memory_pos, None, shapes),
         image_sizes=torch.tensor([[192.0, 128.0]] * 2),
     )
     outputs = []

@@ -12,6 +12,8 @@ from mmsmca.models.layers.attention import IMPLEMENTATIONS as LEVEL
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.joint_attention import IMPLEMENTATIONS as JOINT
 from mmsmca.models.layers.joint_attention import num_prior_channels, place_cells
+from mmsmca.models.layers.memory import LevelCells
+from mmsmca.models.layers.spatial_prior import LevelPrior
 
 IMAGES, HEADS, QUERIES, CHANNELS = 2, 2, 12, 32
 STRIDES = (8, 16, 32, 64)
@@ -32,7 +34,8 @@ def level_case(grid, scale, padded):
     mask = mask.flatten(1) if padded else None
 
     def attend(name, query, key, value, centers, scales):
-        return LEVEL[name](query, key, value, centers, scales, grid, 8.0, mask)
+        prior = LevelPrior(centers, scales, 8.0)
+        return LEVEL[name](query, key, value, prior, LevelCells(grid, mask))
 
     return attend, priors, (CHANNELS, height * width)
 

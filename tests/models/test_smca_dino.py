@@ -24,6 +24,7 @@ from mmsmca.models.layers.joint_attention import (
     num_prior_channels,
     place_cells,
 )
+from mmsmca.models.layers.memory import Memory
 from mmsmca.models.layers.plain_co_attention import PlainCoAttention
 
 CONFIGS = ROOT / 'configs'
@@ -177,12 +178,13 @@ def test_plain_co_attention_is_pytorchs():
     query, query_pos, memory, memory_pos = (
         torch.randn(BATCH, length, 64, dtype=torch.float64) for length in shapes
     )
-    out = plain(query, query_pos, random_prior(), memory, memory_pos, cells)
+    key = memory + memory_pos
+    out = plain(query, query_pos, key, memory, random_prior(), cells)
     attended, weights = expected(
-        query + query_pos, memory + memory_pos, memory, cells.padding, average_attn_weights=False
+        query + query_pos, key, memory, cells.padding, average_attn_weights=False
     )
     torch.testing.assert_close(out, query + attended)
-    content, prior = plain.logits(query, query_pos, random_prior(), memory, memory_pos, cells)
+    content, prior = plain.logits(query, query_pos, key, random_prior(), cells)
     assert (prior == 0).all()
     content = content.masked_fill(cells.padding[:, None, None], -torch.inf)
     torch.testing.assert_close(content.softmax(-1), weights)
@@ -331,12 +333,12 @@ def test_padded_equals_alone_from_coarser_levels_on():
     decoder = model.decoder
     coarse = copy.deepcopy(decoder)
     coarse.strides, coarse.start_levels = decoder.strides[1:], (0, 0)
-    (height, width), *rest = inputs['level_shapes']
-    without = {name: inputs[name][:, height * width :] for name in ('memory', 'memory_pos')}
-    assert inputs['memory_mask'] is None
+    memory, pos, mask, ((height, width), *rest) = inputs['memory']
+    others = Memory(memory[:, height * width :], pos[:, height * width :], mask, rest)
+    assert mask is None
     with torch.no_grad():
-        expected = coarse(**{**inputs, **without, 'level_shapes': rest})
-        inputs['memory'][:, : height * width] = torch.nan
+        expected = coarse(**{**inputs, 'memory': others})
+        memory[:, : height * width] = torch.nan
         results = decoder(**inputs)
     for result, other in zip(results, expected, strict=True):
         torch.testing.assert_close(result, other, rtol=0, atol=0)
@@ -406,8 +408,8 @@ def test_proposals_are_dinos(model):
     model.eval()
     with torch.no_grad():
         encoder_inputs, _ = model.pre_transformer(maps_of(size), samples_of(content, size))
-        encoded = model.forward_encoder(**encoder_inputs)
-        arguments = encoded['memory'], encoded['memory_mask'], encoded['level_shapes']
+        memory = model.forward_encoder(**encoder_inputs)['memory']
+        arguments = memory.cells, memory.mask, memory.shapes
         cells, boxes = model.gen_encoder_output_proposals(*arguments)
         expected_cells, expected_boxes = DINO.gen_encoder_output_proposals(model, *arguments)
     can = expected_boxes.isfinite().all(-1)

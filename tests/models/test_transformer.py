@@ -7,6 +7,8 @@ from mmengine.runner import turn_on_activation_checkpointing
 from torch import nn
 from utils import load_config
 
+from mmsmca.models.layers.memory import Memory
+
 SHAPE = (5, 7)
 
 
@@ -33,19 +35,18 @@ def build(part):
     return module.train()
 
 
-def encoder_inputs():
+def inputs_of(part):
+    """Arguments; what the cells are computed from has a gradient, as behind a neck."""
     torch.manual_seed(1)
     mask = torch.zeros(2, *SHAPE, dtype=torch.bool)
     mask[1, :, 5:] = True
-    query = torch.randn(2, 35, 128, requires_grad=True)
-    return query, torch.randn(2, 35, 128), mask.flatten(1), [SHAPE]
-
-
-def decoder_inputs():
-    memory, memory_pos, mask, level_shapes = encoder_inputs()
+    cells = torch.randn(2, 35, 128, requires_grad=True).tanh()
+    memory = Memory(cells, torch.randn(2, 35, 128), mask.flatten(1), [SHAPE])
+    if part == 'encoder':
+        return (memory,)
     image_sizes = torch.tensor([[112.0, 80.0], [80.0, 80.0]])
     query_pos = torch.randn(2, 10, 128)
-    return torch.zeros(2, 10, 128), query_pos, memory, memory_pos, mask, level_shapes, image_sizes
+    return torch.zeros(2, 10, 128), query_pos, memory, image_sizes
 
 
 def gradients(module, outputs):
@@ -59,21 +60,19 @@ def gradients(module, outputs):
 @pytest.mark.parametrize('part', ['encoder', 'decoder'])
 def test_compiles_without_graph_breaks(part, request):
     module = request.getfixturevalue(part)
-    args = encoder_inputs() if part == 'encoder' else decoder_inputs()
-    expected = gradients(module, module(*args))
+    expected = gradients(module, module(*inputs_of(part)))
     compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
-    for name, gradient in gradients(module, compiled(*args)).items():
+    for name, gradient in gradients(module, compiled(*inputs_of(part))).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('part', ['encoder', 'decoder'])
 def test_activation_checkpointing_changes_nothing(part, request):
     module = request.getfixturevalue(part)
-    args = encoder_inputs() if part == 'encoder' else decoder_inputs()
-    expected = gradients(module, module(*args))
+    expected = gradients(module, module(*inputs_of(part)))
     # MMEngine's switch, `activation_checkpointing = [...]` in a config.
     turn_on_activation_checkpointing(module, [f'layers.{i}' for i in range(len(module.layers))])
-    for name, gradient in gradients(module, module(*args)).items():
+    for name, gradient in gradients(module, module(*inputs_of(part))).items():
         torch.testing.assert_close(gradient, expected[name])
 
 
@@ -81,7 +80,7 @@ def test_activation_checkpointing_changes_nothing(part, request):
 @pytest.mark.parametrize('part', ['encoder', 'decoder'])
 def test_autocast(part, dtype, request):
     module = request.getfixturevalue(part)
-    args = encoder_inputs() if part == 'encoder' else decoder_inputs()
+    args = inputs_of(part)
     with torch.no_grad():
         expected = module(*args)
         with torch.autocast('cpu', dtype):
@@ -96,9 +95,9 @@ def test_autocast(part, dtype, request):
 
 
 def test_autocast_trains_the_priors(decoder):
-    expected = gradients(decoder, decoder(*decoder_inputs()))
+    expected = gradients(decoder, decoder(*inputs_of('decoder')))
     with torch.autocast('cpu', torch.bfloat16):
-        outputs = decoder(*decoder_inputs())
+        outputs = decoder(*inputs_of('decoder'))
     actual = gradients(decoder, outputs)
     for name, gradient in expected.items():
         if '.spatial_prior.' in name or 'center_head' in name:

@@ -100,7 +100,7 @@ def test_maps_times_values_are_the_layers_output(modulated):
         maps = inspection.maps(QUERIES, number)
         given, result = inspection.calls[layer.cross_attn]
         value, output = value_and_output(layer)
-        out = weighted_values(maps, value(given['memory'])[0])
+        out = weighted_values(maps, value(given['value'])[0])
         expected = (result - given['query'])[:, QUERIES]
         torch.testing.assert_close(output(out[None]), expected, rtol=1e-9, atol=1e-11)
 

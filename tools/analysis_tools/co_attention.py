@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mmsmca.models.layers import attention, joint_attention
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.joint_attention import Cells, num_prior_channels, place_cells
+from mmsmca.models.layers.memory import LevelCells
+from mmsmca.models.layers.spatial_prior import LevelPrior
 
 # The package's two, attention without prior, and FlexAttention.
 IMPLEMENTATIONS = ('explicit', 'folded', 'no_prior', 'flex')
@@ -90,14 +92,14 @@ class CoAttention:
         """
         other_attention.BACKEND = self.backend
         if self.is_level:
-            centers, scales, mask = random_level_prior(self, images)
-            (grid,) = self.grids
+            placed, level = random_level_prior(self, images)
             attend: Callable[..., Tensor] = attention.IMPLEMENTATIONS[self.implementation]
 
             def attend_level(q: Tensor, k: Tensor, v: Tensor, *prior: Tensor) -> Tensor:
-                return attend(q, k, v, *prior, grid, BETA, mask, self.dropout)
+                centers, scales = prior
+                return attend(q, k, v, LevelPrior(centers, scales, BETA), level, self.dropout)
 
-            return attend_level, dict(centers=centers, scales=scales)
+            return attend_level, dict(centers=placed.centers, scales=placed.scales)
         prior, cells = random_joint_prior(self, images)
         attend_joint = joint_attention.IMPLEMENTATIONS[self.implementation]
 
@@ -145,22 +147,20 @@ class CoAttention:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def random_level_prior(of: CoAttention, images: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Centres all over a map, scales, and a padding mask.
-
-    Returns:
-        Centres in cells and scales, (B, M, Q, 2) each; True where a cell is padding, (B, H * W).
-    """
-    ((height, width),) = of.grids
+def random_level_prior(of: CoAttention, images: int) -> tuple[LevelPrior, LevelCells]:
+    """Priors with centres all over a map, and its cells."""
+    (grid,) = of.grids
+    height, width = grid
     centers = torch.rand(images, of.heads, of.queries, 2) * torch.tensor([width, height])
     scales = torch.randn(centers.shape).mul_(0.25).add_(1)
     if of.size is not None:
         scales = of.size * (0.9 + 0.2 * torch.rand(centers.shape))
+    prior = LevelPrior(centers, scales, BETA)
     if not of.padding:
-        return centers, scales, None
+        return prior, LevelCells(grid)
     mask = torch.zeros(images, height, width, dtype=torch.bool)
     mask[-1, :, round(width * (1 - of.padding)) :] = True
-    return centers, scales, mask.flatten(1)
+    return prior, LevelCells(grid, mask.flatten(1))
 
 
 def random_joint_prior(of: CoAttention, images: int) -> tuple[JointPrior, Cells]:

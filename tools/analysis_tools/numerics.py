@@ -11,6 +11,8 @@ from benchmarks import outcome_in
 from cases import Case, Detector, Setting
 from torch import Tensor
 
+from mmsmca.models.layers.memory import Memory
+
 # Parameters of the priors: where the queries look, and how far around.
 PRIOR = ('spatial_prior.', 'center_head.')
 # The queries that a decoder starts from.
@@ -91,7 +93,9 @@ def _outputs_and_gradients(
         if gradient is not None:
             of_prior = any(part in name for part in PRIOR)
             found['prior_grads' if of_prior else 'grads'].append(gradient)
-    return queries, dict(memory=[encoded['memory']], scores=[scores], boxes=[boxes], **found)
+    memory = encoded['memory']
+    memory = memory.cells if isinstance(memory, Memory) else memory
+    return queries, dict(memory=[memory], scores=[scores], boxes=[boxes], **found)
 
 
 def _weights_of(x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from mmsmca.models.layers import attention, joint_attention
 from mmsmca.models.layers.box_prior import JointPrior
 from mmsmca.models.layers.joint_attention import Cells
+from mmsmca.models.layers.memory import LevelCells
+from mmsmca.models.layers.spatial_prior import LevelPrior
 
 # Of torch.compile, for FlexAttention; uncompiled, it writes all logits to memory.
 BACKEND = 'inductor'
@@ -31,15 +33,12 @@ def level_flex_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    centers: Tensor,
-    scales: Tensor,
-    grid_size: tuple[int, int],
-    beta: float,
-    key_padding_mask: Tensor | None = None,
+    prior: LevelPrior,
+    cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """SMCA's attention of one level; arguments of :func:`.gaussian_attention`, but no dropout."""
-    width = grid_size[1]
+    (centers, scales, beta), ((_, width), padding) = prior, cells
     factors = scales.square() / beta
 
     def add_prior(logit: Tensor, image: Tensor, head: Tensor, i: Tensor, cell: Tensor) -> Tensor:
@@ -47,9 +46,9 @@ def level_flex_attention(
         dy = cell // width - centers[image, head, i, 1]
         exponent = factors[image, head, i, 0] * dx * dx + factors[image, head, i, 1] * dy * dy
         modulated = logit - exponent
-        if key_padding_mask is None:
+        if padding is None:
             return modulated
-        return torch.where(key_padding_mask[image, cell], -torch.inf, modulated)
+        return torch.where(padding[image, cell], -torch.inf, modulated)
 
     return compiled_flex_attention(BACKEND)(query, key, value, score_mod=add_prior)
 
@@ -92,15 +91,12 @@ def level_no_prior(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    centers: Tensor,
-    scales: Tensor,
-    grid_size: tuple[int, int],
-    beta: float,
-    key_padding_mask: Tensor | None = None,
+    prior: LevelPrior,
+    cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Plain attention, called as :func:`level_flex_attention` is."""
-    return plain_attention(query, key, value, key_padding_mask, dropout_p)
+    return plain_attention(query, key, value, cells.padding, dropout_p)
 
 
 def joint_no_prior(

@@ -1,4 +1,4 @@
-"""From the neck's maps to feature levels: flattened, with positions, padding told from content."""
+"""What the detectors of SMCA and SMCA-DINO share: feature levels between neck and decoder."""
 
 import math
 from collections.abc import Sequence
@@ -6,69 +6,144 @@ from collections.abc import Sequence
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.detectors.base_detr import DetectionTransformer
+from mmdet.models.layers import SinePositionalEncoding
+from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from mmsmca.models.layers.encoder import flatten_levels
 from mmsmca.models.layers.gaussian_encoder import CellPrior
 from mmsmca.models.layers.joint_co_attention import JointCoAttention
+from mmsmca.models.layers.memory import Memory, flatten_levels
 from mmsmca.models.layers.precision import widen
+from mmsmca.models.layers.values import check_count
 
 # Modules of the encoders that start as they say, not with Xavier's weights as the rest.
 OWN_INITIALISATION = (MultiScaleDeformableAttention, JointCoAttention, CellPrior)
 
 
-def level_inputs(
-    img_feats: Sequence[Tensor],
-    batch_data_samples: SampleList,
-    strides: Sequence[int],
-    positional_encoding: nn.Module,
-    level_embed: Tensor | None,
-    like: Tensor,
-) -> tuple[dict, Tensor]:
-    """Flatten the neck's maps and tell padding from content.
+class LevelDetector(DetectionTransformer):
+    """Mixin before one of MMDetection's DETRs: every map of the neck is a feature level.
 
-    Args:
-        img_feats: Maps of the neck, (B, C, H_j, W_j) each.
-        batch_data_samples: Their ``img_shape`` is the size of the image content,
-            ``batch_input_shape`` the padded size, (height, width) in pixels.
-        strides: Stride of every map, in pixels.
-        positional_encoding: Encodes a mask of (B, H, W) as (B, C, H, W).
-        level_embed: What is added to a level's position encoding, (L, C), or None.
-        like: Tensor of the precision that positions get.
+    Encoder and decoder are built from the registry; ``decoder.strides`` are the strides of the
+    encoded levels.
 
-    Returns:
-        Arguments of the encoder; width and height of each image's content, in pixels, (B, 2), in
-        float32 at least: bfloat16 would round 1333 pixels to 1336.
-
-    Raises:
-        ValueError: If the maps do not have the strides.
+    Attributes:
+        ENCODER: Default of ``encoder.type``.
+        DECODER: Default of ``decoder.type``.
+        EMBEDS_ONE_LEVEL: Whether a level embedding is learned where there is one level only.
+        neck_strides: Strides of the neck's maps, in pixels.
     """
-    height, width = batch_data_samples[0].batch_input_shape
-    shapes = [sample.img_shape[:2] for sample in batch_data_samples]
-    level_shapes = [(feat.shape[-2], feat.shape[-1]) for feat in img_feats]
-    _check_level_shapes(level_shapes, (height, width), strides)
-    masks = []
-    for shape, stride in zip(level_shapes, strides, strict=True):
-        mask = like.new_ones((len(shapes), *shape), dtype=torch.bool)
-        for i, (h, w) in enumerate(shapes):
-            # As many cells as the image has alone; interpolating a mask of the pixels, as DETR
-            # does, often gives one more where the stride does not divide the padded size.
-            mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
-        masks.append(mask)
-    pos = [positional_encoding(level_mask).to(like.dtype) for level_mask in masks]
-    if level_embed is not None:
-        pos = [p + e[:, None, None] for p, e in zip(pos, level_embed, strict=True)]
 
-    # Attention without a mask is faster: give none where nothing is padded.
-    padded = any(shape != (height, width) for shape in shapes)
-    encoder_inputs = dict(
-        feat=flatten_levels(img_feats),
-        feat_pos=flatten_levels(pos),
-        feat_mask=torch.cat([m.flatten(1) for m in masks], dim=1) if padded else None,
-        level_shapes=level_shapes,
-    )
-    return encoder_inputs, widen(like).new_tensor([(w, h) for h, w in shapes])
+    ENCODER: str
+    DECODER: str
+    EMBEDS_ONE_LEVEL = False
+
+    def _init_layers(self) -> None:
+        """Build what lies between the neck and the head.
+
+        Raises:
+            ValueError: If there is no query, the position encoding does not fit the channels, or
+                ``decoder.strides`` the maps that the backbone and the neck give.
+        """
+        check_count('model.num_queries', self.num_queries)
+        # Under these names MMDetection keeps the configs first, then the modules.
+        encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
+        self.positional_encoding = SinePositionalEncoding(**encoding)
+        self.encoder = MODELS.build({'type': self.ENCODER, **encoder})
+        self.decoder = MODELS.build({'type': self.DECODER, **decoder})
+        self.embed_dims = self.encoder.embed_dims
+        num_feats = self.positional_encoding.num_feats
+        if num_feats * 2 != self.embed_dims:
+            raise ValueError(
+                f'positional_encoding.num_feats={num_feats} has to be half of the '
+                f"encoder's embed_dims={self.embed_dims}"
+            )
+        self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)
+        num_levels = len(self.decoder.strides)
+        if num_levels > 1 or self.EMBEDS_ONE_LEVEL:
+            self.level_embed = nn.Parameter(torch.randn(num_levels, self.embed_dims))
+        self.neck_strides = neck_strides(self)
+
+    def init_weights(self) -> None:
+        """Initialise as MMDetection's DETRs do (Xavier), except for what has its own way.
+
+        Priors start as they say, sampling points as in Deformable DETR, the Gaussians of an encoder
+        around their cells.
+        """
+        DetectionTransformer.init_weights(self)
+        for coder in self.encoder, self.decoder:
+            for p in coder.parameters():
+                if p.dim() > 1:
+                    nn.init.xavier_uniform_(p)
+        for module in self.encoder.modules():
+            if isinstance(module, OWN_INITIALISATION):
+                module.init_weights()
+        for layer in self.decoder.layers:
+            layer.spatial_prior.init_weights()
+
+    def pre_transformer(
+        self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList
+    ) -> tuple[dict, dict]:
+        """Flatten the neck's maps and tell padding from content.
+
+        Args:
+            img_feats: Maps of the neck, (B, C, H_j, W_j) each.
+            batch_data_samples: Their ``img_shape`` is the size of the image content,
+                ``batch_input_shape`` the padded size, (height, width) in pixels.
+
+        Returns:
+            Arguments of the encoder: ``memory``, the levels. Those of the decoder that do not come
+            from the encoder: ``image_sizes``, width and height of each image's content, in pixels,
+            (B, 2), in float32 at least, as bfloat16 would round 1333 pixels to 1336.
+
+        Raises:
+            ValueError: If the maps do not have the strides.
+        """
+        padded_size = tuple(batch_data_samples[0].batch_input_shape)
+        sizes = [sample.img_shape[:2] for sample in batch_data_samples]
+        shapes = [(x.shape[-2], x.shape[-1]) for x in img_feats]
+        _check_level_shapes(shapes, padded_size, self.neck_strides)
+        like = self.query_embedding.weight
+        masks = []
+        for shape, stride in zip(shapes, self.neck_strides, strict=True):
+            mask = like.new_ones((len(sizes), *shape), dtype=torch.bool)
+            for i, (h, w) in enumerate(sizes):
+                # As many cells as the image has alone; interpolating a mask of the pixels, as DETR
+                # does, often gives one more where the stride does not divide the padded size.
+                mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
+            masks.append(mask)
+        memory = self.flatten_maps(img_feats, masks)
+        # Attention without a mask is faster: give none where nothing is padded.
+        if all(size == padded_size for size in sizes):
+            memory = memory._replace(mask=None)
+        image_sizes = widen(like).new_tensor([(w, h) for h, w in sizes])
+        return dict(memory=memory), dict(image_sizes=image_sizes)
+
+    def flatten_maps(self, maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Memory:
+        """Make one sequence of the cells of the neck's maps, with the encoding of their positions.
+
+        Args:
+            maps: Maps of the neck, (B, C, H_j, W_j) each.
+            masks: True where a cell is padding, (B, H_j, W_j) each.
+        """
+        dtype = self.query_embedding.weight.dtype
+        pos = [self.positional_encoding(mask).to(dtype) for mask in masks]
+        if hasattr(self, 'level_embed'):
+            pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
+        return Memory(
+            flatten_levels(maps),
+            flatten_levels(pos),
+            torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            [(x.shape[-2], x.shape[-1]) for x in maps],
+        )
+
+    def forward_encoder(self, memory: Memory) -> dict:
+        """Encode the levels.
+
+        Returns:
+            Arguments of :meth:`pre_decoder`: ``memory``, the encoded levels.
+        """
+        return dict(memory=self.encoder(memory))
 
 
 def neck_strides(detector: DetectionTransformer) -> Sequence[int]:

@@ -4,19 +4,17 @@ from collections.abc import Sequence
 
 import torch
 from mmdet.models.detectors import DINO, DeformableDETR
-from mmdet.models.detectors.base_detr import DetectionTransformer
-from mmdet.models.layers import CdnQueryGenerator, SinePositionalEncoding
+from mmdet.models.layers import CdnQueryGenerator
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmsmca.denormals import flush_denormals
-from mmsmca.models.layers.encoder import Memory
 from mmsmca.models.layers.folded_attention import cell_coordinates
+from mmsmca.models.layers.memory import LevelCells, Memory, level_cells
 from mmsmca.models.layers.precision import widen
-from mmsmca.models.layers.values import check_count
 
-from .levels import OWN_INITIALISATION, level_inputs, neck_strides
+from .levels import LevelDetector
 
 # Side of the boxes that query selection starts from, in images, on a level of stride 8.
 ANCHOR = 0.05
@@ -32,7 +30,7 @@ class NoDenoising:
 
 
 @MODELS.register_module()
-class SMCADINO(DINO):
+class SMCADINO(LevelDetector, DINO):
     """DINO whose decoder looks where its boxes are by SMCA's prior: no custom operator.
 
     MMDetection's :class:`DINO` (arXiv:2203.03605), its query selection, denoising and head, with
@@ -54,6 +52,10 @@ class SMCADINO(DINO):
             maps that the backbone and the neck give.
     """
 
+    ENCODER = 'SMCAHybridEncoder'
+    DECODER = 'SMCADINODecoder'
+    EMBEDS_ONE_LEVEL = True
+
     def __init__(
         self, *args, as_two_stage: bool = True, dn_cfg: dict | None = None, **kwargs
     ) -> None:
@@ -66,48 +68,24 @@ class SMCADINO(DINO):
             if dn_cfg is None
             else CdnQueryGenerator(
                 num_classes=self.bbox_head.num_classes,
-                embed_dims=self.embed_dims,  # type: ignore[has-type]
+                embed_dims=self.embed_dims,
                 num_matching_queries=self.num_queries,
                 **dn_cfg,
             )
         )
 
     def _init_layers(self) -> None:
-        """Build what lies between the neck and the head."""
-        check_count('model.num_queries', self.num_queries)
-        # Under these names DeformableDETR keeps the configs first, then the modules.
-        encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
-        self.positional_encoding = SinePositionalEncoding(**encoding)
-        self.encoder = MODELS.build({'type': 'SMCAHybridEncoder', **encoder})
-        self.decoder = MODELS.build({'type': 'SMCADINODecoder', **decoder})
-        self.embed_dims = self.encoder.embed_dims
-        num_feats = self.positional_encoding.num_feats
-        if num_feats * 2 != self.embed_dims:
-            raise ValueError(
-                f'positional_encoding.num_feats={num_feats} has to be half of the '
-                f"encoder's embed_dims={self.embed_dims}"
-            )
-        self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)
-        self.level_embed = nn.Parameter(torch.randn(len(self.decoder.strides), self.embed_dims))
+        super()._init_layers()
         if self.as_two_stage:
             self.memory_trans_fc = nn.Linear(self.embed_dims, self.embed_dims)
             self.memory_trans_norm = nn.LayerNorm(self.embed_dims)
         else:
             self.query_boxes = nn.Embedding(self.num_queries, 4)
-        self.neck_strides = neck_strides(self)
 
     def init_weights(self) -> None:
-        """Initialise as DINO does (Xavier), except for what has an initialisation of its own."""
-        DetectionTransformer.init_weights(self)
-        for coder in self.encoder, self.decoder:
-            for p in coder.parameters():
-                if p.dim() > 1:
-                    nn.init.xavier_uniform_(p)
-        for module in self.encoder.modules():
-            if isinstance(module, OWN_INITIALISATION):
-                module.init_weights()
+        """Initialise as DINO does, except for what has an initialisation of its own."""
+        super().init_weights()
         for layer in self.decoder.layers:
-            layer.spatial_prior.init_weights()
             layer.cross_attn.init_weights()
         nn.init.xavier_uniform_(self.query_embedding.weight)
         nn.init.normal_(self.level_embed)
@@ -120,69 +98,29 @@ class SMCADINO(DINO):
                 self.query_boxes.weight[:, 2:] = 0.1
                 self.query_boxes.weight.logit_(eps=1e-3)
 
-    def pre_transformer(
-        self, mlvl_feats: tuple[Tensor, ...], batch_data_samples: SampleList
-    ) -> tuple[dict, dict]:
-        """Flatten the neck's maps and tell padding from content.
-
-        Args:
-            mlvl_feats: Maps of the neck, (B, C, H_j, W_j) each.
-            batch_data_samples: Their ``img_shape`` is the size of the image content,
-                ``batch_input_shape`` the padded size, (height, width) in pixels.
-
-        Returns:
-            Arguments of the encoder, and those of the decoder that do not come from the encoder.
-        """
-        encoder_inputs, image_sizes = level_inputs(
-            mlvl_feats,
-            batch_data_samples,
-            self.neck_strides,
-            self.positional_encoding,
-            self.level_embed,
-            like=self.level_embed,
-        )
-        return encoder_inputs, dict(image_sizes=image_sizes)
-
-    def forward_encoder(self, **encoder_inputs) -> dict:
-        """Encode; arguments as in :meth:`.SMCAHybridEncoder.forward`.
-
-        Returns:
-            The :class:`.Memory`, as a dict.
-        """
-        return self.encoder(**encoder_inputs)._asdict()
-
     def pre_decoder(
-        self,
-        memory: Tensor,
-        memory_pos: Tensor,
-        memory_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-        batch_data_samples: SampleList | None = None,
+        self, memory: Memory, batch_data_samples: SampleList | None = None
     ) -> tuple[dict, dict]:
-        """Choose the queries; arguments but the last are those of :class:`.Memory`.
+        """Choose the queries.
 
         Args:
-            memory: Encoded cells, (B, N, C).
-            memory_pos: Position encoding of the cells, (B, N, C).
-            memory_mask: True where a cell is padding, (B, N), or None.
-            level_shapes: Height and width of every level, in cells.
+            memory: The encoded levels.
             batch_data_samples: With annotations in training, for the denoising.
 
         Returns:
             Arguments of :meth:`forward_decoder`, and of the head.
         """
+        cells = memory.cells
         # Half precision would choose other queries, and round their scores, which are trained on.
-        with torch.autocast(memory.device.type, enabled=False):
+        with torch.autocast(cells.device.type, enabled=False):
             if self.as_two_stage:
+                cells = cells.type_as(self.level_embed)
                 decoder_inputs, head_inputs = super().pre_decoder(
-                    memory.type_as(self.level_embed), memory_mask, level_shapes, batch_data_samples
+                    cells, memory.mask, memory.shapes, batch_data_samples
                 )
             else:
-                decoder_inputs, head_inputs = self._learned_queries(
-                    memory.size(0), batch_data_samples
-                )
-        levels = Memory(memory, memory_pos, memory_mask, level_shapes)
-        return dict(decoder_inputs, **levels._asdict()), head_inputs
+                decoder_inputs, head_inputs = self._learned_queries(len(cells), batch_data_samples)
+        return dict(decoder_inputs, memory=memory), head_inputs
 
     def _learned_queries(
         self, batch_size: int, batch_data_samples: SampleList | None
@@ -221,14 +159,11 @@ class SMCADINO(DINO):
             Transformed cells, (B, N, C), and logits of boxes (cx, cy, w, h), (B, N, 4); at least as
             many as queries.
         """
-        sizes = [height * width for height, width in spatial_shapes]
-        masks = [None] * len(sizes) if memory_mask is None else memory_mask.split(sizes, dim=1)
+        levels = level_cells(spatial_shapes, memory_mask)
         boxes = torch.cat(
             [
-                _boxes(shape, mask, ANCHOR * stride / 8, like=widen(self.level_embed))
-                for shape, mask, stride in zip(
-                    spatial_shapes, masks, self.decoder.strides, strict=True
-                )
+                _boxes(level, ANCHOR * stride / 8, like=widen(self.level_embed))
+                for level, stride in zip(levels, self.decoder.strides, strict=True)
             ],
             dim=1,
         ).expand(memory.size(0), -1, -1)
@@ -266,8 +201,9 @@ class SMCADINO(DINO):
         return dict(hidden_states=hidden_states, references=list(references))
 
 
-def _boxes(shape: tuple[int, int], mask: Tensor | None, side: float, like: Tensor) -> Tensor:
+def _boxes(level: LevelCells, side: float, like: Tensor) -> Tensor:
     """Boxes (cx, cy, w, h) around a level's cells, in [0, 1] of the content; (B or 1, N, 4)."""
+    shape, mask = level
     centers = cell_coordinates(shape, like) + 0.5
     content = centers[-1:] + 0.5
     if mask is not None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .explicit_attention import explicit_attention
 from .folded_attention import folded_attention
+from .memory import LevelCells
+from .spatial_prior import LevelPrior
 
 IMPLEMENTATIONS = {'explicit': explicit_attention, 'folded': folded_attention}
 
@@ -24,11 +26,8 @@ def gaussian_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    centers: Tensor,
-    scales: Tensor,
-    grid_size: tuple[int, int],
-    beta: float,
-    key_padding_mask: Tensor | None = None,
+    prior: LevelPrior,
+    cells: LevelCells,
     dropout_p: float = 0.0,
     implementation: str = 'auto',
 ) -> Tensor:
@@ -40,11 +39,8 @@ def gaussian_attention(
         query: B images, M heads, Q queries, d channels per head: (B, M, Q, d).
         key: Keys of the H * W cells, row by row, (B, M, H * W, d).
         value: (B, M, H * W, d).
-        centers: Centres (x, y) of the priors in cells, (B, M, Q, 2).
-        scales: Scales of the priors before squaring, (B, M, Q, 2) or (B, M, Q, 3).
-        grid_size: Height and width of the feature map, in cells.
-        beta: Bandwidth of the priors, in squared cells.
-        key_padding_mask: True where a cell is padding, (B, H * W). Defaults to None: no padding.
+        prior: Priors of the queries.
+        cells: The level's cells.
         dropout_p: Probability that an attention weight is dropped. Defaults to 0.
         implementation: ``explicit``, ``folded`` or, choosing as the table above, ``auto``.
             Defaults to ``auto``.
@@ -53,8 +49,8 @@ def gaussian_attention(
         Tensor of shape (B, M, Q, d); zeros for an image whose cells are all padding.
     """
     if implementation == 'auto':
-        implementation = 'explicit' if scales.size(-1) == 3 else 'folded'
-    attention = IMPLEMENTATIONS[implementation]
-    return attention(
-        query, key, value, centers, scales, grid_size, beta, key_padding_mask, dropout_p
-    )
+        implementation = 'explicit' if prior.scales.size(-1) == 3 else 'folded'
+    out = IMPLEMENTATIONS[implementation](query, key, value, prior, cells, dropout_p)
+    if cells.padding is None:
+        return out
+    return out.masked_fill(cells.padding.all(dim=1)[:, None, None, None], 0.0)

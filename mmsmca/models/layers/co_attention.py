@@ -1,6 +1,5 @@
 """Spatially modulated co-attention (paper, section 3.2 and 3.3)."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 from mmsmca.denormals import flush_denormals
 
 from .attention import IMPLEMENTATIONS, gaussian_attention
-from .explicit_attention import gaussian_log_prior
+from .explicit_attention import content_logits, gaussian_log_prior
+from .memory import LevelCells
 from .projections import AttentionProjections
 from .spatial_prior import LevelPrior
+from .values import check_choice
 
 SCALE_SELECTIONS = ('learned', 'uniform')
 
@@ -61,16 +62,9 @@ class CoAttention(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if not batch_first:
             raise ValueError('cross_attn_cfg.batch_first=False: only True is supported')
-        if implementation not in ('auto', *IMPLEMENTATIONS):
-            raise ValueError(
-                f'cross_attn_cfg.implementation={implementation!r} is unknown, choose one of '
-                f'{["auto", *IMPLEMENTATIONS]}'
-            )
-        if scale_selection not in SCALE_SELECTIONS:
-            raise ValueError(
-                f'cross_attn_cfg.scale_selection={scale_selection!r} is unknown, choose one of '
-                f'{list(SCALE_SELECTIONS)}'
-            )
+        check_choice('cross_attn_cfg.implementation', implementation, ['auto', *IMPLEMENTATIONS])
+        check_choice('cross_attn_cfg.scale_selection', scale_selection, SCALE_SELECTIONS)
+        self.num_heads = num_heads
         self.implementation = implementation
         self.scale_selection = None
         if scale_selection == 'learned' and num_levels > 1:
@@ -82,42 +76,46 @@ class CoAttention(BaseModule):
         self,
         query: Tensor,
         query_pos: Tensor,
-        features: Tensor,
+        key: Tensor,
+        value: Tensor,
         priors: Sequence[LevelPrior],
-        memory: Tensor,
-        memory_pos: Tensor,
-        memory_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
+        cells: Sequence[LevelCells],
+        features: Tensor,
     ) -> Tensor:
         """Attend from the queries to the cells of every level.
 
         Args:
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
-            features: Prior features u, (B, Q, C).
+            key: Content and position of the cells of all levels, one level after the other,
+                (B, N, C).
+            value: Their content, (B, N, C).
             priors: Gaussian priors of the queries, one per level.
-            memory: Encoded cells of all levels, one level after the other, (B, N, C).
-            memory_pos: Position encoding of the cells, (B, N, C).
-            memory_mask: True where a cell is padding, (B, N), or None.
-            level_shapes: Height and width of every level, in cells.
+            cells: The cells of every level.
+            features: Prior features u, (B, Q, C).
 
         Returns:
             ``query`` plus the co-attention's output, (B, Q, C).
         """
         q = self.attn.query(query + query_pos)
-        k, v = self.attn.key(memory + memory_pos), self.attn.value(memory)
+        k, v = self.attn.key(key), self.attn.value(value)
         dropout_p = self.dropout.p if self.training else 0.0
-        levels = self._attend_levels(q, k, v, priors, memory_mask, level_shapes, dropout_p)
+        sizes = [height * width for (height, width), _ in cells]
+        levels = [
+            gaussian_attention(q, *level, dropout_p, self.implementation)
+            for level in zip(
+                k.split(sizes, dim=2), v.split(sizes, dim=2), priors, cells, strict=True
+            )
+        ]
         return query + self.dropout(self.attn.output(self._select(levels, features)))
 
     def logits(
         self,
         query: Tensor,
         query_pos: Tensor,
+        key: Tensor,
         priors: Sequence[LevelPrior],
-        memory: Tensor,
-        memory_pos: Tensor,
-        level_shapes: Sequence[tuple[int, int]],
+        cells: Sequence[LevelCells],
     ) -> tuple[Tensor, Tensor]:
         """Logits of the attention weights, which :meth:`forward` need not have in memory.
 
@@ -126,49 +124,12 @@ class CoAttention(BaseModule):
         Returns:
             Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
         """
-        q, k = self.attn.query(query + query_pos), self.attn.key(memory + memory_pos)
         log_priors = [
-            gaussian_log_prior(prior.centers, prior.scales, shape, prior.beta)
-            for prior, shape in zip(priors, level_shapes, strict=True)
+            gaussian_log_prior(prior, level.shape)
+            for prior, level in zip(priors, cells, strict=True)
         ]
-        return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), torch.cat(log_priors, dim=-1)
-
-    def _attend_levels(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        priors: Sequence[LevelPrior],
-        mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-        dropout_p: float,
-    ) -> list[Tensor]:
-        """Attend to every level by itself; (B, M, Q, d) each."""
-        sizes = [height * width for height, width in level_shapes]
-        masks = [None] * len(sizes) if mask is None else mask.split(sizes, dim=1)
-        levels = zip(
-            key.split(sizes, dim=2),
-            value.split(sizes, dim=2),
-            priors,
-            level_shapes,
-            masks,
-            strict=True,
-        )
-        return [
-            gaussian_attention(
-                query,
-                level_key,
-                level_value,
-                prior.centers,
-                prior.scales,
-                shape,
-                prior.beta,
-                level_mask,
-                dropout_p,
-                self.implementation,
-            )
-            for level_key, level_value, prior, shape, level_mask in levels
-        ]
+        content = content_logits(self.attn.query(query + query_pos), self.attn.key(key))
+        return content, torch.cat(log_priors, dim=-1)
 
     def _select(self, levels: Sequence[Tensor], features: Tensor) -> Tensor:
         """Weigh the levels' results, (B, M, Q, d) each, for every query."""

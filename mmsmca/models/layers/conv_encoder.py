@@ -1,7 +1,6 @@
 """Convolutional bidirectional encoder of the authors' later release."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from .encoder import Memory, check_num_levels, flatten_levels
+from .encoder import LevelEncoder
+from .memory import Memory, flatten_levels
 from .precision import widen
 from .values import check_count
 
@@ -52,14 +52,14 @@ class BidirectionalLayer(BaseModule):
         self.norms = ModuleList(nn.LayerNorm(embed_dims) for _ in range(2))
 
     def forward(
-        self, maps: Sequence[Tensor], pos: Sequence[Tensor], masks: Sequence[Tensor] | None
+        self, maps: Sequence[Tensor], pos: Sequence[Tensor], masks: Sequence[Tensor | None]
     ) -> list[Tensor]:
         """Encode maps.
 
         Args:
             maps: Level maps, (B, C, H_j, W_j) each.
             pos: Their position encodings.
-            masks: True where a cell is padding, (B, 1, H_j, W_j) each, or None. Padding is set to
+            masks: True where a cell is padding, (B, 1, H_j, W_j) or None each. Padding is set to
                 zero before every convolution that looks at neighbours, as what is beyond a map's
                 border is: an image gets what it would get alone.
 
@@ -67,35 +67,20 @@ class BidirectionalLayer(BaseModule):
             Maps of the same shapes.
         """
         own = [
-            conv(blank(self.project_in(x + e), _of(masks, level)))
-            for level, (conv, x, e) in enumerate(zip(self.same, maps, pos, strict=True))
+            blank(conv(blank(self.project_in(x + e), mask)), mask)
+            for conv, x, e, mask in zip(self.same, maps, pos, masks, strict=True)
         ]
-        own = [blank(a, _of(masks, level)) for level, a in enumerate(own)]
         mixed = list(own)
         for level, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
             mixed[level + 1] = mixed[level + 1] + down(own[level])
-            from_above = up(own[level + 1])
-            mixed[level] = mixed[level] + _resize(from_above, own[level].shape[-2:], masks, level)
+            above = _resize(up(own[level + 1]), own[level].shape[-2:], masks[level : level + 2])
+            mixed[level] = mixed[level] + above
         return [self._mix(x, m) for x, m in zip(maps, mixed, strict=True)]
 
     def _mix(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Residual, norms and FFN, over the channels of every cell."""
         cells = (x + self.dropout(self.project_out(mixed))).permute(0, 2, 3, 1)
         return self.norms[1](self.ffn(self.norms[0](cells))).permute(0, 3, 1, 2)
-
-
-def check_doubling(encoder: str, strides: Sequence[int]) -> None:
-    """Raise a ValueError if a level's stride is not twice that of the level before.
-
-    Args:
-        encoder: Type of the encoder that needs it.
-        strides: Strides of the levels that the neck gives.
-    """
-    if any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
-        raise ValueError(
-            f'encoder.type={encoder} needs levels each of twice the stride of the one '
-            f'before, the neck gives {list(strides)}: see backbone.strides and out_indices'
-        )
 
 
 def blank(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -111,13 +96,19 @@ def blank(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(mask, 0.0)
 
 
-def _of(masks: Sequence[Tensor] | None, level: int) -> Tensor | None:
-    return None if masks is None else masks[level]
+def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor | None]) -> Tensor:
+    """Enlarge a level's map bilinearly to the next finer one, content to content.
 
+    Args:
+        x: The coarser map, (B, C, H, W).
+        shape: Height and width of the finer one.
+        masks: Those of the finer and of the coarser one.
 
-def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, level: int) -> Tensor:
-    """Enlarge a level's map bilinearly to the next finer one, content to content."""
-    if masks is None:
+    Returns:
+        Tensor of that height and width.
+    """
+    fine_mask, coarse_mask = masks
+    if fine_mask is None or coarse_mask is None:
         return F.interpolate(x, size=shape, mode='bilinear', align_corners=True)
     # Half precision would place the samples off by tenths of a cell.
     dtype, x = x.dtype, widen(x)
@@ -125,7 +116,8 @@ def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, lev
     for axis, (coarse, fine) in enumerate(zip(x.shape[-2:], shape, strict=True)):
         # Cells of content along the axis, an image each.
         contents = [
-            (~masks[i]).any(dim=3 - axis).sum(dim=(1, 2), dtype=x.dtype) for i in (level + 1, level)
+            (~mask).any(dim=3 - axis).sum(dim=(1, 2), dtype=x.dtype)
+            for mask in (coarse_mask, fine_mask)
         ]
         last_coarse, last_fine = [(content - 1).clamp(min=0) for content in contents]
         step = last_coarse / last_fine.clamp(min=1)
@@ -144,7 +136,7 @@ def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor] | None, lev
 
 
 @MODELS.register_module()
-class SMCAConvEncoder(BaseModule):
+class SMCAConvEncoder(LevelEncoder):
     """Stack of :class:`BidirectionalLayer`; the finest level leaves it at half its resolution.
 
     Args:
@@ -157,6 +149,8 @@ class SMCAConvEncoder(BaseModule):
     Raises:
         ValueError: If there is no layer, or ``num_levels`` is less than 2.
     """
+
+    DOUBLING = True
 
     def __init__(
         self,
@@ -185,52 +179,31 @@ class SMCAConvEncoder(BaseModule):
         self.halve = nn.Conv2d(self.embed_dims, self.embed_dims, 3, stride=2, padding=1)
 
     def output_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the encoded levels, given those of the neck's maps: the first is doubled.
-
-        Raises:
-            ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
-        """
-        check_num_levels('encoder.num_levels', self.num_levels, strides)
-        check_doubling('SMCAConvEncoder', strides)
-        return [strides[0] * 2, *strides[1:]]
+        """Strides of the encoded levels, given those of the neck's maps: the first is doubled."""
+        first, *others = super().output_strides(strides)
+        return [first * 2, *others]
 
     def input_strides(self, strides: Sequence[int]) -> list[int]:
         """Strides of the neck's maps, given those of the encoded levels: the first is halved."""
         return [strides[0] // 2, *strides[1:]]
 
-    def forward(
-        self,
-        feat: Tensor,
-        feat_pos: Tensor,
-        feat_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-    ) -> Memory:
-        """Encode the cells of all levels; arguments as in :meth:`.encoder.SMCAEncoder.forward`.
+    def forward(self, memory: Memory) -> Memory:
+        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`.
 
         Returns:
             The encoded cells. The first level has shape, mask and position encoding of the second,
             whose stride it has now.
         """
-        maps, pos = [unflatten_levels(x, level_shapes) for x in (feat, feat_pos)]
-        masks = (
-            None if feat_mask is None else unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
-        )
+        maps, pos, masks = memory.maps()
         for layer in self.layers:
             maps = layer(maps, pos, masks)
-        maps[0] = self.halve(blank(maps[0], _of(masks, 0)))
-        memory_mask = None if masks is None else flatten_levels([masks[1], *masks[1:]]).squeeze(-1)
+        maps[0] = self.halve(blank(maps[0], masks[0]))
+        coarser = memory.from_level(1)
+        first = slice(coarser.sizes()[0])
+        mask = coarser.mask
         return Memory(
             flatten_levels(maps),
-            flatten_levels([pos[1], *pos[1:]]),
-            memory_mask,
-            [level_shapes[1], *level_shapes[1:]],
+            torch.cat((coarser.pos[:, first], coarser.pos), dim=1),
+            None if mask is None else torch.cat((mask[:, first], mask), dim=1),
+            [coarser.shapes[0], *coarser.shapes],
         )
-
-
-def unflatten_levels(x: Tensor, level_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """(B, N, C) to maps of (B, C, H_j, W_j), the inverse of :func:`.encoder.flatten_levels`."""
-    levels = x.split([height * width for height, width in level_shapes], dim=1)
-    return [
-        level.transpose(1, 2).unflatten(2, shape)
-        for level, shape in zip(levels, level_shapes, strict=True)
-    ]

@@ -4,88 +4,46 @@ from collections.abc import Callable, Sequence
 
 import torch
 from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models.layers import MLP
 from mmdet.registry import MODELS
-from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
+from .memory import LevelCells, Memory
+from .modulated_decoder import ModulatedDecoder, ModulatedDecoderLayer
 from .precision import widen
-from .self_attention import SelfAttention
-from .values import check_count, check_same_heads, check_strides
 
 
 @MODELS.register_module()
-class SMCADecoderLayer(BaseModule):
-    """Post-norm decoder layer: spatial prior, self-attention, co-attention, FFN.
+class SMCADecoderLayer(ModulatedDecoderLayer):
+    """Decoder layer of SMCA: the prior is predicted before the self-attention.
 
-    Configuration keys are those of MMDetection's ``DetrTransformerDecoderLayer`` and
-    ``spatial_prior_cfg``; the state dict is that layer's and ``spatial_prior``.
-
-    Args:
-        self_attn_cfg: Arguments of :class:`SelfAttention`.
-        cross_attn_cfg: Config of the co-attention; ``type`` defaults to ``CoAttention``.
-        ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
-        spatial_prior_cfg: Config of the prior; ``type`` defaults to ``SpatialPrior``, channels and
-            heads to those of the co-attention.
-        strides: Stride of every feature level, in pixels.
-        norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
-        init_cfg: MMEngine's initialisation config. Defaults to None.
-
-    Raises:
-        ValueError: If the prior has other heads than the co-attention.
+    Arguments are those of :class:`.ModulatedDecoderLayer`, keys otherwise those of MMDetection's
+    ``DetrTransformerDecoderLayer``. ``cross_attn_cfg.type`` defaults to ``CoAttention``,
+    ``spatial_prior_cfg.type`` to ``SpatialPrior``.
     """
 
-    def __init__(
-        self,
-        self_attn_cfg: dict,
-        cross_attn_cfg: dict,
-        ffn_cfg: dict,
-        spatial_prior_cfg: dict,
-        strides: Sequence[int],
-        norm_cfg: dict | None = None,
-        init_cfg: dict | None = None,
-    ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        self.self_attn = SelfAttention(**self_attn_cfg)
-        self.embed_dims = self.self_attn.embed_dims
-        self.cross_attn = MODELS.build(
-            {'type': 'CoAttention', 'num_levels': len(strides), **cross_attn_cfg}
-        )
-        self.ffn = FFN(**ffn_cfg)
-        norm_cfg = norm_cfg or dict(type='LN')
-        self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(3))
-        self.spatial_prior = MODELS.build(
-            {
-                'type': 'SpatialPrior',
-                'embed_dims': self.embed_dims,
-                'num_heads': self.cross_attn.attn.num_heads,
-                'strides': strides,
-                **spatial_prior_cfg,
-            }
-        )
-        check_same_heads(self.spatial_prior.num_heads, self.cross_attn.attn.num_heads)
+    CROSS_ATTENTION = 'CoAttention'
+    PRIOR = 'SpatialPrior'
 
     def forward(
         self,
         query: Tensor,
         query_pos: Tensor,
-        memory: Tensor,
-        memory_pos: Tensor,
-        memory_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
+        key: Tensor,
+        value: Tensor,
+        cells: Sequence[LevelCells],
         centers: Tensor,
         image_sizes: Tensor,
     ) -> Tensor:
-        """Decode one step; arguments as in :meth:`SMCADecoder.forward`.
+        """Decode one step.
 
         Args:
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
-            memory: Encoded cells of all levels, one level after the other, (B, N, C).
-            memory_pos: Position encoding of the cells, (B, N, C).
-            memory_mask: True where a cell is padding, (B, N), or None.
-            level_shapes: Height and width of every level, in cells.
+            key: Content and position of the cells of all levels, one level after the other,
+                (B, N, C).
+            value: Their content, (B, N, C).
+            cells: The cells of every level.
             centers: Centres (x, y) of the queries, in [0, 1] of the image content, (B, Q, 2).
             image_sizes: Width and height of each image's content, in pixels, (B, 2).
 
@@ -95,14 +53,12 @@ class SMCADecoderLayer(BaseModule):
         features = self.spatial_prior.features(query, query_pos)
         priors = self.spatial_prior(features, centers, image_sizes)
         query = self.norms[0](self.self_attn(query, query_pos))
-        query = self.cross_attn(
-            query, query_pos, features, priors, memory, memory_pos, memory_mask, level_shapes
-        )
+        query = self.cross_attn(query, query_pos, key, value, priors, cells, features)
         return self.norms[2](self.ffn(self.norms[1](query)))
 
 
 @MODELS.register_module()
-class SMCADecoder(BaseModule):
+class SMCADecoder(ModulatedDecoder):
     """Stack of decoder layers over one or more feature levels, and the queries' centres.
 
     A query's centre is predicted once, from what the first layer sees, and in the paper never
@@ -116,14 +72,11 @@ class SMCADecoder(BaseModule):
         refine: Whether a layer's Gaussians follow the box of the layer before, as the references of
             Deformable DETR's refinement do; not in the paper. Defaults to False.
         post_norm_cfg: Norm that all layers' outputs share. Defaults to ``dict(type='LN')``.
-        return_intermediate: Kept for the configs of MMDetection's DETR; has to be True, as every
-            layer's output is trained on.
+        return_intermediate: As in :class:`.ModulatedDecoder`.
         init_cfg: MMEngine's initialisation config. Defaults to None.
-
-    Raises:
-        ValueError: If ``return_intermediate`` is False, there is no layer, or ``strides`` does not
-            list positive integers.
     """
+
+    LAYER = 'SMCADecoderLayer'
 
     def __init__(
         self,
@@ -135,15 +88,14 @@ class SMCADecoder(BaseModule):
         return_intermediate: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        if not return_intermediate:
-            raise ValueError('decoder.return_intermediate=False: only True is supported')
-        check_count('decoder.num_layers', num_layers)
-        self.strides = check_strides(strides)
+        super().__init__(
+            num_layers,
+            strides,
+            layer_cfg,
+            return_intermediate=return_intermediate,
+            init_cfg=init_cfg,
+        )
         self.refine = refine
-        layer_cfg = {'type': 'SMCADecoderLayer', 'strides': self.strides, **layer_cfg}
-        self.layers = ModuleList(MODELS.build(layer_cfg) for _ in range(num_layers))
-        self.embed_dims = self.layers[0].embed_dims
         self.center_head = MLP(self.embed_dims, self.embed_dims, 2, num_layers=3)
         self.post_norm = build_norm_layer(post_norm_cfg or dict(type='LN'), self.embed_dims)[1]
 
@@ -151,10 +103,7 @@ class SMCADecoder(BaseModule):
         self,
         query: Tensor,
         query_pos: Tensor,
-        memory: Tensor,
-        memory_pos: Tensor,
-        memory_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
+        memory: Memory,
         image_sizes: Tensor,
         regress: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -163,10 +112,7 @@ class SMCADecoder(BaseModule):
         Args:
             query: Initial queries, zeros in DETR, (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
-            memory: Encoded cells of all levels, one level after the other, (B, N, C).
-            memory_pos: Position encoding of the cells, (B, N, C).
-            memory_mask: True where a cell is padding, (B, N), or None.
-            level_shapes: Height and width of every level, in cells.
+            memory: The encoded levels.
             image_sizes: Width and height of each image's content, without padding, in pixels,
                 (B, 2).
             regress: The head's map from a layer's normalised output to logits of boxes relative to
@@ -180,18 +126,11 @@ class SMCADecoder(BaseModule):
         # Half precision would place a centre a tenth of a cell off, in a map of 40 cells.
         with torch.autocast(features.device.type, enabled=False):
             references = widen(self.center_head(features))
+        # Activation checkpointing needs the tensors that a layer learns from one by one.
+        cells_of_layer = memory.keys(), memory.cells, memory.levels()
         hidden_states, all_references = [], []
         for layer in self.layers:
-            query = layer(
-                query,
-                query_pos,
-                memory,
-                memory_pos,
-                memory_mask,
-                level_shapes,
-                references.sigmoid(),
-                image_sizes,
-            )
+            query = layer(query, query_pos, *cells_of_layer, references.sigmoid(), image_sizes)
             hidden_states.append(self.post_norm(query))
             all_references.append(references)
             if regress is not None and self.refine:

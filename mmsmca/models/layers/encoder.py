@@ -1,7 +1,7 @@
 """Intra- and multi-scale encoder (paper, section 3.3); with one level, DETR's encoder."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from itertools import pairwise
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -10,46 +10,48 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
+from .memory import Memory
 from .self_attention import SelfAttention
 from .values import check_count
 
 LAYER_KINDS = ('intra', 'multi')
 
 
-class Memory(NamedTuple):
-    """Encoded feature levels, as the decoder takes them.
+class LevelEncoder(BaseModule):
+    """What detectors ask every encoder for; an encoder's own is how it encodes.
 
     Attributes:
-        memory: Encoded cells of all levels, one level after the other, (B, N, C).
-        memory_pos: Position encoding of the cells, (B, N, C).
-        memory_mask: True where a cell is padding, (B, N), or None.
-        level_shapes: Height and width of every level, in cells.
+        num_levels: Number of levels that the encoder is for.
+        NUM_LEVELS_KEY: Where the config says it.
+        DOUBLING: Whether every level has to have twice the stride of the one before.
     """
 
-    memory: Tensor
-    memory_pos: Tensor
-    memory_mask: Tensor | None
-    level_shapes: Sequence[tuple[int, int]]
+    num_levels: int
+    NUM_LEVELS_KEY = 'encoder.num_levels'
+    DOUBLING = False
 
+    def output_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the encoded levels, given those of the neck's maps: the same.
 
-def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of (B, C, H_j, W_j) to (B, N, C)."""
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        Raises:
+            ValueError: If there are not ``num_levels`` of them, or one that has to be twice the one
+                before is not.
+        """
+        if self.num_levels != len(strides):
+            raise ValueError(
+                f'{self.NUM_LEVELS_KEY}={self.num_levels} does not fit the neck, which gives '
+                f'{len(strides)} levels of strides {list(strides)}: set it to {len(strides)}'
+            )
+        if self.DOUBLING and any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
+            raise ValueError(
+                f'encoder.type={type(self).__name__} needs levels each of twice the stride of the '
+                f'one before, the neck gives {list(strides)}: see backbone.strides and out_indices'
+            )
+        return list(strides)
 
-
-def check_num_levels(key: str, num_levels: int, strides: Sequence[int]) -> None:
-    """Raise a ValueError if an encoder was configured for another number of levels.
-
-    Args:
-        key: Where the config says how many.
-        num_levels: What it says.
-        strides: Strides of the levels that the neck gives.
-    """
-    if num_levels != len(strides):
-        raise ValueError(
-            f'{key}={num_levels} does not fit the neck, which gives {len(strides)} levels of '
-            f'strides {list(strides)}: set it to {len(strides)}'
-        )
+    def input_strides(self, strides: Sequence[int]) -> list[int]:
+        """Strides of the neck's maps, given those of the encoded levels: the same."""
+        return list(strides)
 
 
 @MODELS.register_module()
@@ -124,7 +126,7 @@ def _by_group(
 
 
 @MODELS.register_module()
-class SMCAEncoder(BaseModule):
+class SMCAEncoder(LevelEncoder):
     """Stack of intra-scale and multi-scale layers, without a norm after the last.
 
     ``layer_kinds=['intra', 'intra', 'multi', 'intra', 'intra']`` is the paper's
@@ -178,39 +180,17 @@ class SMCAEncoder(BaseModule):
             )
         self.embed_dims = self.layers[0].embed_dims
 
-    def output_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the encoded levels, given those of the neck's maps: the same.
-
-        Raises:
-            ValueError: If there are not ``num_levels`` of them.
-        """
-        check_num_levels('encoder.num_levels', self.num_levels, strides)
-        return list(strides)
-
-    def input_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the neck's maps, given those of the encoded levels: the same."""
-        return list(strides)
-
-    def forward(
-        self,
-        feat: Tensor,
-        feat_pos: Tensor,
-        feat_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-    ) -> Memory:
+    def forward(self, memory: Memory) -> Memory:
         """Encode the cells of all levels.
 
         Args:
-            feat: Cells of all levels, one level after the other, (B, N, C).
-            feat_pos: Their position encoding, (B, N, C).
-            feat_mask: True where a cell is padding, (B, N), or None.
-            level_shapes: Height and width of every level, in cells.
+            memory: The levels, as the neck gives them.
 
         Returns:
             The encoded cells, with positions, mask and shapes as they were.
         """
-        level_sizes = [height * width for height, width in level_shapes]
+        cells, sizes = memory.cells, memory.sizes()
         for kind, layer in zip(self.layer_kinds, self.layers, strict=True):
-            group_sizes = level_sizes if kind == 'intra' else [sum(level_sizes)]
-            feat = layer(feat, feat_pos, feat_mask, group_sizes)
-        return Memory(feat, feat_pos, feat_mask, level_shapes)
+            groups = sizes if kind == 'intra' else [sum(sizes)]
+            cells = layer(cells, memory.pos, memory.mask, groups)
+        return memory.encoded(cells)

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fused_attention import masked_softmax
+from .memory import LevelCells
+from .spatial_prior import LevelPrior
 
 
-def gaussian_log_prior(
-    centers: Tensor, scales: Tensor, grid_size: tuple[int, int], beta: float
-) -> Tensor:
+def gaussian_log_prior(prior: LevelPrior, shape: tuple[int, int]) -> Tensor:
     r"""Logarithm of the Gaussian-like spatial prior of every query at every cell (paper, eq. 2).
 
     .. math:: \log G(x, y) = -[s_x^2 (x - c_x)^2 + s_y^2 (y - c_y)^2] / \beta
@@ -20,15 +20,13 @@ def gaussian_log_prior(
     paper divides by the squared scales, the authors' code multiplies; this follows the code.
 
     Args:
-        centers: Centres (x, y) in cells, (B, M, Q, 2).
-        scales: Scales before squaring, (B, M, Q, 2) or (B, M, Q, 3).
-        grid_size: Height and width of the feature map, in cells.
-        beta: Bandwidth, in squared cells, positive.
+        prior: Priors of the queries.
+        shape: Height and width of the feature map, in cells.
 
     Returns:
         Tensor of shape (B, M, Q, H * W), nowhere positive.
     """
-    height, width = grid_size
+    (height, width), (centers, scales, beta) = shape, prior
     # Both axes are separate until the last sum: little more than the result is in memory.
     dx2 = (torch.arange(width, device=centers.device) - centers[..., 0:1]).square()
     dy2 = (torch.arange(height, device=centers.device) - centers[..., 1:2]).square()
@@ -45,19 +43,17 @@ def explicit_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    centers: Tensor,
-    scales: Tensor,
-    grid_size: tuple[int, int],
-    beta: float,
-    key_padding_mask: Tensor | None = None,
+    prior: LevelPrior,
+    cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Gaussian-modulated attention with prior and attention weights in memory.
 
-    Arguments and result are those of :func:`.gaussian_attention`; of any scale type.
+    Arguments and result are those of :func:`.gaussian_attention`, but for images whose cells are
+    all padding: what they get is finite, and means nothing.
     """
-    bias = gaussian_log_prior(centers, scales, grid_size, beta)
-    return biased_attention(query, key, value, bias, key_padding_mask, dropout_p)
+    bias = gaussian_log_prior(prior, cells.shape)
+    return biased_attention(query, key, value, bias, cells.padding, dropout_p)
 
 
 def biased_attention(
@@ -69,9 +65,10 @@ def biased_attention(
     dropout_p: float,
 ) -> Tensor:
     """Attention whose logits get a bias of shape (B, M, Q, N)."""
-    logits = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1)) + bias
-    weights = masked_softmax(logits, key_padding_mask)
-    out = F.dropout(weights, dropout_p).to(value.dtype) @ value
-    if key_padding_mask is None:
-        return out
-    return out.masked_fill(key_padding_mask.all(dim=1)[:, None, None, None], 0.0)
+    weights = masked_softmax(content_logits(query, key) + bias, key_padding_mask)
+    return F.dropout(weights, dropout_p).to(value.dtype) @ value
+
+
+def content_logits(query: Tensor, key: Tensor) -> Tensor:
+    """Logits of plain attention, (B, M, Q, N), from (B, M, Q, d) and (B, M, N, d)."""
+    return query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))

@@ -22,7 +22,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .fused_attention import fused_attention
+from .memory import LevelCells
 from .precision import widen
+from .spatial_prior import LevelPrior
 
 # Logit that takes a key out of the softmax, whatever the prior says.
 PADDING = -1e9
@@ -34,27 +36,20 @@ def folded_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    centers: Tensor,
-    scales: Tensor,
-    grid_size: tuple[int, int],
-    beta: float,
-    key_padding_mask: Tensor | None = None,
+    prior: LevelPrior,
+    cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
     """Gaussian-modulated attention through plain attention.
 
-    Arguments and result are those of :func:`.gaussian_attention`; two scales only.
+    Arguments and result are those of :func:`.explicit_attention`; two scales only.
     """
-    height, width = grid_size
-    centers, scales = widen(centers), widen(scales)
-    origins = place_origins(centers.new_tensor([[width, height]]), grid_size, REACH)
-    channels = prior_channels(
-        centers, scales.square() / beta, cell_coordinates(grid_size, centers), origins
-    )
-    out = attend_folded(query, key, value, *channels, key_padding_mask, dropout_p)
-    if key_padding_mask is None:
-        return out
-    return out.masked_fill(key_padding_mask.all(dim=1)[:, None, None, None], 0.0)
+    height, width = cells.shape
+    centers, scales = widen(prior.centers), widen(prior.scales)
+    origins = place_origins(centers.new_tensor([[width, height]]), cells.shape, REACH)
+    coordinates = cell_coordinates(cells.shape, centers)
+    channels = prior_channels(centers, scales.square() / prior.beta, coordinates, origins)
+    return attend_folded(query, key, value, *channels, cells.padding, dropout_p)
 
 
 def attend_folded(

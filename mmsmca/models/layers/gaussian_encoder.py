@@ -1,7 +1,6 @@
 """Self-attention over all levels under Gaussians: the prior in the encoder, not the paper's."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -11,10 +10,10 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
-from .conv_encoder import check_doubling
-from .encoder import Memory, check_num_levels
+from .encoder import LevelEncoder
 from .joint_attention import Cells, place_cells
 from .joint_co_attention import JointCoAttention
+from .memory import Memory
 from .precision import widen
 from .values import check_count
 
@@ -110,12 +109,13 @@ class GaussianEncoderLayer(BaseModule):
         """
         images = feat.size(0)
         prior = JointPrior(*(x.expand(images, -1, -1, -1) for x in self.prior(cells)))
-        feat = self.norms[0](self.self_attn(feat, feat_pos, prior, feat, feat_pos, cells))
+        key = feat + feat_pos
+        feat = self.norms[0](self.self_attn(feat, feat_pos, key, feat, prior, cells))
         return self.norms[1](self.ffn(feat))
 
 
 @MODELS.register_module()
-class SMCAGaussianEncoder(BaseModule):
+class SMCAGaussianEncoder(LevelEncoder):
     """Stack of layers in which every cell attends to all levels, at first around itself.
 
     Nobody has published it: SMCA's prior is the decoder's. It is folded as SMCA-DINO's is, so a
@@ -132,6 +132,8 @@ class SMCAGaussianEncoder(BaseModule):
         ValueError: If there is no layer or no level.
     """
 
+    DOUBLING = True
+
     def __init__(
         self, num_layers: int, layer_cfg: dict, num_levels: int, init_cfg: dict | None = None
     ) -> None:
@@ -144,37 +146,14 @@ class SMCAGaussianEncoder(BaseModule):
         )
         self.embed_dims = self.layers[0].embed_dims
 
-    def output_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the encoded levels, given those of the neck's maps: the same.
-
-        Raises:
-            ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
-        """
-        check_num_levels('encoder.num_levels', self.num_levels, strides)
-        check_doubling('SMCAGaussianEncoder', strides)
-        return list(strides)
-
-    def input_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the neck's maps, given those of the encoded levels: the same."""
-        return list(strides)
-
-    def forward(
-        self,
-        feat: Tensor,
-        feat_pos: Tensor,
-        feat_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-    ) -> Memory:
-        """Encode the cells of all levels; arguments as in :meth:`.encoder.SMCAEncoder.forward`.
-
-        Returns:
-            The encoded cells, with positions, mask and shapes as they were.
-        """
+    def forward(self, memory: Memory) -> Memory:
+        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`."""
         # In finest cells, padding included.
-        height, width = level_shapes[0]
+        height, width = memory.shapes[0]
         size = widen(self.layers[0].prior.widths).new_tensor([[width, height]])
         strides = [2**level for level in range(self.num_levels)]
-        cells = place_cells(level_shapes, strides, size, feat_mask)
+        places = place_cells(memory.shapes, strides, size, memory.mask)
+        cells = memory.cells
         for layer in self.layers:
-            feat = layer(feat, feat_pos, cells)
-        return Memory(feat, feat_pos, feat_mask, level_shapes)
+            cells = layer(cells, memory.pos, places)
+        return memory.encoded(cells)

@@ -1,15 +1,14 @@
 """Hybrid encoder: attention on the coarsest level, convolutions between the levels."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from .conv_encoder import blank, check_doubling, unflatten_levels
-from .encoder import Memory, SMCAEncoderLayer, check_num_levels, flatten_levels
+from .conv_encoder import blank
+from .encoder import LevelEncoder, SMCAEncoderLayer
+from .memory import Memory, flatten_levels, unflatten_levels
 from .values import check_count
 
 
@@ -75,7 +74,7 @@ class FusionBlock(BaseModule):
 
 
 @MODELS.register_module()
-class SMCAHybridEncoder(BaseModule):
+class SMCAHybridEncoder(LevelEncoder):
     """Attention on the coarsest level, then fusion of the levels top-down and bottom-up.
 
     RT-DETR's hybrid encoder (arXiv:2304.08069) with norms that do not look beyond a cell. Only the
@@ -91,6 +90,8 @@ class SMCAHybridEncoder(BaseModule):
     Raises:
         ValueError: If there is no level or no layer.
     """
+
+    DOUBLING = True
 
     def __init__(
         self,
@@ -113,46 +114,18 @@ class SMCAHybridEncoder(BaseModule):
         self.down = ModuleList(ConvLayer(channels, channels, 3, stride=2) for _ in steps)
         self.bottom_up = ModuleList(FusionBlock(channels, num_convs) for _ in steps)
 
-    def output_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the encoded levels, given those of the neck's maps: the same.
-
-        Raises:
-            ValueError: If there are not ``num_levels`` of them, or one is not twice the one before.
-        """
-        check_num_levels('encoder.num_levels', self.num_levels, strides)
-        check_doubling('SMCAHybridEncoder', strides)
-        return list(strides)
-
-    def input_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the neck's maps, given those of the encoded levels: the same."""
-        return list(strides)
-
-    def forward(
-        self,
-        feat: Tensor,
-        feat_pos: Tensor,
-        feat_mask: Tensor | None,
-        level_shapes: Sequence[tuple[int, int]],
-    ) -> Memory:
-        """Encode the cells of all levels; arguments as in :meth:`.encoder.SMCAEncoder.forward`.
-
-        Returns:
-            The encoded cells, with positions, mask and shapes as they were.
-        """
-        maps = unflatten_levels(feat, level_shapes)
-        pos = unflatten_levels(feat_pos, level_shapes)
-        masks: Sequence[Tensor | None] = [None] * len(maps)
-        if feat_mask is not None:
-            masks = unflatten_levels(feat_mask.unsqueeze(-1), level_shapes)
+    def forward(self, memory: Memory) -> Memory:
+        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`."""
+        maps, pos, masks = memory.maps()
         maps[-1] = self._attend(maps[-1], pos[-1], masks[-1])
         for level in reversed(range(len(maps) - 1)):
             maps[level + 1] = self.lateral[level](maps[level + 1])
-            above = _enlarge(maps[level + 1], level_shapes[level])
+            above = _enlarge(maps[level + 1], memory.shapes[level])
             maps[level] = self.top_down[level](maps[level], above, masks[level])
         for level in range(len(maps) - 1):
             below = self.down[level](blank(maps[level], masks[level]))
             maps[level + 1] = self.bottom_up[level](maps[level + 1], below, masks[level + 1])
-        return Memory(flatten_levels(maps), feat_pos, feat_mask, level_shapes)
+        return memory.encoded(flatten_levels(maps))
 
     def _attend(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         height, width = x.shape[-2:]

@@ -40,12 +40,14 @@ class Cells(NamedTuple):
         origins: What the coordinates of the folded prior count from, in finest cells: the middle
             of each image's content, or of its parts, (B, n, 2).
         padding: True where a cell is padding, (B, N), or None.
+        shapes: Height and width of every level, in cells.
     """
 
     coordinates: Tensor
     levels: Tensor
     origins: Tensor
     padding: Tensor | None
+    shapes: Sequence[tuple[int, int]]
 
 
 def place_cells(
@@ -74,7 +76,7 @@ def place_cells(
         for level, (height, width) in enumerate(level_shapes)
     ]
     origins = place_origins(image_sizes / strides[0], level_shapes[0], REACH)
-    return Cells(torch.cat(coordinates), torch.cat(levels), origins, padding)
+    return Cells(torch.cat(coordinates), torch.cat(levels), origins, padding, level_shapes)
 
 
 def joint_log_prior(prior: JointPrior, cells: Cells) -> Tensor:

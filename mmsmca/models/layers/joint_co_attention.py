@@ -1,14 +1,13 @@
 """Co-attention over the cells of all levels in one softmax, under a prior tied to a box."""
 
-import math
-
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
+from .explicit_attention import content_logits
 from .joint_attention import IMPLEMENTATIONS, Cells, joint_log_prior, num_prior_channels
-from .values import check_count
+from .values import check_choice, check_count
 
 
 @MODELS.register_module()
@@ -61,11 +60,7 @@ class JointCoAttention(BaseModule):
                 f'channels, of which the prior over {num_levels} levels takes '
                 f'{num_prior_channels(num_levels)}: take fewer heads or more embed_dims'
             )
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f'cross_attn_cfg.implementation={implementation!r} is unknown, choose one of '
-                f'{list(IMPLEMENTATIONS)}'
-            )
+        check_choice('cross_attn_cfg.implementation', implementation, IMPLEMENTATIONS)
         self.num_heads = num_heads
         self.implementation = implementation
         self.query_proj = nn.Linear(embed_dims, num_heads * content)
@@ -87,9 +82,9 @@ class JointCoAttention(BaseModule):
         self,
         query: Tensor,
         query_pos: Tensor,
+        key: Tensor,
+        value: Tensor,
         prior: JointPrior,
-        memory: Tensor,
-        memory_pos: Tensor,
         cells: Cells,
     ) -> Tensor:
         """Attend from the queries to the cells of all levels.
@@ -97,9 +92,10 @@ class JointCoAttention(BaseModule):
         Args:
             query: (B, Q, C).
             query_pos: Position encoding of the queries, (B, Q, C).
+            key: Content and position of the cells of all levels, one level after the other,
+                (B, N, C).
+            value: Their content, (B, N, C).
             prior: Priors of the queries.
-            memory: Encoded cells of all levels, one level after the other, (B, N, C).
-            memory_pos: Position encoding of the cells, (B, N, C).
             cells: Where the cells are.
 
         Returns:
@@ -107,8 +103,8 @@ class JointCoAttention(BaseModule):
         """
         out = IMPLEMENTATIONS[self.implementation](
             self._split_heads(self.query_proj(query + query_pos)),
-            self._split_heads(self.key_proj(memory + memory_pos)),
-            self._split_heads(self.value_proj(memory)),
+            self._split_heads(self.key_proj(key)),
+            self._split_heads(self.value_proj(value)),
             prior,
             cells,
             self.dropout.p if self.training else 0.0,
@@ -116,13 +112,7 @@ class JointCoAttention(BaseModule):
         return query + self.dropout(self.output_proj(out.transpose(1, 2).flatten(2)))
 
     def logits(
-        self,
-        query: Tensor,
-        query_pos: Tensor,
-        prior: JointPrior,
-        memory: Tensor,
-        memory_pos: Tensor,
-        cells: Cells,
+        self, query: Tensor, query_pos: Tensor, key: Tensor, prior: JointPrior, cells: Cells
     ) -> tuple[Tensor, Tensor]:
         """Logits of the attention weights, which :meth:`forward` need not have in memory.
 
@@ -132,8 +122,8 @@ class JointCoAttention(BaseModule):
             Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
         """
         q = self._split_heads(self.query_proj(query + query_pos))
-        k = self._split_heads(self.key_proj(memory + memory_pos))
-        return q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), joint_log_prior(prior, cells)
+        content = content_logits(q, self._split_heads(self.key_proj(key)))
+        return content, joint_log_prior(prior, cells)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, N, M * k) to (B, M, N, k)."""

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .box_prior import JointPrior
+from .explicit_attention import content_logits
 from .fused_attention import fused_attention
 from .joint_attention import Cells
 from .projections import AttentionProjections
@@ -51,9 +52,9 @@ class PlainCoAttention(BaseModule):
         self,
         query: Tensor,
         query_pos: Tensor,
+        key: Tensor,
+        value: Tensor,
         prior: JointPrior,
-        memory: Tensor,
-        memory_pos: Tensor,
         cells: Cells,
     ) -> Tensor:
         """Attend to the cells of all levels; arguments as in :meth:`.JointCoAttention.forward`.
@@ -64,8 +65,8 @@ class PlainCoAttention(BaseModule):
         q = self.attn.query(query + query_pos)
         out = fused_attention(
             q,
-            self.attn.key(memory + memory_pos),
-            self.attn.value(memory),
+            self.attn.key(key),
+            self.attn.value(value),
             cells.padding,
             self.dropout.p if self.training else 0.0,
             scale=1 / math.sqrt(q.size(-1)),
@@ -73,19 +74,12 @@ class PlainCoAttention(BaseModule):
         return query + self.dropout(self.attn.output(out))
 
     def logits(
-        self,
-        query: Tensor,
-        query_pos: Tensor,
-        prior: JointPrior,
-        memory: Tensor,
-        memory_pos: Tensor,
-        cells: Cells,
+        self, query: Tensor, query_pos: Tensor, key: Tensor, prior: JointPrior, cells: Cells
     ) -> tuple[Tensor, Tensor]:
         """Logits of the attention weights; arguments are those of :meth:`forward`.
 
         Returns:
             Logits by content, and what a prior adds to them, zeros, (B, M, Q, N).
         """
-        q, k = self.attn.query(query + query_pos), self.attn.key(memory + memory_pos)
-        content = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        content = content_logits(self.attn.query(query + query_pos), self.attn.key(key))
         return content, torch.zeros_like(content)

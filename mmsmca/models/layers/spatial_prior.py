@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .precision import widen
-from .values import check_positive, check_strides
+from .values import check_choice, check_positive, check_strides
 
 # Scales that a prior has per query (and head and level), before they are squared.
 SCALES = {
@@ -69,10 +69,7 @@ class SpatialPrior(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if scale not in SCALES:
-            raise ValueError(
-                f'spatial_prior_cfg.scale={scale!r} is unknown, choose one of {list(SCALES)}'
-            )
+        check_choice('spatial_prior_cfg.scale', scale, SCALES)
         strides = check_strides(strides)
         betas = tuple(beta) if isinstance(beta, Sequence) else (beta,) * len(strides)
         if len(betas) != len(strides):
@@ -91,9 +88,9 @@ class SpatialPrior(BaseModule):
         priors = len(strides) * (1 if head_shared else num_heads)
         self.offsets = None if head_shared else nn.Linear(embed_dims, priors * 2)
         self.scales = nn.Linear(embed_dims, priors * self.num_scales) if self.num_scales else None
-        self.init_scales()
+        self.init_weights()
 
-    def init_scales(self) -> None:
+    def init_weights(self) -> None:
         """Set the scales to 1, whatever the query."""
         if self.scales is not None:
             nn.init.zeros_(self.scales.weight)

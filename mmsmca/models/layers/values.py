@@ -1,7 +1,7 @@
 """Checks of configured values that several modules share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,6 +24,12 @@ def check_positive(key: str, value: Any) -> None:
         raise ValueError(f'{key}={value!r} has to be positive, a number')
 
 
+def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise a ValueError if a value is none of its choices; arguments as in `check_count`."""
+    if value not in choices:
+        raise ValueError(f'{key}={value!r} is unknown, choose one of {list(choices)}')
+
+
 def check_strides(strides: Any) -> tuple[int, ...]:
     """Check ``decoder.strides``.
 
@@ -43,12 +49,3 @@ def check_strides(strides: Any) -> tuple[int, ...]:
             '[32] for one level'
         )
     return tuple(strides)
-
-
-def check_same_heads(prior: int, attention: int) -> None:
-    """Raise a ValueError if a spatial prior has other heads than its co-attention."""
-    if prior != attention:
-        raise ValueError(
-            f'spatial_prior_cfg.num_heads={prior} has to be that of cross_attn_cfg, {attention}: '
-            'leave it out'
-        )
