@@ -12,6 +12,7 @@ from mmsmca.models.layers import attention, joint_attention
 from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
 from mmsmca.models.layers.joint_attention import Cells, num_prior_channels, place_cells
 from mmsmca.models.layers.memory import LevelCells
+from mmsmca.models.layers.projections import merge_heads, split_heads
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
 # The package's two, attention without prior, and FlexAttention.
@@ -128,12 +129,12 @@ class CoAttention:
             with setting.autocast():
                 of_queries, of_keys, of_values, output = linears
                 out = attend(
-                    self._split_heads(of_queries(query + query_pos)),
-                    self._split_heads(of_keys(memory + memory_pos)),
-                    self._split_heads(of_values(memory)),
+                    split_heads(of_queries(query + query_pos), self.heads),
+                    split_heads(of_keys(memory + memory_pos), self.heads),
+                    split_heads(of_values(memory), self.heads),
                     *prior.values(),
                 )
-                return output(out.transpose(1, 2).flatten(2))
+                return output(merge_heads(out))
 
         def train() -> Tensor:
             out = run()
@@ -142,9 +143,6 @@ class CoAttention:
             return out
 
         return Case(train, torch.no_grad()(run), linears)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def random_level_prior(of: CoAttention, images: int) -> tuple[LevelPrior, LevelCells]:

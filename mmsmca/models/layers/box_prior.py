@@ -31,6 +31,13 @@ class JointPrior(NamedTuple):
     gates: Tensor
 
 
+def directions(num_heads: int) -> Tensor:
+    """Where the heads look at first: all around, (x, y), the larger of which is 1; (M, 2)."""
+    angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
+    ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
+    return ring / ring.abs().amax(dim=-1, keepdim=True)
+
+
 @MODELS.register_module()
 class BoxPrior(BaseModule):
     r"""Gaussians placed and scaled by a query's box, which every decoder layer refines.
@@ -92,13 +99,10 @@ class BoxPrior(BaseModule):
 
     def init_weights(self) -> None:
         """Look around the box, whatever the query."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
-        ring = ring / ring.abs().amax(dim=-1, keepdim=True)
         for linear in filter(None, (self.offsets, self.widths, self.gates)):
             nn.init.zeros_(linear.weight)
         with torch.no_grad():
-            self.offsets.bias.copy_((ring * self.offset).flatten())
+            self.offsets.bias.copy_((directions(self.num_heads) * self.offset).flatten())
             self.widths.bias.fill_(math.log(self.width))
             if self.gates is not None:
                 equal_mass = [2 * math.log(stride / self.strides[0]) for stride in self.strides]

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from .box_prior import JointPrior
+from .box_prior import JointPrior, directions
 from .encoder import LevelEncoder
 from .joint_attention import Cells, place_cells
 from .joint_co_attention import JointCoAttention
@@ -49,12 +49,9 @@ class CellPrior(nn.Module):
     def init_weights(self) -> None:
         """Look around the cell, one cell away or two by turns; all levels have equal mass."""
         num_heads, num_levels = self.gates.shape
-        heads = torch.arange(num_heads)
-        angles = heads * (2 * math.pi / num_heads)
-        ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
-        ring = ring / ring.abs().amax(dim=-1, keepdim=True)
+        cells_away = 1 + torch.arange(num_heads) % 2
         with torch.no_grad():
-            self.offsets.copy_(ring * (1 + heads % 2)[:, None])
+            self.offsets.copy_(directions(num_heads) * cells_away[:, None])
             self.widths.zero_()
             self.gates.copy_(2 * math.log(2) * torch.arange(num_levels).expand(num_heads, -1))
 

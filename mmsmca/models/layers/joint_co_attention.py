@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .box_prior import JointPrior
 from .explicit_attention import content_logits
 from .joint_attention import IMPLEMENTATIONS, Cells, joint_log_prior, num_prior_channels
+from .projections import merge_heads, split_heads
 from .values import check_choice, check_count
 
 
@@ -101,15 +102,11 @@ class JointCoAttention(BaseModule):
         Returns:
             ``query`` plus the co-attention's output, (B, Q, C).
         """
-        out = IMPLEMENTATIONS[self.implementation](
-            self._split_heads(self.query_proj(query + query_pos)),
-            self._split_heads(self.key_proj(key)),
-            self._split_heads(self.value_proj(value)),
-            prior,
-            cells,
-            self.dropout.p if self.training else 0.0,
-        )
-        return query + self.dropout(self.output_proj(out.transpose(1, 2).flatten(2)))
+        projected = self.query_proj(query + query_pos), self.key_proj(key), self.value_proj(value)
+        q, k, v = (split_heads(x, self.num_heads) for x in projected)
+        dropout_p = self.dropout.p if self.training else 0.0
+        out = IMPLEMENTATIONS[self.implementation](q, k, v, prior, cells, dropout_p)
+        return query + self.dropout(self.output_proj(merge_heads(out)))
 
     def logits(
         self, query: Tensor, query_pos: Tensor, key: Tensor, prior: JointPrior, cells: Cells
@@ -121,10 +118,6 @@ class JointCoAttention(BaseModule):
         Returns:
             Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
         """
-        q = self._split_heads(self.query_proj(query + query_pos))
-        content = content_logits(q, self._split_heads(self.key_proj(key)))
-        return content, joint_log_prior(prior, cells)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, N, M * k) to (B, M, N, k)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = split_heads(self.query_proj(query + query_pos), self.num_heads)
+        k = split_heads(self.key_proj(key), self.num_heads)
+        return content_logits(q, k), joint_log_prior(prior, cells)

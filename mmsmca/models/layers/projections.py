@@ -6,6 +6,16 @@ from torch import Tensor, nn
 from .values import check_count
 
 
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, M * k) to (B, M, N, k)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, M, N, k) to (B, N, M * k)."""
+    return x.transpose(1, 2).flatten(2)
+
+
 class AttentionProjections(nn.Module):
     """In- and out-projection of multi-head attention, without the attention.
 
@@ -39,11 +49,7 @@ class AttentionProjections(nn.Module):
         channels = x.size(-1)
         rows = slice(first * channels, (first + count) * channels)
         projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return [self._split_heads(p) for p in projected.chunk(count, dim=-1)]
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, M, N, d)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return [split_heads(p, self.num_heads) for p in projected.chunk(count, dim=-1)]
 
     def query(self, x: Tensor) -> Tensor:
         """Project (B, N, C) to queries (B, M, N, d)."""
@@ -63,4 +69,4 @@ class AttentionProjections(nn.Module):
 
     def output(self, x: Tensor) -> Tensor:
         """Merge the heads of (B, M, N, d) and project to (B, N, C)."""
-        return self.out_proj(x.transpose(1, 2).flatten(2))
+        return self.out_proj(merge_heads(x))
