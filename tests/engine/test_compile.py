@@ -10,23 +10,22 @@ from utils import build_detector, sample
 
 from mmsmca.engine.hooks.compile_hook import PARTS
 
-# The paper's models with ResNet-18 and fewer layers.
+# The paper's models with a narrow ResNet-18 and fewer layers.
 MODELS = {
     'single scale': (
         'smca/smca_r50_8xb2-50e_coco.py',
-        dict(neck=dict(in_channels=[512]), encoder=dict(num_layers=1)),
+        dict(neck=dict(in_channels=[64]), encoder=dict(num_layers=1)),
     ),
     'multi scale': (
         'smca/smca-multi-scale_r50_8xb1-50e_coco.py',
         dict(
-            neck=dict(in_channels=[256, 512]),
+            neck=dict(in_channels=[32, 64]),
             encoder=dict(num_layers=2, layer_kinds=['intra', 'multi']),
         ),
     ),
     'smca-dino': (
         'smca_dino/smca-dino_r50_8xb2-12e_coco.py',
         dict(
-            backbone=dict(base_channels=8),
             neck=dict(in_channels=[16, 32, 64], num_outs=3),
             encoder=dict(num_convs=1, num_levels=3),
             decoder=dict(num_layers=1, strides=[8, 16, 32]),
@@ -40,7 +39,7 @@ SIZES = [(160, 224), (128, 160), (160, 96), (96, 96), (192, 160)]
 def build(name):
     config, options = MODELS[name]
     small = dict(num_queries=11, test_cfg=dict(max_per_img=11))
-    parts = dict(backbone=dict(depth=18), decoder=dict(num_layers=2))
+    parts = dict(backbone=dict(depth=18, base_channels=8), decoder=dict(num_layers=2))
     parts = {part: {**default, **options.get(part, {})} for part, default in parts.items()}
     options = {**small, **options, **parts}
     torch.manual_seed(0)
