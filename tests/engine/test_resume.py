@@ -287,8 +287,9 @@ def test_the_script_resumes_from_what_was_checked(tmp_path: Path, monkeypatch):
 
 def trained(lr: float, milestone: int, epochs: int = 0) -> tuple[OptimWrapper, list]:
     """Optimizer and schedulers after epochs of five iterations, stepped as MMEngine does it."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=lr, momentum=0.9))
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups = [dict(params=[first]), dict(params=[second], lr=lr / 10)]
+    wrapper = OptimWrapper(torch.optim.SGD(groups, lr=lr, momentum=0.9))
     schedulers = [
         LinearLR(wrapper, start_factor=0.1, by_epoch=False, begin=0, end=7),
         MultiStepLR(wrapper, milestones=[milestone], gamma=0.1),
@@ -326,8 +327,11 @@ def test_resuming_with_another_schedule(monkeypatch, keep: bool, lr: float, mile
         assert (f'milestones [3] -> [{milestone}]' in said[0]) == (milestone != 3)
         assert f"The {'checkpoint' if keep else 'config'}'s are used" in said[0]
     wanted, schedulers = trained(1.0, 3, epochs=2) if keep else trained(lr, milestone, epochs=2)
-    group = checkpoint['optimizer']['param_groups'][0]
-    assert group['lr'] == pytest.approx(wanted.param_groups[0]['lr'])
+    optimizer = checkpoint['optimizer']
+    # The last is what MMEngine logs as "base_lr".
+    groups = [*optimizer['param_groups'], optimizer['base_param_settings']]
+    for group, its in zip(groups, wanted.param_groups, strict=True):
+        assert group['lr'] == pytest.approx(its['lr'])
     for state, scheduler in zip(checkpoint['param_schedulers'], schedulers, strict=True):
         assert state['last_step'] == scheduler.last_step
     # Another length is said, and that nothing is left.

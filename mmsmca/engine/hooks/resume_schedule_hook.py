@@ -70,6 +70,9 @@ class ResumeScheduleHook(Hook):
         _advance(schedulers, meta['epoch'], meta['iter'])
         for group, mine in zip(saved, own, strict=True):
             group.update({key: value for key, value in mine.items() if key != 'params'})
+        # What MMEngine logs as the base of the rates; None of a single group.
+        if base := runner.optim_wrapper.base_param_settings:
+            checkpoint['optimizer']['base_param_settings'] = base
         checkpoint['param_schedulers'] = [s.state_dict() for s in schedulers]
 
 
