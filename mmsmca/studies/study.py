@@ -29,12 +29,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 
+from mmsmca.checks.keys import walk
 from mmsmca.checks.preflight import merge_options
 from mmsmca.errors import ConfigError
 
@@ -244,11 +243,11 @@ def _resolve(experiment: Experiment, files: dict[str, dict], where: str) -> Conf
         except (TypeError, KeyError) as error:
             below = ', '.join(experiment.configs[:i])
             raise StudyError(f'{where}: {file} cannot be merged over {below}: {error}') from error
+    nodes = {place: node for key in cfg for place, node in walk(cfg[key], key)}
     for key in experiment.cfg_options:
-        *parents, leaf = key.split('.')
         # A new leaf is legitimate, say an argument that the config leaves at its default.
-        parent = reduce(_child, parents, cfg)
-        if not isinstance(parent, (Config, dict, list)) or leaf == '':
+        parent, _, leaf = key.rpartition('.')
+        if not leaf or (parent and not isinstance(nodes.get(parent), (dict, list))):
             raise StudyError(
                 f'{where}: cfg_options: {key!r} changes nothing that '
                 f'{", ".join(experiment.configs)} has.'
@@ -258,14 +257,6 @@ def _resolve(experiment: Experiment, files: dict[str, dict], where: str) -> Conf
     except ConfigError as error:
         raise StudyError(str(error)) from error
     return cfg
-
-
-def _child(node: Any, part: str) -> Any:
-    if isinstance(node, (Config, dict)):
-        return node.get(part)
-    if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
-        return node[int(part)]
-    return None
 
 
 def _run(

@@ -178,17 +178,11 @@ def reached(runs: Sequence[Result], ap: float, unit: str) -> Reached:
         unit: "epochs" or "iterations".
     """
 
-    def first(points: Iterable[Point]) -> Point | None:
-        return next((point for point in points if point.AP >= ap), None)
+    def first(runs: Sequence[Result]) -> tuple[int | None, float | None]:
+        points = (p for p in curve(runs, unit) if p.AP >= ap)
+        return next(((point.step, point.seconds) for point in points), (None, None))
 
-    of_mean = first(curve(runs, unit))
-    of_runs = [first(curve([run], unit)) for run in runs]
-    return Reached(
-        ap,
-        of_mean.step if of_mean else None,
-        of_mean.seconds if of_mean else None,
-        [point.step if point else None for point in of_runs],
-    )
+    return Reached(ap, *first(runs), [first([run])[0] for run in runs])
 
 
 @dataclass(frozen=True)
