@@ -14,7 +14,7 @@ from benchmarks import (
     outcome_in,
     peak_memory,
 )
-from cases import MODES, Case, Detector, Setting
+from cases import MODES, Detector, Setting
 from co_attention import CoAttention
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,17 +133,18 @@ def _memory(
     subject: Detector | CoAttention, mode: str, setting: Setting, limit_gib: float | None
 ) -> float | None:
     """Peak memory of a subject on a CPU, in MiB; None if it exceeds the limit."""
-    if isinstance(subject, Detector):
+    if isinstance(subject, CoAttention):
+        # The first call also loads code and starts threads: not what is measured.
+        getattr(subject.small().build(setting), mode)()
+        return peak_memory(getattr(subject.build(setting), mode), limit_gib)
+
+    def call_twice() -> None:
         # The optimizer's state is there from the second step on.
-        return peak_memory(lambda: _call_twice(subject.build(setting), mode), limit_gib)
-    # The first call also loads code and starts threads: not what is measured.
-    getattr(subject.small().build(setting), mode)()
-    return peak_memory(getattr(subject.build(setting), mode), limit_gib)
+        case = subject.build(setting)
+        for _ in range(2):
+            getattr(case, mode)()
 
-
-def _call_twice(case: Case, mode: str) -> None:
-    for _ in range(2):
-        getattr(case, mode)()
+    return peak_memory(call_twice, limit_gib)
 
 
 class KernelSpy(TorchDispatchMode):

@@ -77,39 +77,20 @@ def joint_flex_attention(
     return compiled_flex_attention(BACKEND)(query, key, value, score_mod=add_prior)
 
 
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, dropout_p: float
+def no_prior(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior: LevelPrior | JointPrior,
+    cells: LevelCells | Cells,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """``scaled_dot_product_attention``, called as the package's self-attention calls it."""
     if value.size(-1) > key.size(-1):
         query, key = (F.pad(x, (0, value.size(-1) - key.size(-1))) for x in (query, key))
-    mask = None if padding is None else ~padding[:, None, None, :]
+    mask = None if cells.padding is None else ~cells.padding[:, None, None, :]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
 
-def level_no_prior(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior: LevelPrior,
-    cells: LevelCells,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """Plain attention, called as :func:`level_flex_attention` is."""
-    return plain_attention(query, key, value, cells.padding, dropout_p)
-
-
-def joint_no_prior(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior: JointPrior,
-    cells: Cells,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """Plain attention, called as :func:`joint_flex_attention` is."""
-    return plain_attention(query, key, value, cells.padding, dropout_p)
-
-
-attention.IMPLEMENTATIONS.update(no_prior=level_no_prior, flex=level_flex_attention)
-joint_attention.IMPLEMENTATIONS.update(no_prior=joint_no_prior, flex=joint_flex_attention)
+attention.IMPLEMENTATIONS.update(no_prior=no_prior, flex=level_flex_attention)
+joint_attention.IMPLEMENTATIONS.update(no_prior=no_prior, flex=joint_flex_attention)
