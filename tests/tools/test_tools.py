@@ -1,6 +1,7 @@
 """``tools/train.py`` and ``tools/test.py``: MMDetection's scripts behind the checks."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -214,22 +215,28 @@ def test_corrupt_image_ends_training_by_its_name(monkeypatch, capfd):
     assert 'Restore the file' in line
 
 
-def test_script_prints_mmdetections_help():
-    done = start(str(ROOT / 'tools/train.py'), '-h')
-    assert done.returncode == 0
-    assert 'usage: train.py' in done.stdout
-    assert '--auto-scale-lr' in done.stdout
+def run_script(monkeypatch, name: str, *arguments: str) -> object:
+    """Run a tool's file here, as importing all of it again takes seconds; its exit status."""
+    monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
+    return end.value.code
 
 
-def test_script_names_corrupt_image_of_worker():
+def test_script_prints_mmdetections_help(monkeypatch, capfd):
+    assert run_script(monkeypatch, 'train', '-h') == 0
+    printed = capfd.readouterr().out
+    assert 'usage: train.py' in printed
+    assert '--auto-scale-lr' in printed
+
+
+def test_script_names_corrupt_image_of_worker(monkeypatch, capfd):
     Path('data/shapes128/val/2.jpg').write_bytes(b'')
     checkpoint = save_checkpoint(Path('some.pth'), model=Config.fromfile('config.py').model)
-    done = start(
-        str(ROOT / 'tools/test.py'), 'config.py', checkpoint, '--cfg-options',
-        'test_dataloader.num_workers=1',
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert 'data/shapes128/val/2.jpg cannot be loaded' in error_line(done.stderr, 'test')
+    options = ['--cfg-options', 'test_dataloader.num_workers=1']
+    assert run_script(monkeypatch, 'test', 'config.py', checkpoint, *options) == 2
+    line = error_line(capfd.readouterr().err, 'test')
+    assert 'data/shapes128/val/2.jpg cannot be loaded' in line
 
 
 def test_script_under_torchrun():
