@@ -43,7 +43,7 @@ def comparison_figure(
         for panel, inspection in zip(panels, inspections.values(), strict=True):
             query, overlap = inspection.query_nearest(box)
             maps = inspection.maps([query], layer)
-            frame, weights = ImageFrame(inspection, maps), maps.head_means(maps.weights, 0)
+            frame, weights = ImageFrame(inspection, maps), maps.head_means(maps.weights)
             drawn.append((panel, frame, weights))
             draw_box(panel, box, 'black', linestyle=':')
             draw_box(panel, inspection.boxes[query], 'black')

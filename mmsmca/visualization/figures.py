@@ -127,7 +127,7 @@ def _row(inspection: Inspection, query: int, layer: int, label: str = '') -> Row
     maps = _modulated(inspection, [query], layer)
     frame = ImageFrame(inspection, maps)
     densities = [
-        frame.density(maps.head_means(weights, 0)) for weights in (maps.unmodulated, maps.weights)
+        frame.density(maps.head_means(weights)) for weights in (maps.unmodulated, maps.weights)
     ]
     return Row(label, maps, frame, inspection.layer_boxes[layer, query], densities)
 

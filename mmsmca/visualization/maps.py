@@ -71,20 +71,17 @@ class CoAttentionMaps:
         """Part of the output that every level gives, (M, Q, L)."""
         return self.level_weights * _level_sums(self.weights)
 
-    def head_means(self, weights: Levels, row: int) -> Levels:
-        """Mean over the heads, as in the layer's output.
+    def head_means(self, weights: Levels) -> Levels:
+        """Mean over the heads for the first query, as in the layer's output.
 
         Args:
             weights: Attention weights of these queries, (M, Q, H_j, W_j) per level.
-            row: Index of the query among the Q.
 
         Returns:
             (H_j, W_j) per level.
         """
-        return [
-            (self.level_weights[:, row, level, None, None] * level_weights[:, row]).mean(0)
-            for level, level_weights in enumerate(weights)
-        ]
+        factors = self.level_weights[:, 0, :, None, None].unbind(1)
+        return [(f * level[:, 0]).mean(0) for f, level in zip(factors, weights, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
