@@ -1,5 +1,6 @@
 """Times that hold on a machine that others use too, and what they were measured on."""
 
+import os
 import platform
 import shutil
 import statistics
@@ -106,6 +107,12 @@ def versions() -> dict[str, str]:
         mmsmca=__version__,
         numpy=np.__version__,
     )
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and GPUs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return dict(cpu=cpu_name(), cores=os.cpu_count(), gpus=gpus)
 
 
 def gpu_environment() -> dict[str, Any]:

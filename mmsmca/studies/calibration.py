@@ -9,10 +9,9 @@ from typing import Any
 from mmengine.config import Config
 
 from mmsmca.engine.step_time import step_seconds, train_loader
-from mmsmca.engine.timing import in_own_process, versions
+from mmsmca.engine.timing import in_own_process, machine, versions
 from mmsmca.files import read_json, write_json
 
-from .provenance import hardware
 from .record import StudyError
 
 WARM_UP = 5
@@ -23,7 +22,7 @@ BUSY_CORES = 0.3
 
 def conditions() -> dict[str, Any]:
     """What times per iteration depend on besides the config."""
-    return dict(hardware=hardware(), threads=os.environ.get('OMP_NUM_THREADS'), versions=versions())
+    return dict(hardware=machine(), threads=os.environ.get('OMP_NUM_THREADS'), versions=versions())
 
 
 def calibrate(

@@ -26,11 +26,10 @@ from pathlib import Path
 
 from submitit.helpers import DelayedSubmission
 
-from mmsmca.engine.timing import versions
+from mmsmca.engine.timing import machine, versions
 from mmsmca.errors import UserError
 from mmsmca.files import read_json, write_json
 
-from .provenance import git_revision, hardware
 from .record import RUN, Attempt, RunRecord
 from .report.logs import read_log
 
@@ -166,7 +165,7 @@ class TrainRun:
             folder = Path(self.record.experiment.configs[0]).resolve().parent
             # Attempts are told apart by when they start.
             started = _now(timespec='microseconds')
-            attempt = Attempt(started, git_revision(folder), versions(), hardware())
+            attempt = Attempt(started, _git_revision(folder), versions(), machine())
             self.record.attempts = [attempt]
             self.record.write(self.run_dir)
             # The child inherits the lock: should this process be killed, the run is still held.
@@ -253,3 +252,13 @@ def log_tail(run_dir: Path) -> list[str]:
     """The last lines that a run printed."""
     text = (run_dir / 'train.log').read_text(errors='replace')
     return text.splitlines()[-LOG_TAIL_LINES:]
+
+
+def _git_revision(folder: Path) -> str | None:
+    """The commit that the folder's repository is at, marked when files differ from it."""
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--match=']
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
