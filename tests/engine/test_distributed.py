@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -169,8 +168,7 @@ def fsdp_worker(rank, world_size, folder, kind):
 
 def checked(*command):
     command = [str(part) for part in command]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT / 'tests'))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
