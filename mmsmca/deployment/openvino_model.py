@@ -42,13 +42,14 @@ class IR(NamedTuple):
 
     Attributes:
         model: The model.
-        precise: Operations of the traced program whose layers stay in float32.
-        whole: Those whose layers are not quantised.
+        fast: Operations of the traced program whose layers may run in lower precision, and be
+            quantised.
+        linear: The other linear operations, whose layers run in float32 or bfloat16.
     """
 
     model: openvino.Model
-    precise: set[str]
-    whole: set[str]
+    fast: set[str]
+    linear: set[str]
 
 
 def convert(program: ExportedProgram, metadata: dict) -> IR:
@@ -60,9 +61,8 @@ def convert(program: ExportedProgram, metadata: dict) -> IR:
     """
     decoder = TorchFXPythonDecoder.from_exported_program(program)
     nodes = [node for node in decoder.pt_module.graph.nodes if node.op == 'call_function']
-    whole = {node.name for node in nodes if not _fast(node)}
-    linear = torch.ops.aten.linear.default
-    precise = whole - {node.name for node in nodes if node.target is linear}
+    fast = {node.name for node in nodes if _fast(node)}
+    linear = {node.name for node in nodes if node.target is torch.ops.aten.linear.default} - fast
     maximum = ConversionExtension(str(torch.sym_max), _maximum)
     model = openvino.convert_model(decoder, extension=[maximum])
     for ports, names in ((model.inputs, INPUTS), (model.outputs, OUTPUTS)):
@@ -70,14 +70,17 @@ def convert(program: ExportedProgram, metadata: dict) -> IR:
             port.get_tensor().set_names({name})
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), ['mmsmca', key])
+    for node in reversed(model.get_ordered_ops()):
+        # What the converter made of several operations belongs to what takes its output.
+        takers = [port.get_node() for x in node.outputs() for port in x.get_target_inputs()]
+        if takers and '/' not in node.get_friendly_name():
+            taker = origin(takers[0].get_friendly_name())
+            node.set_friendly_name(f'{taker}/{node.get_friendly_name()}')
     for node in model.get_ordered_ops():
-        if (
-            node.get_type_name() == 'ScaledDotProductAttention'
-            and origin(node.get_friendly_name()) in precise
-        ):
-            _take_apart(node)
+        if origin(node.get_friendly_name()) not in fast:
+            _rewrite(node)
     model.validate_nodes_and_infer_types()
-    return IR(model, precise, whole)
+    return IR(model, fast, linear)
 
 
 def _fast(node: torch.fx.Node) -> bool:
@@ -91,21 +94,82 @@ def origin(name: str) -> str:
     return name.split('/')[0]
 
 
-def _take_apart(attention: openvino.Node) -> None:
-    """Replace a fused attention by its parts, which OpenVINO fuses again.
+def _rewrite(node: openvino.Node) -> None:
+    """Write a layer as OpenVINO will leave it: what it rewrites itself loses the attribute.
 
-    The attribute of a fused one is lost when OpenVINO does the same.
+    Names are kept apart, as NNCF knows layers by them.
     """
-    query, key, value, mask, scale = (x.get_source_output() for x in attention.inputs())
-    parts = [product := op.multiply(query, scale), op.matmul(product, key, False, True)]
+    kind = node.get_type_name()
+    if kind not in REWRITTEN or node.get_output_element_type(0) != openvino.Type.f32:
+        return
+    inputs = [port.get_source_output() for port in node.inputs()]
+    result = REWRITTEN[kind](node, *inputs)
+    if result is None:
+        return
+    given = {port.get_node() for port in inputs}
+    made, count = [result], 0
+    while made:
+        new = made.pop()
+        if new not in given:
+            new.set_friendly_name(f'{node.get_friendly_name()}/{count}')
+            made += [port.get_source_output().get_node() for port in new.inputs()]
+            count += 1
+    node.output(0).replace(result.output(0))
+
+
+def _constant(value: openvino.Output) -> np.ndarray | None:
+    node = value.get_node()
+    return node.data if node.get_type_name() == 'Constant' else None
+
+
+def _attention(node: openvino.Node, query, key, value, mask, scale) -> openvino.Node:
+    """Attention by its parts, which OpenVINO fuses again; of a fused one, it drops the attribute."""
+    product = op.matmul(op.multiply(query, scale), key, False, True)
     if mask.get_element_type() == openvino.Type.boolean:
-        lowest = op.constant(np.finfo(np.float32).min)
-        parts.append(op.select(mask, parts[-1], lowest))
-    parts.append(op.softmax(parts[-1], -1))
-    parts.append(op.matmul(parts[-1], value, False, False))
-    for part in parts:
-        part.set_friendly_name(f'{attention.get_friendly_name()}/{part.get_type_name()}')
-    attention.output(0).replace(parts[-1].output(0))
+        product = op.select(mask, product, op.constant(np.finfo(np.float32).min))
+    return op.matmul(op.softmax(product, -1), value, False, False)
+
+
+def _divide(node: openvino.Node, x, divisor) -> openvino.Node | None:
+    value = _constant(divisor)
+    return None if value is None else op.multiply(x, (1 / value).astype(np.float32))
+
+
+def _power(node: openvino.Node, x, exponent) -> openvino.Node | None:
+    value = _constant(exponent)
+    return op.multiply(x, x) if value is not None and (value == 2).all() else None
+
+
+def _subtract(node: openvino.Node, x, y) -> openvino.Node:
+    return op.add(x, op.multiply(y, np.float32(-1)))
+
+
+def _broadcast(node: openvino.Node, x, shape) -> openvino.Node:
+    missing = node.get_output_partial_shape(0).rank.get_length() - len(x.get_partial_shape())
+    own = op.concat([np.ones(missing, np.int64), op.shape_of(x)], 0)
+    whole = op.maximum(op.convert(shape, 'i64'), own)
+    return op.tile(x, op.divide(whole, own))
+
+
+def _reshape(node: openvino.Node, x, axes=None) -> openvino.Node | None:
+    """A new or a lost dimension of one; free dimensions but one have to stay where they are."""
+    before, after = x.get_partial_shape(), node.get_output_partial_shape(0)
+    pattern = []
+    for i, side in enumerate(after):
+        stays = str(list(before)[: i + 1]) == str(list(after)[: i + 1])
+        pattern.append(side.get_length() if side.is_static else 0 if stays else -1)
+    return op.reshape(x, pattern, True) if pattern.count(-1) < 2 else None
+
+
+REWRITTEN = {
+    'ScaledDotProductAttention': _attention,
+    'Divide': _divide,
+    'Power': _power,
+    'Subtract': _subtract,
+    'Broadcast': _broadcast,
+    'Unsqueeze': _reshape,
+    'Squeeze': _reshape,
+}
 
 
 def quantize(ir: IR, images: Iterable[np.ndarray]) -> IR:
@@ -123,7 +187,7 @@ def quantize(ir: IR, images: Iterable[np.ndarray]) -> IR:
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(
-            names=[name for name in names if origin(name) in ir.whole], validate=False
+            names=[name for name in names if origin(name) not in ir.fast], validate=False
         ),
     )
     return ir._replace(model=model)
@@ -143,7 +207,7 @@ def save(ir: IR, path: str | Path) -> None:
         openvino.serialize(ir.model, xml, weights)
         tree = ET.parse(xml)
         for layer in tree.iter('layer'):
-            if origin(layer.attrib['name']) in ir.precise:
+            if origin(layer.attrib['name']) not in ir.fast | ir.linear:
                 info = layer.find('rt_info')
                 if info is None:
                     info = ET.Element('rt_info')
