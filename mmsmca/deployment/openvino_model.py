@@ -111,7 +111,8 @@ def _rewrite(node: openvino.Node) -> None:
     while made:
         new = made.pop()
         if new not in given:
-            new.set_friendly_name(f'{node.get_friendly_name()}/{count}')
+            name = f'{node.get_friendly_name()}/{new.get_type_name()}_{count}'
+            new.set_friendly_name(name)
             made += [port.get_source_output().get_node() for port in new.inputs()]
             count += 1
     node.output(0).replace(result.output(0))
@@ -123,25 +124,23 @@ def _constant(value: openvino.Output) -> np.ndarray | None:
 
 
 def _attention(node: openvino.Node, query, key, value, mask, scale) -> openvino.Node:
-    """Attention by its parts, which OpenVINO fuses again; of a fused one, it drops the attribute."""
+    """Attention by its parts, which OpenVINO fuses again, with the attribute."""
     product = op.matmul(op.multiply(query, scale), key, False, True)
     if mask.get_element_type() == openvino.Type.boolean:
         product = op.select(mask, product, op.constant(np.finfo(np.float32).min))
     return op.matmul(op.softmax(product, -1), value, False, False)
 
 
-def _divide(node: openvino.Node, x, divisor) -> openvino.Node | None:
+def _divide(node: openvino.Node, x, divisor) -> openvino.Node:
     value = _constant(divisor)
-    return None if value is None else op.multiply(x, (1 / value).astype(np.float32))
+    if value is None:
+        return op.multiply(x, op.power(divisor, np.float32(-1)))
+    return op.multiply(x, (1 / value).astype(np.float32))
 
 
 def _power(node: openvino.Node, x, exponent) -> openvino.Node | None:
     value = _constant(exponent)
     return op.multiply(x, x) if value is not None and (value == 2).all() else None
-
-
-def _subtract(node: openvino.Node, x, y) -> openvino.Node:
-    return op.add(x, op.multiply(y, np.float32(-1)))
 
 
 def _broadcast(node: openvino.Node, x, shape) -> openvino.Node:
@@ -165,7 +164,6 @@ REWRITTEN = {
     'ScaledDotProductAttention': _attention,
     'Divide': _divide,
     'Power': _power,
-    'Subtract': _subtract,
     'Broadcast': _broadcast,
     'Unsqueeze': _reshape,
     'Squeeze': _reshape,

@@ -141,7 +141,8 @@ def test_gradients(attention):
 def test_channels_fit_beside_the_content():
     """Two channels per axis, one for both, one for every level but the first; one for padding."""
     query, key = joint_prior_channels(random_prior(), cells_of())
-    assert query.size(-1) == key.size(-1) == 4 + len(STRIDES)
+    widths = [sum(x.size(-1) for x in channels) for channels in (query, key)]
+    assert widths == [4 + len(STRIDES)] * 2
     assert num_prior_channels(len(STRIDES)) == 5 + len(STRIDES)
 
 

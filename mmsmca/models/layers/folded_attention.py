@@ -16,9 +16,9 @@ computed in float32. The errors are in ``docs/performance.md``.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from .fused_attention import fused_attention
@@ -56,8 +56,8 @@ def attend_folded(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_prior: Tensor,
-    key_prior: Tensor,
+    query_prior: Sequence[Tensor],
+    key_prior: Sequence[Tensor],
     key_padding_mask: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
@@ -70,8 +70,8 @@ def attend_folded(
         query: (B, M, Q, k).
         key: (B, M, N, k).
         value: (B, M, N, d).
-        query_prior: The prior's channels of the queries, (B, M, Q, P), in float32 at least.
-        key_prior: Those of the keys, (B or 1, 1, N, P).
+        query_prior: The prior's channels of the queries, (B, M, Q, P_i) each, in float32 at least.
+        key_prior: Those of the keys, (B or 1, 1, N, P_i) each.
         key_padding_mask: True where a key is padding, (B, N), or None. It takes a channel: 1 for
             the query, 0 or a large negative number for the key. What an image gets whose keys are
             all padding is finite, and means nothing.
@@ -80,22 +80,22 @@ def attend_folded(
     Returns:
         Tensor of shape (B, M, Q, d), in the precision of ``value``.
     """
+    of_queries, of_keys = list(query_prior), list(key_prior)
+    dtype, (batch, heads, num_queries, channels) = of_queries[0].dtype, query.shape
     if key_padding_mask is not None:
-        query_prior = F.pad(query_prior, (0, 1), value=1.0)
-        padding = (key_padding_mask * PADDING).to(key_prior.dtype)[:, None, :, None]
-        key_prior = torch.cat((key_prior.expand(padding.size(0), -1, -1, -1), padding), dim=-1)
-    channels = query.size(-1)
+        of_queries.append(torch.ones_like(of_queries[0][..., :1]))
+        of_keys.append((key_padding_mask * PADDING).to(dtype)[:, None, :, None])
     # Fused kernels want a multiple of eight channels.
-    missing = -(channels + query_prior.size(-1)) % 8
-    query_prior, key_prior = (F.pad(x, (0, missing)) for x in (query_prior, key_prior))
+    missing = -(channels + sum(x.size(-1) for x in of_queries)) % 8
+    of_queries.append(of_queries[0].new_zeros(batch, heads, num_queries, missing))
+    of_keys.append(of_keys[0].new_zeros(1, 1, key.size(2), missing))
     # Joined with the prior, queries and keys get its precision. The prior comes first: its summands
     # are large and their sum is small, to which the content is added.
     with torch.autocast(query.device.type, enabled=False):
-        scaled = query.to(query_prior.dtype) / math.sqrt(channels)
         out = fused_attention(
-            torch.cat((query_prior, scaled), dim=-1),
-            torch.cat((key_prior.expand(*key.shape[:3], -1), key), dim=-1),
-            value.to(query_prior.dtype),
+            torch.cat((*of_queries, query.to(dtype) / math.sqrt(channels)), dim=-1),
+            torch.cat([*(x.expand(*key.shape[:3], -1) for x in of_keys), key], dim=-1),
+            value.to(dtype),
             None,
             dropout_p,
             scale=1.0,
@@ -123,7 +123,7 @@ def place_origins(sizes: Tensor, grid_size: tuple[int, int], reach: int) -> Tens
 
 def prior_channels(
     centers: Tensor, precisions: Tensor, coordinates: Tensor, origins: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """Write the prior as a dot product of a query's and a key's channels.
 
     Keys have channels for each of the origins, a query for the one that is nearest.
@@ -135,8 +135,8 @@ def prior_channels(
         origins: From :func:`place_origins`, (B or 1, n, 2).
 
     Returns:
-        Channels of the queries, (B, M, Q, 4 n + 1), and of the keys, (B or 1, 1, N, 4 n + 1). Their
-        products sum up to the logarithm of the prior.
+        Channels of the queries, (B, M, Q, P_i) each, and of the keys, (B or 1, 1, N, P_i) each,
+        4 n + 1 of either. Their products sum up to the logarithm of the prior.
     """
     a, offsets = precisions.unsqueeze(-2), centers.unsqueeze(-2) - origins[:, None, None]
     count = origins.size(1)
@@ -147,15 +147,8 @@ def prior_channels(
     x = coordinates[:, None] - origins[:, None, None]
     ones = torch.ones_like(x[..., 0, :1])
     return (
-        torch.cat(
-            (
-                (2 * a * offsets).flatten(-2),
-                (-a).expand_as(offsets).flatten(-2),
-                constant[..., None],
-            ),
-            dim=-1,
-        ),
-        torch.cat((x.flatten(-2), x.square().flatten(-2), ones), dim=-1),
+        [(2 * a * offsets).flatten(-2), (-a).expand_as(offsets).flatten(-2), constant[..., None]],
+        [x.flatten(-2), x.square().flatten(-2), ones],
     )
 
 
@@ -175,4 +168,4 @@ def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
         torch.arange(width, dtype=like.dtype, device=like.device),
         indexing='ij',
     )
-    return torch.stack((x.flatten(), y.flatten()), dim=-1)
+    return torch.stack((x, y), dim=-1).flatten(0, 1)

@@ -149,7 +149,7 @@ def num_prior_channels(num_levels: int) -> int:
     return 5 + num_levels
 
 
-def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[Tensor, Tensor]:
+def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[list[Tensor], list[Tensor]]:
     """Write priors and gates as a dot product of a query's and a cell's channels.
 
     Args:
@@ -157,16 +157,15 @@ def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[Tensor, Tenso
         cells: The cells.
 
     Returns:
-        Channels of the queries, (B, M, Q, P), and of the cells, (B, 1, N, P). Their products sum up
-        to :func:`joint_log_prior`, less the gate of the first level.
+        Channels of the queries, (B, M, Q, P_i) each, and of the cells, (B or 1, 1, N, P_i) each.
+        Their products sum up to :func:`joint_log_prior`, less the gate of the first level.
     """
     of_queries, of_cells = prior_channels(
         prior.centers, prior.precisions, cells.coordinates, cells.origins
     )
     gates = prior.gates[..., 1:] - prior.gates[..., :1]
     of_level = cells.levels[:, None] == torch.arange(1, prior.gates.size(-1), device=gates.device)
-    of_level = of_level.to(of_cells.dtype).expand(*of_cells.shape[:3], -1)
-    return torch.cat((of_queries, gates), dim=-1), torch.cat((of_cells, of_level), dim=-1)
+    return [*of_queries, gates], [*of_cells, of_level.to(gates.dtype)[None, None]]
 
 
 IMPLEMENTATIONS = {'explicit': explicit_joint_attention, 'folded': folded_joint_attention}
