@@ -10,7 +10,7 @@ linear layers, of which OpenVINO drops the attribute.
 import json
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,7 +160,7 @@ def _reshape(node: openvino.Node, x, axes=None) -> openvino.Node | None:
     return op.reshape(x, pattern, True) if pattern.count(-1) < 2 else None
 
 
-REWRITTEN = {
+REWRITTEN: dict[str, Callable[..., openvino.Node | None]] = {
     'ScaledDotProductAttention': _attention,
     'Divide': _divide,
     'Power': _power,
