@@ -5,6 +5,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
@@ -24,7 +25,10 @@ from mmsmca.version import __version__
 
 
 def interleaved_times(
-    calls: dict[str, Callable[[], object]], rounds: int, min_seconds: float = 0.1
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    min_seconds: float = 0.1,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Time calls in turns, so that what slows the machine down for a while slows all of them.
 
@@ -33,6 +37,8 @@ def interleaved_times(
         rounds: How often each is measured.
         min_seconds: A measurement repeats its call until about this time has passed. Defaults to
             0.1 seconds.
+        pause: Seconds before each measurement, in which threads of the one before stop to wait for
+            more: onnxruntime's do so by keeping a core busy. Defaults to 0.
 
     Returns:
         Seconds per call by name, one number per round; work of the accelerator is waited for.
@@ -44,6 +50,7 @@ def interleaved_times(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(pause)
             times[name].append(_seconds(call, repeats[name]))
     return times
 

@@ -39,6 +39,8 @@ from mmsmca.models import SMCADETR
 from mmsmca.visualization.panels import save_figure
 
 TORCH = 'PyTorch'
+# Seconds in which a runtime's threads go to sleep, before another is timed.
+PAUSE = 0.3
 # By name: file and precision.
 FORMS = {
     'onnxruntime': ('float32.onnx', 'f32'),
@@ -164,7 +166,7 @@ def measure(
     calls: dict[str, Callable[[], object]] = {TORCH: partial(run_torch, model, [image])}
     for name in args.forms:
         calls[name] = partial(start(name, folder, threads), [image])
-    times = timing.interleaved_times(calls, args.rounds)
+    times = timing.interleaved_times(calls, args.rounds, pause=PAUSE)
     rows = []
     for name in calls:
         low, high = timing.paired_spread(times[name], times[TORCH])
