@@ -55,7 +55,10 @@ def _run_onnxruntime(session, images: Sequence[np.ndarray]) -> Detections:
 
 
 def start_openvino(
-    model: str | Path, threads: int | None = None, precision: str | None = None
+    model: str | Path,
+    threads: int | None = None,
+    precision: str | None = None,
+    streams: int = 1,
 ) -> Detect:
     """Start OpenVINO.
 
@@ -64,11 +67,12 @@ def start_openvino(
         threads: Defaults to None: as many as PyTorch has.
         precision: ``f32`` or ``bf16``. Defaults to None: what OpenVINO takes for the fastest on
             this processor.
+        streams: Calls that it works on at a time, which share the threads. Defaults to 1.
     """
     import openvino
 
     settings: dict[str, Any] = dict(
-        INFERENCE_NUM_THREADS=threads or torch.get_num_threads(), NUM_STREAMS=1
+        INFERENCE_NUM_THREADS=threads or torch.get_num_threads(), NUM_STREAMS=streams
     )
     if precision is not None:
         settings['INFERENCE_PRECISION_HINT'] = precision
@@ -76,5 +80,6 @@ def start_openvino(
 
 
 def _run_openvino(compiled, images: Sequence[np.ndarray]) -> Detections:
-    found = compiled(dict(zip(INPUTS, pad(images), strict=True)))
+    inputs = dict(zip(INPUTS, pad(images), strict=True))
+    found = compiled.create_infer_request().infer(inputs)
     return list(zip(*(found[name].copy() for name in OUTPUTS), strict=True))
