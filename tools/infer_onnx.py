@@ -80,7 +80,7 @@ def start_onnxruntime(path: str, threads: int) -> tuple[Run, dict[str, str]]:
 
 
 def start_openvino(
-    path: str, threads: int, streams: int, precision: str | None
+    path: str, threads: int, streams: int, precision: str | None = None
 ) -> tuple[Run, dict[str, str]]:
     """Load a model, and what its export stored in it."""
     openvino = runtime('openvino', path)
@@ -100,7 +100,7 @@ def start_openvino(
 
 
 def start(
-    path: str, threads: int, streams: int, precision: str | None
+    path: str, threads: int, streams: int, precision: str | None = None
 ) -> tuple[Run, list[str], list[int]]:
     """Load a detector, the names of its classes and its scale."""
     openvino = path.endswith('.xml')

@@ -6,6 +6,8 @@ from mmengine.analysis import FlopAnalyzer
 from torch import nn
 from utils import build_detector
 
+from mmsmca.models.layers.memory import Memory
+
 
 class Attention(nn.Module):
     def forward(self, query, key, value):
@@ -29,6 +31,18 @@ def test_counts_both_products():
     assert counter.total() == 2 * (2 * 3 * 7 * 11 * 4)
 
 
+class OneLevel(nn.Module):
+    """A decoder, of tensors alone, as the counter takes them."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, query, query_pos, cells, pos):
+        memory = Memory(cells, pos, None, [(5, 7)])
+        return self.decoder(query, query_pos, memory, torch.tensor([[112.0, 80.0]]))
+
+
 def test_folding_costs_eight_channels_of_co_attention():
     totals = {}
     for implementation in ('explicit', 'folded'):
@@ -37,10 +51,8 @@ def test_folding_costs_eight_channels_of_co_attention():
             'small/smca_r18w16_1xb8-11e_shapes128.py',
             dict(decoder=dict(layer_cfg=dict(cross_attn_cfg=cross_attn_cfg))),
         ).decoder
-        shape = (1, 10, 128)
-        args = (torch.zeros(shape), torch.randn(shape), *2 * [torch.randn(1, 35, 128)], None)
-        inputs = (*args, [(5, 7)], torch.tensor([[112.0, 80.0]]))
-        totals[implementation] = FlopAnalyzer(decoder, inputs).total()
+        inputs = [torch.randn(1, number, 128) for number in (10, 10, 35, 35)]
+        totals[implementation] = FlopAnalyzer(OneLevel(decoder), tuple(inputs)).total()
     layers, heads, queries, cells = 3, 8, 10, 35
     # The prior's five channels, rounded up to a multiple of eight, in both products; what is
     # elementwise does not count.
