@@ -91,7 +91,9 @@ def sweep(args: argparse.Namespace) -> int:
     resources = Resources(args.jobs, gpus, slurm, args.share_gpus)
     if not args.dry_run:
         resources.check()
-    study = load_study(args.study, resources.world_size, work_dir / CALIBRATION, args.dry_run)
+    study = load_study(
+        args.study, resources.world_size, work_dir / CALIBRATION, args.budgets, args.dry_run
+    )
     runs = select(study, args.only, args.seeds, args.budgets)
     train_script = Path(__file__).resolve().with_name('train.py')
     made = Sweep(study, runs, work_dir, train_script, resources)

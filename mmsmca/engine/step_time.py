@@ -13,6 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from .hooks.cpu_speed_hook import speed_up
 from .quiet import quiet
 
 
@@ -28,7 +29,8 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
     """Train a config's model on its data for some steps, and discard it.
 
     Args:
-        cfg: The config; ``init_cfg`` of its model is followed.
+        cfg: The config; ``init_cfg`` of its model is followed. Of its hooks, :class:`.CPUSpeedHook`
+            counts, as it decides what a step takes.
         loader: Its data, see :func:`train_loader`.
         timed: Number of steps that are timed.
         warm_up: Number of steps before them. Defaults to 1.
@@ -41,6 +43,8 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
         model.init_weights()
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     model.to(get_device()).train()
+    if any(hook.get('type') == 'CPUSpeedHook' for hook in cfg.get('custom_hooks') or []):
+        speed_up(model)
     batches = chain.from_iterable(repeat(loader))
     seconds = []
     for step in range(-warm_up, timed):

@@ -53,6 +53,7 @@ def load_study(
     path: str | Path,
     world_size: int = 1,
     calibration: Path | None = None,
+    wanted: Sequence[str] | None = None,
     uncalibrated: bool = False,
 ) -> Study:
     """Read a study and resolve the configs of its runs.
@@ -63,8 +64,10 @@ def load_study(
         world_size: Processes (GPUs) that train a run together. Defaults to 1.
         calibration: File with the experiments' time per iteration, for budgets in training time.
             Defaults to None: ``calibration.json`` in ``work_dirs/<name of the study>``.
-        uncalibrated: Whether the file may be missing, for a look at the plan: runs whose length
-            depends on it then have neither config nor id. Defaults to False.
+        wanted: Names of the budgets that are to be trained: what they do not need may be missing.
+            Defaults to None: all.
+        uncalibrated: Whether the file may be missing, for a look at the plan. Runs whose length
+            depends on a missing file have neither config nor id. Defaults to False.
 
     Returns:
         The study.
@@ -97,7 +100,8 @@ def load_study(
             remedy = f'python tools/sweep.py {path} --calibrate'
             seconds = calibrated_seconds(file, digests, remedy)
         except StudyError:
-            if not uncalibrated:
+            needed = any(b.time_of and (wanted is None or b.name in wanted) for b in budgets)
+            if needed and not uncalibrated:
                 raise
     schedules: list[tuple[Budget | None, Mapping[str, Config | None]]] = [
         (budget, _fitted(cfgs, budget, seconds, path)) for budget in budgets

@@ -11,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from utils import ROOT, build_detector, load_config
 
+from mmsmca.engine import step_time
 from mmsmca.engine.hooks import cpu_speed_hook
 from mmsmca.engine.hooks.cpu_speed_hook import GLIBC_VARIABLES, CPUSpeedHook
 
@@ -64,6 +65,22 @@ def test_layout_of_the_backbone_changes_no_result(monkeypatch):
     maps, expected = hooked.extract_feat(images), plain.extract_feat(images)
     for actual, reference in zip(maps, expected, strict=True):
         torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('hooked', [True, False])
+def test_steps_are_timed_as_a_run_makes_them(hooked, monkeypatch):
+    """Else equal times would not be: layout and allocator do not serve all detectors alike."""
+    sped_up = []
+    monkeypatch.setattr(step_time, 'speed_up', sped_up.append)
+    config = 'small/smca_r18w16_1xb4-3ki_shapes192.py'
+    cfg = load_config(config)
+    assert cfg.custom_hooks == [dict(type='CPUSpeedHook')]
+    if not hooked:
+        cfg.custom_hooks = None
+    model = build_detector(config)
+    monkeypatch.setattr(step_time.MODELS, 'build', lambda _: model)
+    assert step_time.step_seconds(cfg, [], timed=0, warm_up=0) == []
+    assert sped_up == [model] * hooked
 
 
 def test_nothing_happens_where_there_is_an_accelerator(monkeypatch):

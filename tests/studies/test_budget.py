@@ -282,6 +282,18 @@ def test_a_plan_needs_no_calibration(tmp_path, capsys):
     ]
 
 
+def test_budgets_in_iterations_need_no_calibration(tmp_path):
+    """Neither do those that are trained of a study with others; those others still do."""
+    study, none = write_study(tmp_path, EACH), tmp_path / 'none.json'
+    in_iterations, in_time = '1500-iterations', 'time-of-1500-iterations-of-slow'
+    runs = select(
+        load_study(study, calibration=none, wanted=[in_iterations]), budgets=[in_iterations]
+    )
+    assert all(run.id and run.length == 1500 for run in runs) and len(runs) == 4
+    with pytest.raises(StudyError, match='no such file'):
+        load_study(study, calibration=none, wanted=[in_iterations, in_time])
+
+
 def test_each_budget_has_its_report(tmp_path):
     study = write_study(tmp_path, EACH, chosen='Chosen on tune.')
     loaded = load_study(study, calibration=write_calibration(study, 'work'))
