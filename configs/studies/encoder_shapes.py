@@ -1,4 +1,8 @@
 # Encoders and scale selection of multi-scale SMCA on generated data.
+_config = '../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
+_encoder = 'model.encoder'
+_kinds = f'{_encoder}.layer_kinds'
+_paper = {_kinds: ['intra', 'intra', 'multi', 'intra', 'intra'], f'{_encoder}.num_layers': 5}
 baseline = '2intra-multi-2intra'
 seeds = [0, 1, 2]
 budgets = [dict(iterations=1500)]
@@ -8,90 +12,42 @@ chosen = (
 )
 experiments = [
     dict(
-        name='2intra-multi-2intra',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 5,
-            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
-        },
-    ),
-    dict(
-        name='3intra',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_3intra_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 3,
-            'model.encoder.layer_kinds': ['intra', 'intra', 'intra'],
-        },
-    ),
-    dict(
-        name='3multi',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_3multi_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 3,
-            'model.encoder.layer_kinds': ['multi', 'multi', 'multi'],
-        },
-    ),
-    dict(
-        name='5intra',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_5intra_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 5,
-            'model.encoder.layer_kinds': ['intra', 'intra', 'intra', 'intra', 'intra'],
-        },
-    ),
-    dict(
-        name='no-scale-selection',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_no-scale-selection_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 5,
-            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
-            'model.decoder.layer_cfg.cross_attn_cfg.scale_selection': 'uniform',
-        },
-    ),
-    dict(
-        name='unshared-attention',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_unshared-attention_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 5,
-            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
-            'model.encoder.share_attention': False,
-        },
-    ),
-    dict(
-        name='unshared-ffn',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-        published='smca/smca-multi-scale_r50_unshared-ffn_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 5,
-            'model.encoder.layer_kinds': ['intra', 'intra', 'multi', 'intra', 'intra'],
-            'model.encoder.share_ffn': False,
-        },
-    ),
+        name=name,
+        config=_config,
+        published=f'smca/smca-multi-scale_r50_{published}8xb1-50e_coco.py',
+        cfg_options=options,
+    )
+    for name, published, options in (
+        ('2intra-multi-2intra', '', _paper),
+        ('3intra', '3intra_', {_kinds: ['intra'] * 3, f'{_encoder}.num_layers': 3}),
+        ('3multi', '3multi_', {_kinds: ['multi'] * 3, f'{_encoder}.num_layers': 3}),
+        ('5intra', '5intra_', {_kinds: ['intra'] * 5, f'{_encoder}.num_layers': 5}),
+        (
+            'no-scale-selection',
+            'no-scale-selection_',
+            {**_paper, 'model.decoder.layer_cfg.cross_attn_cfg.scale_selection': 'uniform'},
+        ),
+        (
+            'unshared-attention',
+            'unshared-attention_',
+            {**_paper, f'{_encoder}.share_attention': False},
+        ),
+        ('unshared-ffn', 'unshared-ffn_', {**_paper, f'{_encoder}.share_ffn': False}),
+    )
+] + [
     dict(
         name='conv',
         config='../small/smca-multi-scale-conv_r18w16_1xb4-3ki_shapes192.py',
         published='smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
-        cfg_options={
-            'model.encoder.num_layers': 5,
-        },
+        cfg_options={f'{_encoder}.num_layers': 5},
     ),
-    # What it is beside: three layers.
-    dict(
-        name='intra-multi-intra',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
-    ),
-    # Not the paper's: the prior in the encoder.
+    # What the prior in the encoder, which is not the paper's, is beside: three layers.
+    dict(name='intra-multi-intra', config=_config),
     dict(
         name='3gaussian',
-        config='../small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py',
+        config=_config,
         cfg_options={
-            'model.encoder': dict(
+            _encoder: dict(
                 _delete_=True,
                 type='SMCAGaussianEncoder',
                 num_layers=3,
