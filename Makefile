@@ -1,27 +1,28 @@
 # make quickstart   install if needed, generate the shapes data, train and evaluate SMCA-DINO on it
-# make test         install if needed, run the tests but the slow ones
+# make test         install if needed, run all tests except the slow ones
 # make test-all     install if needed, run all tests and measure their coverage
-# make study        install if needed, SMCA-DINO and SMCA beside other detectors on generated data,
-#                   with a report
-# make full-study   SMCA-DINO beside DINO and Deformable DETR, at equal iterations and equal training
-#                   time: hours; called again, it goes on. FULL_STUDY=smca_dino_digits: on
-#                   digits, =smca_dino_stamps: on photographs, =spatial_modulation_stamps: SMCA's
-#                   prior there; FULL_STUDY=smca_dino_ablations_shapes: what carries it
-# make gpu          parity, time, memory and precision on this machine's GPU, as a page; MINUTES=15
-#                   limits it, and called again, it continues
-# make install      virtual environment with everything in it
-# make lint         ruff, mypy, import-linter
-# make docs         the documentation, as a site in build/site
+# make study        install if needed, compare SMCA-DINO and SMCA with other detectors on generated
+#                   data, and write a report
+# make full-study   compare SMCA-DINO with DINO and Deformable DETR, at equal iterations and at equal
+#                   training time. This takes hours; run it again to continue an interrupted study.
+#                   FULL_STUDY=smca_dino_digits does so on digits, =smca_dino_stamps on photographs;
+#                   =spatial_modulation_stamps compares SMCA's priors on photographs, and
+#                   =smca_dino_ablations_shapes SMCA-DINO's parts
+# make gpu          measure parity, time, memory and precision on this machine's GPU, and write a page;
+#                   MINUTES=15 limits the time, run it again to continue
+# make install      create a virtual environment with everything in it
+# make lint         run ruff, mypy and import-linter
+# make docs         build the documentation as a site in build/site
 #
-# STACK=lite (default), onedl or openmmlab chooses the OpenMMLab distributions, each in its own virtual
-# environment. lite compiles nothing; the others have mmcv's operators, which take a C++ compiler.
-# PYTHON chooses the interpreter, TORCH what pip installs as PyTorch: for another build than the
-# default, pip's arguments as PyTorch's site gives them ("torch==2.13.0 --index-url ...").
+# STACK=lite (default), onedl or openmmlab selects the OpenMMLab distributions, each in its own virtual
+# environment. lite compiles nothing; the others have mmcv's operators, which need a C++ compiler.
+# PYTHON selects the interpreter, TORCH what pip installs as PyTorch: for another build than the
+# default, pass the pip arguments from PyTorch's site ("torch==2.13.0 --index-url ...").
 STACK ?= lite
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 TORCH ?= -r requirements/torch.txt
 export MAX_JOBS ?= 2
-# Runs of a study, and processes of the tests, at one time.
+# Number of study runs, and of test processes, at a time.
 JOBS ?= 2
 
 VENVS_lite := .venv
@@ -35,7 +36,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 
 # The stamp is written last and is named after everything that decides what is installed, so an
-# interrupted or outdated installation has no stamp and is taken up again.
+# interrupted or outdated installation has no stamp and is run again.
 INPUTS := pyproject.toml Makefile requirements/torch.txt requirements/build.txt requirements/$(STACK).txt
 KEY := $(shell { cat $(INPUTS); echo "$(TORCH)"; $(PYTHON) --version; } 2>&1 | cksum | tr ' ' -)
 STAMP := $(VENV)/.installed-$(KEY)
@@ -49,12 +50,12 @@ $(STAMP):
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or set PYTHON=..."; exit 1; }
 	@$(PYTHON) requirements/check.py $(STACK)
 	rm -f $(VENV)/.installed-*
-	@# An environment of another interpreter or another set of packages is not added to.
+	@# Do not add to an environment with another interpreter or another set of packages.
 	test -e $(VENV)/.$(STACK) \
 	    && test "$$($(BIN)/python --version 2>&1)" = "$$($(PYTHON) --version 2>&1)" \
 	    && $(PIP) --version || { $(PYTHON) -m venv --clear $(VENV) && touch $(VENV)/.$(STACK); }
-	@# pip killed while it unpacks leaves a .dist-info without INSTALLER, which it later takes for
-	@# an installed package.
+	@# If pip is killed while it unpacks, it leaves a .dist-info without INSTALLER, which it later
+	@# takes for an installed package.
 	find $(VENV)/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' \
 	    ! -exec test -e '{}/INSTALLER' ';' -exec rm -r '{}' +
 	$(PIP) install -c requirements/build.txt $(TORCH)
@@ -103,7 +104,7 @@ full-study: install
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs
 
-# Needs no installation where PYTHON has what it needs: it says what is missing.
+# Needs no installation if PYTHON has the packages; it says which ones are missing.
 gpu:
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/analysis_tools/benchmark_gpu.py \
 	    $(if $(MINUTES),--minutes $(MINUTES))

@@ -1,4 +1,4 @@
-"""``python -m mmsmca SCRIPT ...``: a script, such as MMDetection's, with mmsmca imported first."""
+"""``python -m mmsmca SCRIPT ...``: import mmsmca, then run a script, such as MMDetection's."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Checks which PyTorch and OpenMMLab are there before anything else imports them."""
+"""Check the versions of PyTorch and OpenMMLab before anything else imports them."""
 
 import importlib
 import io
@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from packaging.specifiers import SpecifierSet
 
 SUPPORTED_VERSIONS = {
-    # Before 2.6, code could run out of a checkpoint read with weights_only=True.
+    # Before 2.6, reading a checkpoint with weights_only=True could execute code in it.
     'torch': SpecifierSet('>=2.6,<3', prereleases=True),
     'mmengine': SpecifierSet('>=0.10.4,<1', prereleases=True),
     'mmcv': SpecifierSet('>=2.0.0rc4,<3', prereleases=True),
@@ -19,13 +19,13 @@ REMEDY = "pip install 'mmsmca[lite]' installs a set that works together"
 
 
 def check_openmmlab() -> None:
-    """Check that torch, mmengine, mmcv and mmdet can be imported in a version that is supported.
+    """Check that torch, mmengine, mmcv and mmdet can be imported in supported versions.
 
-    The versions are the modules' own, since two distributions (``onedl-mmdetection`` and
-    ``mmdet``, for example) provide each of OpenMMLab's modules.
+    The versions are read from the modules, since each OpenMMLab module is provided by two
+    distributions (``onedl-mmdetection`` and ``mmdet``, for example).
 
     Raises:
-        ImportError: With one line that names the module and what to install.
+        ImportError: If one cannot. The message is one line: the module, and what to install.
     """
     for name, supported in SUPPORTED_VERSIONS.items():
         try:
@@ -41,10 +41,10 @@ def check_openmmlab() -> None:
 
 
 def import_quietly() -> None:
-    """Import the parts of MMDetection that report missing packages which are not needed.
+    """Import the parts of MMDetection that report missing optional packages, without the reports.
 
-    onedl-mmdetection prints, at every import, that OneDL is missing, warns that faster-coco-eval is
-    (:mod:`mmsmca.engine.coco_metric` does without), and logs that a lane detector's operator is.
+    At every import, onedl-mmdetection prints that OneDL is missing, warns that faster-coco-eval is
+    (:mod:`mmsmca.engine.coco_metric` works without), and logs that a lane detector's operator is.
     """
     from mmengine.logging import MMLogger
 

@@ -1,13 +1,13 @@
-r"""Denormal numbers, which SMCA produces in large numbers and which are slow on a CPU.
+r"""Flushing of denormal numbers, of which SMCA produces many and which are slow on a CPU.
 
-Far from a query's Gaussian the attention weights are :math:`e^{-90}` and less. Below
-:math:`2^{-126}` float32 is denormal, which Intel's processors handle in microcode: a training pass
-of the co-attention took 2.6 to 2.9 times as long. Flushed to zero they cost nothing, and no result
+Far from a query's Gaussian, attention weights are :math:`e^{-90}` or less. Below :math:`2^{-126}`,
+float32 numbers are denormal, and Intel's processors handle those in microcode: a training pass of
+the co-attention took 2.6 to 2.9 times as long. Flushed to zero they cost nothing, and no result
 changes by more than :math:`10^{-38}`.
 
-A processor has this setting per thread, and a new thread inherits it from the thread that starts
-it. Building a detector therefore sets it, in every process, before PyTorch starts its threads.
-Kernels on a GPU are not affected.
+The setting is per thread, and a new thread inherits it from the thread that starts it. Building a
+detector therefore sets it, in every process, before PyTorch starts its threads. GPU kernels are
+not affected.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 
 
 def flush_denormals() -> None:
-    """Let this thread, and those it starts from now on, flush denormal numbers to zero.
+    """Make this thread, and those it starts from now on, flush denormal numbers to zero.
 
     Does nothing if the environment variable ``MMSMCA_FLUSH_DENORMAL`` is 0 or the processor has no
     such setting.
@@ -31,7 +31,7 @@ def switched_on() -> bool:
 
 
 def denormals_flushed() -> bool:
-    """Whether this thread, and all that PyTorch computes with, flush denormal numbers to zero."""
+    """Whether this thread and all of PyTorch's threads flush denormal numbers to zero."""
     # Enough numbers for every thread to get some.
     numbers = torch.full((torch.get_num_threads() * 2**16,), 2.0**-126) / 2
     # Compare bits: to a thread that flushes, a denormal number equals zero.

@@ -11,30 +11,30 @@ P = ParamSpec('P')
 
 
 class UserError(ValueError):
-    """Base class. The message is one line that names the key or the file, and the remedy."""
+    """Base class; the message is one line that names the key or file, and the remedy."""
 
 
 class ConfigError(UserError):
-    """A config, or a checkpoint it names, that cannot work. The message names key and remedy."""
+    """A config, or a checkpoint it names, that cannot work; the message names key and remedy."""
 
 
 class DataError(UserError):
-    """Annotations or images that cannot be used. The message names file and remedy."""
+    """Annotations or images that cannot be used; the message names file and remedy."""
 
 
 class DivergedError(UserError):
-    """A training whose predictions are not finite. The message says when, and the remedy."""
+    """Training whose predictions are no longer finite; the message says when, and the remedy."""
 
 
 def command(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Let a tool's ``main`` end with one line, ``tool.py: error: ...``, if it raises UserError.
+    """Make a tool's ``main`` end with one line, ``tool.py: error: ...``, if it raises UserError.
 
     Args:
         main: Runs the tool; returns its exit code, or None for 0.
 
     Returns:
-        ``main`` that always returns an exit code: 2 after a :class:`UserError`, which is printed to
-        stderr. Other exceptions pass.
+        A ``main`` that always returns an exit code: 2 after a :class:`UserError`, which is printed
+        to stderr. Other exceptions propagate.
     """
 
     @wraps(main)
@@ -49,7 +49,7 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
 
 
 def few(names: Sequence, limit: int = 5) -> str:
-    """List the first of some names, and how many there are."""
+    """Join the first ``limit`` names, followed by the total number if there are more."""
     shown = ', '.join(map(str, names[:limit]))
     return shown if len(names) <= limit else f'{shown}, ... ({len(names)} in all)'
 
@@ -62,5 +62,5 @@ def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Kind and message of an error, without line breaks and the final full stop."""
+    """Type and message of an error, without line breaks or a final full stop."""
     return ' '.join(f'{type(error).__name__}: {error}'.split()).rstrip('.')

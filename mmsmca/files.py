@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import UserError
 
-# Ends the name of a file that is being written. No file of a user has such a name.
+# Suffix of a file that is being written; no user's file has it.
 PARTIAL = '.mmsmca.partial'
 
 
@@ -17,11 +17,11 @@ def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
 
     Args:
         path: File to write.
-        overwrite: Whether it may exist: the tool's ``--overwrite``. Defaults to None: it may not,
-            and the tool has no such option.
+        overwrite: Whether the file may exist, from the tool's ``--overwrite``. Defaults to None,
+            for tools without that option: it must not exist.
 
     Raises:
-        UserError: If it is a folder, exists although it must not, or lies in a missing folder.
+        UserError: If ``path`` is a folder, exists although it must not, or its folder does not.
     """
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
@@ -36,13 +36,13 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
     """Write a file beside its destination first, and rename it when it is complete.
 
     Args:
-        path: Destination, replaced if it exists. Its folder has to be there.
-        sync: Whether the content has to be on the disk before the file is renamed, so that the old
-            or the new file survives a power failure. Defaults to False.
+        path: Destination, replaced if it exists. Its folder must exist.
+        sync: Whether to flush the content to disk before renaming, so that either the old or the
+            new file survives a power failure. Defaults to False.
 
     Yields:
         The path to write to: ``path`` with ``PARTIAL`` appended. It is removed after an exception,
-        but a killed process leaves it.
+        but a killed process leaves it behind.
     """
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
@@ -58,7 +58,7 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
-    """Write rows, or one object, to a JSON file, whole or not at all; its folder is made."""
+    """Write rows, or one object, to a JSON file, whole or not at all; create its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path, sync=True) as partial:
@@ -66,7 +66,7 @@ def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
 
 
 def read_json(path: str | Path) -> dict | None:
-    """The object in a JSON file; None if there is no such file, or it holds none."""
+    """Read the object in a JSON file; None if the file is missing or does not hold one."""
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Training and testing by MMEngine's runner, behind the checks.
+"""Training and testing with MMEngine's runner, after the checks.
 
-``tools/train.py`` and ``tools/test.py`` take the options of MMDetection's scripts of these names,
-with the same effect. The runner gets the very config that was checked.
+``tools/train.py`` and ``tools/test.py`` accept the options of MMDetection's scripts of the same
+names, to the same effect. The runner gets exactly the config that was checked.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from .errors import ConfigError, command
 
 
 def parser(name: str) -> argparse.ArgumentParser:
-    """Options of MMDetection's script of a name, and ours.
+    """Build the parser of a script, with the options of MMDetection's script and ours.
 
     Args:
         name: "train" or "test".
@@ -89,18 +89,18 @@ def run_tool(name: str) -> None:
 
     Returns:
         The exit code: 0, or 2 after a :class:`.errors.UserError`, which is printed to stderr as one
-        line. Other exceptions pass.
+        line. Other exceptions propagate.
     """
     args = parser(name).parse_args()
     _check_arguments(args)
-    # Launchers of old pass the rank as an argument.
+    # Old launchers pass the rank as an argument.
     if args.launcher == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with naming_images():
         cfg = effective_config(args)
         if _first_on_machine(args.launcher):
             check_config(cfg, PHASES[name])
-            # What is resumed has been trained before.
+            # A resumed run has already trained.
             if name == 'train' and not args.no_trial_step and not cfg.get('resume'):
                 trial_step(cfg)
         cfg.launcher = args.launcher
@@ -165,7 +165,7 @@ def _set_up_test(cfg: Config, args: Namespace) -> None:
 
 
 def _first_on_machine(launcher: str) -> bool:
-    """Whether this is the process that checks: one on each machine, as each has its own disk."""
+    """Whether this process runs the checks: one per machine does, as each has its own disk."""
     ranks = {'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
     return int(os.environ.get(ranks.get(launcher, 'LOCAL_RANK'), 0)) == 0
 

@@ -1,9 +1,9 @@
 """MMDetection without mmcv's compiled operators: a stand-in for the module ``mmcv._ext``.
 
-mmcv-lite lacks this module, in which ``mmcv.ops`` looks up its operators when it is imported. On a
-CPU, the detectors here call none of them. On a GPU, deformable attention and the focal loss do, and
-test-time augmentation calls ``nms`` on both: those are here, as PyTorch code. They take what mmcv
-calls its operators with; those that return nothing write to their last tensors.
+mmcv-lite lacks this module, in which ``mmcv.ops`` looks up its operators on import. The operators
+that our detectors call are implemented here in PyTorch: those of deformable attention and the focal
+loss, called on a GPU only, and ``nms``, which test-time augmentation calls on any device. Arguments
+are those that mmcv passes; operators that return nothing write to their last tensor arguments.
 """
 
 import functools
@@ -28,7 +28,7 @@ REMEDY = "`make install STACK=onedl`, or `pip install 'mmsmca[onedl]'`, compiles
 
 @functools.cache
 def _say_slow() -> None:
-    """Log, once in a process, what deformable attention does without its operator."""
+    """Warn, once per process, that deformable attention is slow without its operator."""
     print_log(
         'mmcv was installed without its compiled operators. Deformable attention runs as PyTorch '
         f'code instead, which is slower: {REMEDY}.',
@@ -37,7 +37,7 @@ def _say_slow() -> None:
     )
 
 
-# The imports within functions are of modules that look up operators themselves.
+# Modules that look up operators themselves are imported inside functions.
 def _deformable_attention(value: Tensor, shapes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
@@ -76,7 +76,7 @@ def ms_deform_attn_backward(
     grad_weights: Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of :func:`ms_deform_attn_forward`, which is computed a second time."""
+    """Gradients of :func:`ms_deform_attn_forward`, which is recomputed for them."""
     _, gradients = torch.func.vjp(
         lambda value, points, weights: _deformable_attention(value, shapes, points, weights),
         value,
@@ -91,7 +91,7 @@ def ms_deform_attn_backward(
 def _focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
     from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 
-    # The number of classes is the label of what belongs to none.
+    # Queries without an object have the number of classes as their label.
     positive = one_hot(target, logits.size(1) + 1)[:, :-1]
     return py_sigmoid_focal_loss(logits, positive, None, gamma, alpha, reduction='none')
 
@@ -103,11 +103,11 @@ def sigmoid_focal_loss_forward(
 
     Args:
         logits: Shape (queries, classes).
-        target: Class of each query; the number of classes for none. Shape (queries,).
-        weight: Empty.
+        target: Class of each query, or the number of classes for no object. Shape (queries,).
+        weight: Empty tensor.
         output: Receives the loss, shape (queries, classes).
-        gamma: Exponent of the error.
-        alpha: Weight of the positives; the others have 1 - ``alpha``.
+        gamma: Exponent of the modulating factor.
+        alpha: Weight of positives; that of negatives is 1 - ``alpha``.
     """
     output.copy_(_focal_loss(logits, target, gamma, alpha))
 
@@ -121,16 +121,16 @@ def sigmoid_focal_loss_backward(
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Non-maximum suppression, torchvision's where that is installed.
+    """Non-maximum suppression, with torchvision if that is installed.
 
     Args:
         boxes: (x1, y1, x2, y2), shape (boxes, 4).
         scores: Shape (boxes,).
-        iou_threshold: A box goes if its IoU with a better one that stays is larger.
-        offset: Pixels that widths and heights have above the difference of coordinates.
+        iou_threshold: A box is removed if its IoU with a kept box of higher score exceeds this.
+        offset: Pixels to add to x2 - x1 and y2 - y1 for the width and height of a box.
 
     Returns:
-        Indices of the boxes that stay, the best first.
+        Indices of the kept boxes, by descending score.
     """
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
     try:
@@ -161,10 +161,10 @@ OPERATORS = {
 
 
 class _Operators(types.ModuleType):
-    """A module that has any operator: one of ``OPERATORS``, or one that says what is missing."""
+    """A module with every operator: one of ``OPERATORS``, or one that raises ConfigError."""
 
     def __getattr__(self, name: str) -> Callable:
-        # Python and others look for names of their own in every module.
+        # Python and other tools look up private names in every module.
         if name.startswith('_'):
             raise AttributeError(name)
 
@@ -178,10 +178,9 @@ class _Operators(types.ModuleType):
 
 
 def provide_operators() -> None:
-    """Put the stand-in where mmcv's operators would be if they are missing; else do nothing.
+    """Install the stand-in as ``mmcv._ext`` if mmcv's operators are missing; else do nothing.
 
-    The stand-in has no loader, so MMEngine's and mmcv's own questions whether the operators are
-    there still find that they are not.
+    The stand-in has no loader, so MMEngine and mmcv still report that the operators are missing.
     """
     if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
         module = _Operators(NAME)

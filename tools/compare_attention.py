@@ -1,4 +1,4 @@
-"""Draw the co-attention of detectors to the same annotated objects beside each other.
+"""Draw the co-attention of several detectors to the same annotated objects side by side.
 
 Example: python tools/compare_attention.py --detector DETR CONFIG CHECKPOINT \
     --detector SMCA CONFIG CHECKPOINT --images 000003.png 000006.png --out detr_smca.png
@@ -24,7 +24,7 @@ from mmsmca.visualization.panels import save_figure
 
 
 def largest_objects(cfg: Config, names: list[str]) -> list[tuple[str, Tensor]]:
-    """Path and largest object (x1, y1, x2, y2) of each image of a config's test data."""
+    """Path and largest object (x1, y1, x2, y2) of each named image in a config's test data."""
     check_config(cfg, phases=('test',))
     dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[]))
     by_name = {
@@ -48,7 +48,7 @@ def largest_objects(cfg: Config, names: list[str]) -> list[tuple[str, Tensor]]:
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
-    """Draw what the command line asks for; the files."""
+    """Draw what the command line asks for and return the files."""
     detectors = {
         name: load_detector(config, checkpoint, args.device)
         for name, config, checkpoint in args.detector
@@ -89,7 +89,7 @@ def parse_args() -> argparse.Namespace:
 
 @command
 def main() -> None:
-    """Draw, and say which files there are."""
+    """Draw the picture and print its files."""
     print(*draw(parse_args()), sep='\n')
 
 

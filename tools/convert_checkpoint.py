@@ -1,10 +1,10 @@
-"""Convert checkpoints between the names of the paper's authors and ours, or start from a DETR.
+"""Convert checkpoints between the authors' parameter names and ours, or warm-start from a DETR.
 
     python tools/convert_checkpoint.py authors.pth ours.pth --num-classes 80
     python tools/convert_checkpoint.py ours.pth authors.pth
     python tools/convert_checkpoint.py detr.pth start.pth --warm-start CONFIG
 
-The direction is read off the names. Sources and destinations are .pth or .safetensors files.
+The parameter names determine the direction. Files may be .pth or .safetensors.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from mmsmca.errors import command
 
 @command
 def main() -> None:
-    """Convert, and account for every tensor."""
+    """Convert a checkpoint and print what happened to every tensor."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,7 +76,7 @@ def to_reference(source: dict, dst: str, num_classes: int | None) -> None:
 
 
 def report_names(source: dict, converted: dict) -> None:
-    """Print a line a tensor; the order of both is the same."""
+    """Print one line per tensor; both are in the same order."""
     for (name, old), (new_name, new) in zip(source.items(), converted.items(), strict=True):
         rows = '' if new.shape == old.shape else f', {len(new)} of {len(old)} rows'
         print(f'{name} -> {new_name} {tuple(new.shape)}{rows}')

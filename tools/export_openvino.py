@@ -2,7 +2,7 @@
 
 Example: python tools/export_openvino.py configs/smca/smca_r50_8xb2-50e_coco.py r50.pth r50.xml
 
-Exit status: 0 if the model was written; 1 if it is not because it differs from PyTorch by more than
+Exit status: 0 if the model was written; 1 if not, because it differs from PyTorch by more than
 the tolerances; 2 if config, checkpoint, data or destination cannot be used.
 """
 
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 
 @command
 def main() -> int:
-    """Export, and say how well the model agrees."""
+    """Export, and print how well the model agrees with PyTorch."""
     return 0 if export(parser(__doc__.splitlines()[0], '.xml').parse_args(), openvino_model) else 1
 
 

@@ -1,10 +1,10 @@
-"""Detect on images with an exported detector: onnxruntime or OpenVINO, OpenCV and NumPy alone.
+"""Run an exported detector on images with onnxruntime or OpenVINO, OpenCV and NumPy alone.
 
 Examples:
     python tools/infer_onnx.py smca.onnx street.jpg park.jpg --out-dir found
     python tools/infer_onnx.py smca.xml *.jpg --batch-size 4 --streams 2
 
-A template for applications: neither PyTorch nor MMDetection nor this package is imported. A .onnx
+A template for applications: it imports neither PyTorch nor MMDetection nor this package. A .onnx
 file runs in onnxruntime, a .xml file in OpenVINO.
 """
 
@@ -22,12 +22,12 @@ from types import ModuleType
 import cv2
 import numpy as np
 
-# From a batch of images and their sizes to boxes, scores and labels; threads may share it.
+# Maps a batch of images and their sizes to boxes, scores and labels; thread-safe.
 Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
 
 
 def read(path: str) -> np.ndarray:
-    """Read an image, BGR, (H, W, 3), uint8."""
+    """Read an image as BGR, (H, W, 3), uint8."""
     image = cv2.imread(path)
     if image is None:
         raise ValueError(f'{path} does not exist or is no image that OpenCV reads')
@@ -35,7 +35,7 @@ def read(path: str) -> np.ndarray:
 
 
 def resize(path: str, image: np.ndarray, scale: Sequence[int]) -> np.ndarray:
-    """Resize as in training, to the largest size within (long side, short side) in pixels."""
+    """Resize as in training, to the largest size within scale: (long, short side) in pixels."""
     sides = sorted(image.shape[:2], reverse=True)
     factor = min(limit / side for limit, side in zip(scale, sides, strict=True))
     height, width = (int(side * factor + 0.5) for side in image.shape[:2])
@@ -48,7 +48,7 @@ def resize(path: str, image: np.ndarray, scale: Sequence[int]) -> np.ndarray:
 
 
 def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Join images of different sizes; with the sizes (height, width), what is beside is ignored."""
+    """Pad images into a batch; the sizes (height, width) tell the detector what to ignore."""
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
     batch = np.zeros((len(images), *sizes.max(axis=0), 3), dtype=np.uint8)
     for padded, image in zip(batch, images, strict=True):
@@ -57,7 +57,7 @@ def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def runtime(name: str, path: str) -> ModuleType:
-    """Import what runs a file."""
+    """Import the runtime that a file needs."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -65,11 +65,11 @@ def runtime(name: str, path: str) -> ModuleType:
 
 
 def start_onnxruntime(path: str, threads: int) -> tuple[Run, dict[str, str]]:
-    """Load a graph, and what its export stored in it."""
+    """Load a graph and the metadata that its export stored in it."""
     onnxruntime = runtime('onnxruntime', path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Attention weights far from a Gaussian are such numbers, and slow on many processors.
+    # Attention weights far from a Gaussian are denormal numbers, which are slow on many CPUs.
     options.add_session_config_entry('session.set_denormal_as_zero', '1')
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
@@ -82,7 +82,7 @@ def start_onnxruntime(path: str, threads: int) -> tuple[Run, dict[str, str]]:
 def start_openvino(
     path: str, threads: int, streams: int, precision: str | None = None
 ) -> tuple[Run, dict[str, str]]:
-    """Load a model, and what its export stored in it."""
+    """Load a model and the metadata that its export stored in it."""
     openvino = runtime('openvino', path)
     core = openvino.Core()
     model = core.read_model(path)
@@ -102,7 +102,7 @@ def start_openvino(
 def start(
     path: str, threads: int, streams: int, precision: str | None = None
 ) -> tuple[Run, list[str], list[int]]:
-    """Load a detector, the names of its classes and its scale."""
+    """Load a detector, its class names and its scale."""
     openvino = path.endswith('.xml')
     try:
         run, stored = (
@@ -110,7 +110,7 @@ def start(
             if openvino
             else start_onnxruntime(path, threads)
         )
-    except Exception as error:  # the runtimes' have no common base class
+    except Exception as error:  # the runtimes' errors share no base class
         if isinstance(error, ValueError):
             raise
         name = 'OpenVINO' if openvino else 'onnxruntime'
@@ -123,7 +123,7 @@ def start(
 
 
 def check_destination(images: Sequence[str], out_dir: Path) -> None:
-    """Refuse to draw over an image, or over what was drawn of another of the same name."""
+    """Refuse to overwrite an image, or the drawing of another image of the same name."""
     names: dict[str, str] = {}
     for image in images:
         path = Path(image)
@@ -171,7 +171,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def detect(args: argparse.Namespace) -> None:
-    """Detect, print what is found and how long it took."""
+    """Detect, and print the detections and the time taken."""
     if args.out_dir:
         check_destination(args.images, args.out_dir)
     run, classes, scale = start(args.model, args.threads, args.streams, args.precision)
@@ -195,12 +195,12 @@ def detect(args: argparse.Namespace) -> None:
         for batch, sizes, (boxes, scores, labels), seconds in pool.map(detect_batch, starts):
             latencies.append(seconds)
             for i, (path, image) in enumerate(batch):
-                # From pixels of the resized image to those of the file.
+                # Scales boxes from the resized image to the original.
                 factors = np.array(image.shape[1::-1]) / sizes[i, ::-1]
                 own_boxes = boxes[i] * np.tile(factors, 2)
                 for box, score, label in zip(own_boxes, scores[i], labels[i], strict=True):
                     if score < args.threshold:
-                        break  # The best come first.
+                        break  # Scores are sorted.
                     print(path, classes[label], f'{score:.3f}', *(f'{side:.1f}' for side in box))
                     if args.out_dir:
                         draw(image, box, f'{classes[label]} {score:.2f}')
@@ -215,7 +215,7 @@ def detect(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Detect; an image or detector that cannot be used ends it with one line."""
+    """Detect; an unusable image or detector gives a one-line error."""
     args = parse_args()
     try:
         detect(args)

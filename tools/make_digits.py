@@ -1,4 +1,4 @@
-"""Generate the "digits" detection set; the defaults are the head-to-head's."""
+"""Generate the "digits" detection data set; the defaults are those of the digits study."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Generate the "shapes" detection set; the defaults are the quick start's."""
+"""Generate the "shapes" detection data set; the defaults are those of the quick start."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Generate the "stamps" detection set: photographed objects pasted on photographs."""
+"""Generate the "stamps" detection data set: photographed objects pasted onto photographs."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Train, evaluate and show SMCA-DINO on generated data. An interrupted run resumes."""
+"""Train and evaluate SMCA-DINO on generated data, and draw detections; interrupted runs resume."""
 
 import json
 import os
@@ -20,24 +20,24 @@ from mmengine.config import Config
 from mmsmca.engine.step_time import step_seconds, train_loader
 from mmsmca.files import write_json
 
-# The model is too small to gain much from two threads; and beside another busy program, waiting for
-# each other, two made a step seventeen times longer.
+# The model is too small to gain much from two threads. Beside another busy program, two threads
+# waiting for each other made a step seventeen times slower.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs/small/smca-dino_r18w16_1xb4-2e_shapes128.py'
 DATA_DIR = Path('data/shapes128')
 WORK_DIR = Path('work_dirs/quickstart')
-# Written last: its presence says that everything else is there.
+# Written last: its presence means that everything else is there.
 RESULT = WORK_DIR / 'result.json'
 PICTURES = WORK_DIR / 'detections'
 NUM_PICTURES = 12
-# Iterations that the estimate times, after one more.
+# Iterations timed for the estimate, after one for warm-up.
 TIMED = 10
 
 
 def run(tool: str, *args: str | Path) -> None:
-    """Run one of the tools beside this one; its failure ends the quick start with its status."""
+    """Run one of the tools in this folder; if it fails, exit and print its status."""
     command = [sys.executable, ROOT / 'tools' / tool, *args]
     print('+', *command, flush=True)
     status = subprocess.run(command).returncode
@@ -46,11 +46,11 @@ def run(tool: str, *args: str | Path) -> None:
 
 
 def training_minutes(cfg: Config) -> float:
-    """How long a config's training takes at the speed of a few iterations on its data, here.
+    """Estimate a config's training time on this machine from a few iterations, in minutes.
 
-    Images are loaded in between; the training loads them beside.
+    These load their images in between; the training loads them in parallel.
     """
-    # This process read the variable before it was set.
+    # PyTorch read the variable before it was set above.
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     loader = train_loader(cfg)
     seconds = statistics.fmean(step_seconds(cfg, loader, TIMED))
@@ -58,12 +58,12 @@ def training_minutes(cfg: Config) -> float:
 
 
 def last_checkpoint() -> Path:
-    """The checkpoint that MMEngine wrote last."""
+    """Path of the checkpoint that MMEngine wrote last."""
     return Path((WORK_DIR / 'last_checkpoint').read_text())
 
 
 def train_and_evaluate() -> None:
-    """Generate the data, train, evaluate; leaves ``RESULT``."""
+    """Generate the data, train, evaluate and write ``RESULT``."""
     start = time.monotonic()
     run('make_shapes.py', DATA_DIR)
     minutes = training_minutes(Config.fromfile(CONFIG))
@@ -78,7 +78,7 @@ def train_and_evaluate() -> None:
 
 
 def draw_detections() -> None:
-    """Draw what is found on some validation images, enlarged so that labels can be read."""
+    """Draw the detections on some validation images, enlarged so that labels are legible."""
     inferencer = DetInferencer(str(CONFIG), str(last_checkpoint()), palette='none')
     with tempfile.TemporaryDirectory() as folder:
         enlarged = []
@@ -92,7 +92,7 @@ def draw_detections() -> None:
 
 
 def main() -> None:
-    """Run what is missing, then say what there is and where."""
+    """Run what is missing, then print the results and where to find them."""
     if RESULT.exists():
         print(f'Already trained and evaluated; delete {WORK_DIR} to begin anew.')
     else:

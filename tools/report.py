@@ -1,7 +1,7 @@
-"""Report on a study, or on any of MMDetection's work directories: tables and curves.
+"""Report on a study, or on any MMDetection work directory, with tables and figures.
 
-Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG;
-from a report.json, writes them again. Config dumps that lie in the folder are executed.
+Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG, or
+rewrites them from a report.json. Config dumps in the folder are executed.
 
 Example: python tools/report.py work_dirs/head_to_head_shapes --costs
 """

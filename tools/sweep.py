@@ -1,8 +1,8 @@
-"""Run a study: every experiment with every seed, each in a process of its own.
+"""Run a study: every experiment with every seed, each in its own process.
 
-Run again, it skips what is finished and resumes what was cut off. A run that failed of itself is
-listed with the end of its log and not tried again without --retry-failed. Exit status: 0 when every
-run is finished, 1 when one is not, 2 when the study cannot be run.
+The same command skips runs that are finished and resumes those that were cut off. A run that failed
+is listed with the end of its log and retried only with --retry-failed. Exit status: 0 if every run
+is finished, 1 if one is not, 2 if the study cannot be run.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-# What takes long to import is imported when the arguments are known.
+# Slow imports are deferred until the arguments have been parsed.
 
 
 def parse_args() -> argparse.Namespace:
@@ -104,7 +104,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 def main() -> int:
     args = parse_args()
-    # Side by side, runs share the cores; threads that wait for each other spin.
+    # Concurrent runs share the cores, and threads that wait for each other spin.
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // args.jobs)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from mmsmca.errors import command

@@ -1,4 +1,4 @@
-"""Evaluate a detector: MMDetection's own ``tools/test.py`` behind the checks of mmsmca.
+"""Evaluate a detector: mmsmca's checks, then MMDetection's own ``tools/test.py``.
 
 It takes the same arguments (``-h``) and is started in the same ways: by ``mim test mmsmca``, by
 ``torchrun`` (with ``--launcher pytorch``) or by ``python``.

@@ -1,8 +1,8 @@
-"""Train a detector: MMDetection's own ``tools/train.py`` behind the checks of mmsmca.
+"""Train a detector: mmsmca's checks, then MMDetection's own ``tools/train.py``.
 
 It takes the same arguments (``-h``) and is started in the same ways: by ``mim train mmsmca``, by
-``torchrun`` (with ``--launcher pytorch``) or by ``python``. One argument is its own:
-``--no-trial-step`` starts without the trial of one training step.
+``torchrun`` (with ``--launcher pytorch``) or by ``python``. It adds one argument:
+``--no-trial-step`` skips the trial of one training step.
 """
 
 import sys

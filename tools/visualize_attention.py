@@ -1,4 +1,4 @@
-"""Draw where the queries of an SMCA or SMCA-DINO detector look in an image.
+"""Draw where in an image the queries of an SMCA or SMCA-DINO detector attend.
 
 Example: python tools/visualize_attention.py CONFIG CHECKPOINT IMAGE --out DIRECTORY
 """
@@ -21,7 +21,7 @@ from mmsmca.visualization.panels import save_figure
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
-    """Draw what the command line asks for; the files."""
+    """Draw what the command line asks for and return the files."""
     model, pipeline = load_detector(args.config, args.checkpoint, args.device)
     check_spatial_prior(model)
     inspection = inspect_image(model, pipeline, args.image)
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
 
 @command
 def main() -> None:
-    """Draw, and say which files there are."""
+    """Draw the pictures and print their files."""
     print(*draw(parse_args()), sep='\n')
 
 

@@ -1,8 +1,8 @@
-"""The common recipe on COCO, laid over each detector of configs/studies/head_to_head.py."""
+"""The common recipe on COCO for each detector of configs/studies/head_to_head.py."""
 
 custom_imports = dict(imports=['mmsmca'], allow_failed_imports=False)
 
-# DETR's augmentation, as all of them have it but for the limit of one resizing.
+# DETR's augmentation; the detectors' own differs at most in the size limit of one resize.
 coco_scales = [(side, 1333) for side in range(480, 801, 32)]
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
@@ -37,7 +37,7 @@ train_dataloader = dict(
     batch_size=2,
     dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline),
 )
-# Each detector's own learning-rate multipliers stay (paramwise_cfg).
+# Each detector keeps its own learning-rate multipliers (paramwise_cfg).
 optim_wrapper = dict(
     constructor='GroupedOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4, fused=True),

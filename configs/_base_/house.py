@@ -1,18 +1,18 @@
-"""What this package adds to every recipe: faster steps, a faster metric, whole checkpoints.
+"""What this package adds to every recipe: faster steps, a faster metric, complete checkpoints.
 
-MMEngine refuses two base files with one key, and MMDetection's configs have these: hence one name
-here, and ``globals().update(_base_.house)`` in the configs.
+MMEngine rejects two base files with the same key, and MMDetection's configs have these keys. So
+they are under one name here, which configs merge by ``globals().update(_base_.house)``.
 """
 
 house = dict(
     custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
-    # One call for all weights that are trained alike.
+    # One optimizer call for all weights with the same settings.
     optim_wrapper=dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True)),
     # Faster steps without an accelerator.
     custom_hooks=[dict(type='CPUSpeedHook')],
-    # faster-coco-eval where it is installed, with the results of pycocotools.
+    # Uses faster-coco-eval if it is installed, with the same results as pycocotools.
     val_evaluator=dict(type='FastestCocoMetric'),
     test_evaluator=dict(type='FastestCocoMetric'),
-    # A run that is killed leaves whole checkpoints.
+    # Checkpoints are complete even if a run is killed.
     default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook')),
 )

@@ -5,7 +5,7 @@ _base_ = [
 
 globals().update(_base_.recipe)
 model = _base_.single_scale
-# MMDetection's Conditional DETR runs with 256 channels only: twice the width of the others.
+# MMDetection's Conditional DETR works only with 256 channels, twice the width of the others.
 model.neck.out_channels = 256
 model.encoder.layer_cfg.self_attn_cfg.update(embed_dims=256, dropout=0.0)
 model.encoder.layer_cfg.ffn_cfg.embed_dims = 256

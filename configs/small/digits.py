@@ -1,7 +1,7 @@
-"""The generated set "digits" (``tools/make_digits.py data/digits``), laid over a small detector.
+"""The generated data set "digits" (``tools/make_digits.py data/digits``), for any small detector.
 
-A second data set, on which no recipe is chosen: recipe and sizes stay those of shapes192. A
-mirrored digit is none: no flips.
+A second data set that no setting was chosen on: recipe and sizes are those of shapes192. There are
+no flips, as a mirrored digit is not a digit.
 """
 
 data_root = 'data/digits/'

@@ -8,5 +8,5 @@ model = _base_.multi_scale
 model.num_feature_levels = 3
 model.encoder.layer_cfg.self_attn_cfg.num_levels = 3
 model.decoder.layer_cfg.cross_attn_cfg.num_levels = 3
-# With 25 queries, not 900. Each stands for a positive and a negative one.
+# Fewer, as there are 25 queries, not 900. Each stands for a positive and a negative query.
 model.dn_cfg = dict(group_cfg=dict(num_dn_queries=24))

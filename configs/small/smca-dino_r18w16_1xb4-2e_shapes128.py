@@ -1,12 +1,12 @@
-# The quick start: SMCA-DINO on a set of 128 px, "tools/make_shapes.py data/shapes128", which takes
-# minutes on a CPU.
+# The quick start: SMCA-DINO on images of 128 px ("tools/make_shapes.py data/shapes128"). Training
+# takes minutes on a CPU.
 _base_ = './smca-dino_r18w16_1xb4-3ki_shapes192.py'
 
 data_root = 'data/shapes128/'
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
 train_pipeline[2].scale = test_pipeline[1].scale = (128, 128)
-# Half of the images, twice: what is interrupted goes on from the end of an epoch.
+# Half of the images, twice: an interrupted run resumes from the end of an epoch.
 train_dataloader = dict(
     persistent_workers=False,
     dataset=dict(data_root=data_root, indices=2000, pipeline=train_pipeline),
@@ -20,11 +20,11 @@ max_epochs = 2
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    # Of 1,000 iterations.
+    # Out of 1,000 iterations.
     dict(type='MultiStepLR', by_epoch=False, milestones=[850], gamma=0.1),
 ]
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1, save_best='coco/bbox_mAP'))
 log_processor = dict(by_epoch=True)
-# Interrupted and resumed (tools/train.py --resume), a run ends with the weights that it would have
-# had, bit for bit on a CPU.
+# A run that was interrupted and resumed (tools/train.py --resume) ends with the same weights as an
+# uninterrupted one, bit for bit on a CPU.
 custom_hooks = [dict(type='EpochSeedHook')]

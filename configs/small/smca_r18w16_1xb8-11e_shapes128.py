@@ -1,6 +1,6 @@
 _base_ = './smca_r18w16_1xb4-3ki_shapes192.py'
 
-# On the data of the quick start, "tools/make_shapes.py data/shapes128", in epochs.
+# Trained in epochs, on the data of the quick start ("tools/make_shapes.py data/shapes128").
 data_root = 'data/shapes128/'
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
@@ -24,6 +24,6 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1, save_best='coco/bbox_mAP'))
 log_processor = dict(by_epoch=True)
-# Interrupted and resumed (tools/train.py --resume), a run ends with the weights that it would have
-# had, bit for bit on a CPU.
+# A run that was interrupted and resumed (tools/train.py --resume) ends with the same weights as an
+# uninterrupted one, bit for bit on a CPU.
 custom_hooks = [dict(type='EpochSeedHook')]

@@ -1,8 +1,8 @@
-"""The generated set "stamps" (``tools/make_stamps.py data/stamps``), laid over a small detector.
+"""The generated data set "stamps" (``tools/make_stamps.py data/stamps``), for any small detector.
 
-Photographed objects on photographs, 192 px drawn, 160 px seen, under a backbone from ImageNet that
-learns at a tenth of the rate. As it is, for detectors on strides 8, 16 and 32; those of one scale
-see stride 16: ``backbone.out_indices=[1]``, ``neck.in_channels=[112]``.
+Photographed objects on photographs, drawn at 192 px and resized to 160 px. The backbone comes from
+ImageNet and learns at a tenth of the rate. The settings are for detectors on strides 8, 16 and 32;
+single-scale ones use stride 16: ``backbone.out_indices=[1]``, ``neck.in_channels=[112]``.
 """
 
 data_root = 'data/stamps/'

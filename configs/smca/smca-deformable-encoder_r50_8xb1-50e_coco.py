@@ -1,7 +1,7 @@
 _base_ = './smca_r50_8xb2-50e_coco.py'
 
-# A hybrid that nobody has published: Deformable DETR's encoder, with its strides 8 to 64, under
-# SMCA's decoder, which attends to all of them.
+# An unpublished hybrid: Deformable DETR's encoder on strides 8 to 64, and SMCA's decoder, which
+# attends to all of them.
 model = dict(
     backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(in_channels=[512, 1024, 2048], num_outs=4),
@@ -20,6 +20,6 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=1)
-# Deformable DETR's sampling points learn slower than the rest.
+# As in Deformable DETR, sampling offsets have a lower learning rate than the rest.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'sampling_offsets': dict(lr_mult=0.1)}))
 auto_scale_lr = dict(base_batch_size=8)

@@ -1,7 +1,7 @@
 _base_ = './smca_r50_8xb2-50e_coco.py'
 
-# The authors' later release: levels of strides 8 to 64 through a convolutional encoder, which
-# halves the finest level at its end.
+# The authors' later release: a convolutional encoder on strides 8 to 64, which finally halves the
+# resolution of the finest level.
 model = dict(
     backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(in_channels=[512, 1024, 2048], num_outs=4),

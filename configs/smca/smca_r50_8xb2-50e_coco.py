@@ -10,7 +10,7 @@ model = dict(
     ),
     bbox_head=dict(
         type='SMCAHead',
-        # Every loss is divided by the number of boxes over all processes.
+        # Divide every loss by the number of boxes over all processes.
         sync_cls_avg_factor=True,
         loss_cls=dict(
             _delete_=True,

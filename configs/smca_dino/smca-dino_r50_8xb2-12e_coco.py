@@ -21,7 +21,7 @@ model = dict(
     ),
     bbox_head=dict(
         type='SMCADINOHead',
-        # Scores that know how well the box fits. DINO's published results are with focal loss:
+        # Scores reflect how well the box fits. DINO's published results use focal loss:
         # ablation/smca-dino_r50_focal-loss_8xb2-12e_coco.py.
         loss_cls=dict(
             _delete_=True, type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0

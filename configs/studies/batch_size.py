@@ -1,4 +1,4 @@
-# The paper finds SMCA insensitive to the batch size. Learning rate and epochs stay; 8 GPUs.
+# The paper finds SMCA insensitive to the batch size. Same learning rate and epochs; 8 GPUs.
 baseline = 'batch-16'
 seeds = [0]
 experiments = [

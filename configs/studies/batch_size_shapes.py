@@ -1,4 +1,4 @@
-# The paper finds SMCA insensitive to the batch size. Learning rate and images seen stay.
+# The paper finds SMCA insensitive to the batch size. Same learning rate and images seen.
 baseline = 'batch-4'
 seeds = [0, 1, 2]
 experiments = [

@@ -19,7 +19,7 @@ experiments = [
         ('conv', 'smca-multi-scale-conv_r50_8xb1-50e_coco'),
     )
 ] + [
-    # Not the paper's, which has no prior in the encoder.
+    # Not in the paper, whose encoders have no prior.
     dict(
         name='gaussian',
         config='../smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py',

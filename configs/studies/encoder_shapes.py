@@ -41,7 +41,7 @@ experiments = [
         published='smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py',
         cfg_options={f'{_encoder}.num_layers': 5},
     ),
-    # What the prior in the encoder, which is not the paper's, is beside: three layers.
+    # Three layers, to compare with the prior in the encoder, which is not in the paper.
     dict(name='intra-multi-intra', config=_config),
     dict(
         name='3gaussian',

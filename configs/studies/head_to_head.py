@@ -1,4 +1,4 @@
-# SMCA beside MMDetection's detectors on COCO, all under the recipe of
+# SMCA compared with MMDetection's detectors on COCO, all trained with the recipe of
 # configs/_base_/head_to_head_coco.py.
 baseline = 'detr'
 seeds = [0, 1, 2]

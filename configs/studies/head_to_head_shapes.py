@@ -1,6 +1,6 @@
-# SMCA and SMCA-DINO beside their rivals on generated data, under the recipe of
-# configs/small/_base_/recipe.py at half its length: `make study`. DINO's
-# other forms, two stages and equal training time are in smca_dino_shapes.py.
+# SMCA and SMCA-DINO compared with other detectors on generated data, with the recipe of
+# configs/small/_base_/recipe.py at half its length; `make study` runs it. smca_dino_shapes.py has
+# DINO's other forms, two-stage Deformable DETR and equal training time.
 _config = '../small/{}_r18w16_1xb4-3ki_shapes192.py'
 baseline = 'detr'
 seeds = [0, 1, 2]

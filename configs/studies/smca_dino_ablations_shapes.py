@@ -1,4 +1,4 @@
-# What carries SMCA-DINO: its parts, taken out or replaced one at a time.
+# Ablations of SMCA-DINO: its parts, removed or replaced one at a time.
 _config = '../small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 _prior = 'model.decoder.layer_cfg.spatial_prior_cfg'
 _encoder_layer = dict(
@@ -12,7 +12,7 @@ _attention_layer = dict(
 _options = {
     'smca-dino': {},
     'no-prior': {_prior: dict(_delete_=True, type='NoPrior')},
-    # All channels for the content, and DETR's initialisation: without a prior, a fairer one.
+    # A fairer reference without prior: all channels for content, and DETR's initialisation.
     'plain-attention': {
         _prior: dict(_delete_=True, type='NoPrior'),
         'model.decoder.layer_cfg.cross_attn_cfg.type': 'PlainCoAttention',
@@ -47,7 +47,7 @@ _options = {
             layer_cfg=_attention_layer,
         )
     },
-    # Its finest level leaves it at stride 16.
+    # The finest level of its output has stride 16.
     'conv-encoder': {
         'model.encoder': dict(
             _delete_=True,

@@ -1,15 +1,15 @@
-# SMCA-DINO beside DINO (as it ships, with its improved settings, under the loss of SMCA-DINO),
-# Deformable DETR in its three forms, of which two stages run at twice the width, SMCA itself, and
-# the first two at that width.
-# `tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1` makes the data.
+# SMCA-DINO compared with DINO (as it ships, with its improved settings, with SMCA-DINO's loss),
+# Deformable DETR in its three forms (the two-stage one at twice the width) and SMCA; in addition,
+# SMCA-DINO and DINO at that width.
+# `tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1` generates the data.
 _config = '../small/{}_r18w16_1xb4-3ki_shapes192.py'
-# Not DINO's own: a classification target that knows the IoU (Generalized Focal Loss, 2006.04388).
+# Not DINO's own loss: the classification target is the IoU (Generalized Focal Loss, 2006.04388).
 _dino_qfl = {
     'model.bbox_head.loss_cls': dict(
         _delete_=True, type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
     )
 }
-# The settings of MMDetection's dino-4scale_r50_improved, at the rate of the recipe.
+# The settings of MMDetection's dino-4scale_r50_improved, with the recipe's learning rate.
 _dino_improved = {
     'model.bbox_head.loss_cls.loss_weight': 2.0,
     'model.positional_encoding.offset': -0.5,
@@ -18,8 +18,8 @@ _dino_improved = {
     'optim_wrapper.paramwise_cfg.custom_keys.sampling_offsets': dict(lr_mult=0.1),
     'optim_wrapper.paramwise_cfg.custom_keys.reference_points': dict(lr_mult=0.1),
 }
-# Twice the width of the others: of two stages, as MMDetection's position embedding of the proposals
-# is made for 256 channels, and of two controls.
+# Twice the width of the others: for two stages, as MMDetection's position embedding of proposals
+# requires 256 channels, and for two controls.
 _wide = {
     'model.neck.out_channels': 256,
     'model.encoder.layer_cfg.self_attn_cfg.embed_dims': 256,

@@ -1,7 +1,7 @@
 _base_ = './smca_dino_shapes.py'
 
-# SMCA-DINO beside its rivals on photographs, all from one backbone with ImageNet's weights:
-# `tools/make_stamps.py data/stamps` makes the data.
+# SMCA-DINO compared with other detectors on photographs, all with one ImageNet-trained backbone.
+# `tools/make_stamps.py data/stamps` generates the data.
 _single_scale = {'model.backbone.out_indices': [1], 'model.neck.in_channels': [112]}
 _experiments = {experiment.name: experiment for experiment in _base_.experiments}
 seeds = [0, 1, 2, 3, 4]

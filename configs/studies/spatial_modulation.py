@@ -1,4 +1,4 @@
-# What each part of the spatial modulation brings, from DETR with SMCA's losses to SMCA.
+# Gain from each part of the spatial modulation, from DETR with SMCA's losses to SMCA.
 baseline = 'detr-focal-loss'
 seeds = [0]
 experiments = [

@@ -1,4 +1,4 @@
-# What each part of the spatial modulation brings, from DETR with SMCA's losses to SMCA.
+# Gain from each part of the spatial modulation, from DETR with SMCA's losses to SMCA.
 _config = '../small/{}_r18w16_1xb4-3ki_shapes192.py'
 _prior = 'model.decoder.layer_cfg.spatial_prior_cfg'
 _focal_loss = {

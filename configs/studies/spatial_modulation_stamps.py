@@ -1,7 +1,7 @@
 _base_ = './spatial_modulation_shapes.py'
 
-# The same on photographs, from one backbone with ImageNet's weights:
-# `tools/make_stamps.py data/stamps` makes the data.
+# The same on photographs, all with one ImageNet-trained backbone.
+# `tools/make_stamps.py data/stamps` generates the data.
 chosen = (
     'Nothing was chosen on stamps: recipe and models are those of shapes, the rate of the backbone '
     'is a tenth, as with COCO.'

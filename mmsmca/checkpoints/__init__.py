@@ -1,1 +1,1 @@
-"""Checkpoints: files, names, warm starts, and what is checked before a run."""
+"""Checkpoints: files, tensor names, classes, and warm starts."""

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from mmsmca.errors import first_difference
 
-# The classifier of DETR and SMCA, and of heads with one per decoder layer.
+# The classifier of DETR and SMCA, and of heads with a classifier per decoder layer.
 CLASS_WEIGHTS = ('bbox_head.fc_cls.weight', 'bbox_head.cls_branches.0.weight')
-# Tensors of DETRs that have a row or an entry for every class.
+# Tensors of DETR-like models with a row or an entry for every class.
 CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
 
 
@@ -17,16 +17,16 @@ def other_classes(
     """Describe how the classes of a checkpoint differ from those of a run.
 
     Args:
-        checkpoint: Its content.
-        head: The config of the model's head, with its ``num_classes``.
-        datasets: Classes of the run's data sets, by their keys.
+        checkpoint: Content of the checkpoint.
+        head: Config of the model's head, with its ``num_classes``.
+        datasets: Classes of the run's data sets, by config key.
 
     Returns:
-        The difference, as the end of a sentence about the checkpoint. None if there is none as far
-        as the checkpoint tells: its weights show the number of classes, its ``meta`` the names.
+        The difference, as the end of a sentence about the checkpoint. None if the checkpoint shows
+        none: its weights tell the number of classes, its ``meta`` their names.
     """
     state = checkpoint.get('state_dict', checkpoint)
-    # MMEngine leaves weights out that do not fit, with no more than a warning.
+    # MMEngine only warns about weights that do not fit, and skips them.
     names = (f'{prefix}{name}' for name in CLASS_WEIGHTS for prefix in ('', 'module.'))
     weight = next((state[name] for name in names if name in state), None)
     if weight is not None and 'num_classes' in head:
@@ -50,8 +50,8 @@ def other_classes(
 
 def _checkpoint_classes(checkpoint: dict) -> list[str] | None:
     meta = checkpoint.get('meta') or {}
-    # MMDetection 3 stores the names below `dataset_meta` (a list of them after training on several
-    # unlike data sets), MMDetection 2 stored them as `CLASSES`.
+    # MMDetection 3 stores the names in `dataset_meta` (a list after training on several different
+    # data sets), MMDetection 2 stored them as `CLASSES`.
     dataset_meta = meta.get('dataset_meta', meta)
     if not isinstance(dataset_meta, dict):
         return None

@@ -1,4 +1,4 @@
-"""Files of tensors: reading executes no code, writing is whole or not at all."""
+"""Checkpoint files, which are read without executing code and written whole or not at all."""
 
 import argparse
 import re
@@ -27,7 +27,7 @@ def read(path: str | Path) -> dict:
     """Read a checkpoint without executing code in it.
 
     Args:
-        path: A file as ``torch.save`` writes it.
+        path: A file written by ``torch.save``.
 
     Returns:
         Its content. If the format allows it, tensors stay on disk until they are used.
@@ -36,15 +36,15 @@ def read(path: str | Path) -> dict:
         CheckpointError: If the file is missing, not a checkpoint, or holds more than data.
     """
     _check_file(Path(path))
-    # Once more: whenever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
+    # Register again: onedl-mmengine removes its safe classes from PyTorch's list after each load.
     safe_globals.register()
     try:
-        # The training scripts of DETR and its kin store their command line beside the weights.
+        # The training scripts of DETR and its successors store their arguments with the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except Exception as error:  # the unpickler raises anything on bytes that are no checkpoint
+    except Exception as error:  # the unpickler may raise anything on other files
         unsafe = re.search(r'Unsupported global: GLOBAL (\S+)', str(error))
         raise CheckpointError(
             f'checkpoint {path} holds a {unsafe[1]}: code is never executed, only data is read. '
@@ -66,12 +66,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint without executing code in it.
 
     Args:
-        path: A ``.pth`` file with the tensors under ``model`` (as the code of DETR, Deformable DETR
-            and SMCA writes it), under ``state_dict`` (MMEngine) or at the top; or a
+        path: A ``.pth`` file with the tensors under ``model`` (as written by the code of DETR,
+            Deformable DETR and SMCA), under ``state_dict`` (MMEngine) or at the top level; or a
             ``.safetensors`` file.
 
     Returns:
-        Tensors under the names that they have in the file.
+        Tensors by their name in the file, without the prefix of DistributedDataParallel.
 
     Raises:
         CheckpointError: If the file is of another kind, refused by :func:`read`, or has no tensors.
@@ -100,7 +100,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             f'{path} holds no named tensors, neither under "model", nor "state_dict", nor at the '
             'top: it is not a checkpoint of a model'
         )
-    # As DistributedDataParallel names them.
+    # DistributedDataParallel adds this prefix.
     wrapped = all(name.startswith('module.') for name in state_dict)
     return {name.removeprefix('module.') if wrapped else name: x for name, x in state_dict.items()}
 
@@ -125,7 +125,7 @@ def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_
     Args:
         state_dict: Named tensors.
         path: Destination, a ``.pth`` or ``.safetensors`` file; must not exist.
-        key: Where a ``.pth`` file holds the tensors. Defaults to ``state_dict``, MMEngine's.
+        key: Key of the tensors in a ``.pth`` file. Defaults to ``state_dict``, as in MMEngine.
 
     Raises:
         CheckpointError: If ``path`` is refused by :func:`check_destination`, or cannot be written.
@@ -135,7 +135,7 @@ def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_
     try:
         with written_whole(path) as partial:
             if path.suffix == '.safetensors':
-                # The format knows no tensors that share memory.
+                # The format does not support tensors that share memory.
                 tensors = {name: tensor.clone().contiguous() for name, tensor in state_dict.items()}
                 safetensors.torch.save_file(tensors, partial, metadata=dict(format='pt'))
             else:

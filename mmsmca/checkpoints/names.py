@@ -1,6 +1,6 @@
-"""Conversion of checkpoints between the names of the paper's authors and ours.
+"""Conversion of checkpoints between the tensor names of the paper's authors and ours.
 
-Every tensor of one has its place in the other; :data:`NAMES` is the whole dictionary.
+Every tensor of one has a counterpart in the other; :data:`NAMES` is the complete mapping.
 """
 
 import re
@@ -13,7 +13,7 @@ from mmsmca.models.layers.spatial_prior import SCALES
 
 from .files import CheckpointError
 
-# Prefixes (reference, ours); N stands for the number of a layer. First those of DETR and its kin.
+# Prefixes (reference, ours); N stands for a layer index. First those shared with DETR.
 DETR_NAMES = (
     ('backbone.0.body.', 'backbone.'),
     ('query_embed.', 'query_embedding.'),
@@ -80,7 +80,7 @@ COCO_CATEGORY_IDS = tuple(
 
 
 def is_reference(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether tensors have names of the reference implementation, rather than ours."""
+    """Whether tensors have the names of the reference implementation rather than ours."""
     return any(name.startswith('transformer.') for name in state_dict)
 
 
@@ -96,7 +96,7 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
         and ``scale`` as in our configs.
 
     Raises:
-        CheckpointError: If it is not an SMCA of the authors that we know, or not all of one.
+        CheckpointError: If it is not a known SMCA of the authors, or is incomplete.
     """
     projections = {'single_scale': 'input_proj.weight', 'multi_scale_conv': 'input_proj_512.weight'}
     found = [name for name, projection in projections.items() if projection in state_dict]
@@ -138,15 +138,15 @@ def convert_reference(
 
     Args:
         state_dict: Tensors under their reference names.
-        num_classes: 80 keeps, of the 92 rows of the classifier, those of COCO's 80 categories in
-            MMDetection's order. Defaults to None: all rows, row k being COCO category id k.
+        num_classes: 80 keeps only the rows of COCO's 80 categories, in MMDetection's order, of the
+            classifier's 92 rows. Defaults to None: all rows, row k being COCO category id k.
 
     Returns:
         The same tensors under our names, in the same order.
 
     Raises:
-        CheckpointError: If a tensor has no place in ours, one is missing, or ``num_classes`` does
-            not fit the classifier.
+        CheckpointError: If a tensor has no counterpart or is missing, or ``num_classes`` does not
+            fit the classifier.
     """
     architecture = str(describe_reference(state_dict)['architecture'])
     converted = rename(state_dict, NAMES[architecture])
@@ -173,8 +173,8 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         The same tensors under their reference names, in the same order.
 
     Raises:
-        CheckpointError: If it is of an architecture that the authors have not released, a tensor
-            is missing or has no place, or ``num_classes`` has reduced the classifier.
+        CheckpointError: If the authors have not released the architecture, a tensor is missing or
+            has no counterpart, or ``num_classes`` has reduced the classifier.
     """
     if not any('.spatial_prior.' in name for name in state_dict):
         raise CheckpointError('this is not an SMCA of ours or of the authors: no spatial_prior')
@@ -197,13 +197,13 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def coco_rows(tensor: Tensor) -> Tensor:
-    """Take the rows of a classifier by COCO category id, in the order of MMDetection's classes.
+    """Select the classifier rows of COCO's categories, in the order of MMDetection's classes.
 
     Args:
         tensor: Weight or bias with at least 91 rows, row k being COCO category id k.
 
     Returns:
-        Its 80 rows of categories.
+        The rows of the 80 categories.
     """
     return tensor[torch.tensor(COCO_CATEGORY_IDS)]
 
@@ -213,7 +213,7 @@ def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -
 
     Args:
         state_dict: Named tensors.
-        names: Prefixes (from, to); ``N`` stands for the number of a layer.
+        names: Prefixes (from, to); ``N`` stands for a layer index.
 
     Returns:
         The same tensors in the same order.
@@ -233,7 +233,7 @@ def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -
 
 
 def new_name(name: str, names: Sequence[tuple[str, str]]) -> str | None:
-    """Name of one tensor with its prefix replaced, as in :func:`rename`; None without a place."""
+    """Name of one tensor with its prefix replaced as in :func:`rename`; None if no prefix fits."""
     for old, new in names:
         if match := re.match(re.escape(old).replace('N', r'(\d+)'), name):
             number = match[1] if match.groups() else ''
@@ -242,14 +242,14 @@ def new_name(name: str, names: Sequence[tuple[str, str]]) -> str | None:
 
 
 def _num_layers(state_dict: Mapping[str, Tensor], part: str) -> int:
-    """Number of layers of the encoder or the decoder, under either names."""
+    """Number of layers of the encoder or decoder, under the reference's names or ours."""
     pattern = re.compile(rf'(?:transformer\.)?{part}\.layers\.(\d+)\.')
     numbers = [int(match[1]) for name in state_dict if (match := pattern.match(name))]
     return max(numbers, default=-1) + 1
 
 
 def _check_complete(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> None:
-    """Refuse a state dict without any tensor under one of the prefixes, in one of its layers."""
+    """Refuse a state dict in which some layer has no tensor under one of the prefixes."""
     numbered: list[str] = []
     for prefix in prefixes:
         part = 'encoder' if 'encoder.' in prefix else 'decoder'
@@ -262,7 +262,7 @@ def _check_complete(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -
 
 
 def _tensor(state_dict: Mapping[str, Tensor], name: str, dims: int | None = None) -> Tensor:
-    """The tensor of a name; a CheckpointError if it is missing or has other dimensions."""
+    """Look up a tensor; raise CheckpointError if it is missing or not of ``dims`` dimensions."""
     if name not in state_dict:
         raise CheckpointError(f'tensor {name} is missing')
     if dims is not None and state_dict[name].dim() != dims:

@@ -1,8 +1,8 @@
 """Lets ``torch.load`` read MMEngine's checkpoints with ``weights_only=True``.
 
-Since PyTorch 2.6 ``torch.load`` refuses, by default, objects of any class that was not declared
-safe. Besides tensors, a checkpoint of MMEngine holds the history of what was logged: numpy arrays
-and scalars in ``HistoryBuffer``. MMEngine 0.10.7 calls ``torch.load`` with the default, so it can
+Since PyTorch 2.6, ``torch.load`` by default refuses objects of any class that was not declared
+safe. Besides tensors, MMEngine's checkpoints hold the history of logged values: numpy arrays and
+scalars in ``HistoryBuffer``. MMEngine 0.10.7 calls ``torch.load`` with the default, so it can
 neither resume from nor load its own checkpoints; onedl-mmengine can.
 
 Delete this module once every MMEngine that :mod:`mmsmca.compat` accepts reads its own checkpoints.
@@ -20,12 +20,12 @@ STATISTICS = ('min', 'max', 'mean', 'current')
 
 
 def statistics_method(owner: type, name: str) -> Callable:
-    """Stand in for ``getattr``, by which a ``HistoryBuffer`` stores its statistics' methods.
+    """Replace ``getattr``, by which a pickled ``HistoryBuffer`` refers to its statistics methods.
 
-    ``getattr`` itself would open every attribute of every object to a checkpoint.
+    ``getattr`` itself would give a checkpoint access to every attribute of every object.
 
     Args:
-        owner: The class to take the method from, ``HistoryBuffer``.
+        owner: The class of the method, ``HistoryBuffer``.
         name: One of ``STATISTICS``.
 
     Returns:
@@ -40,7 +40,7 @@ def statistics_method(owner: type, name: str) -> Callable:
 
 
 def register() -> None:
-    """Declare safe what MMEngine's checkpoints hold; doing so again changes nothing."""
+    """Declare the classes in MMEngine's checkpoints safe; repeated calls change nothing."""
     rebuild_array: Any = np.empty(0).__reduce__()[0]
     rebuild_scalar: Any = np.float64(0).__reduce__()[0]
     torch.serialization.add_safe_globals(
@@ -49,9 +49,9 @@ def register() -> None:
             (statistics_method, 'builtins.getattr'),
             np.ndarray,
             np.dtype,
-            # Palettes in `dataset_meta` are of bytes.
+            # Palettes in `dataset_meta` are arrays of bytes.
             *{type(np.dtype(code)) for code in f'?{np.typecodes["AllInteger"]}efd'},
-            # numpy 1 and numpy 2 have these functions in modules of different names.
+            # These functions are in differently named modules in numpy 1 and numpy 2.
             (rebuild_array, 'numpy.core.multiarray._reconstruct'),
             (rebuild_array, 'numpy._core.multiarray._reconstruct'),
             (rebuild_scalar, 'numpy.core.multiarray.scalar'),

@@ -1,8 +1,8 @@
-"""Start SMCA from the weights of a DETR, a Deformable DETR, or an SMCA of other classes.
+"""Start SMCA from the weights of a DETR, a Deformable DETR, or an SMCA for other classes.
 
-Tensors with the same function in both models are carried over. Those of SMCA alone (centres,
-offsets, scales, scale selection) and those with another meaning there start as the config
-initialises them.
+Tensors with the same role in both models are carried over. Those that only SMCA has (centres,
+offsets, scales, scale selection) and those with a different meaning in the source start as the
+config initialises them.
 """
 
 import re
@@ -18,8 +18,8 @@ from torch import Tensor
 from .files import CheckpointError
 from .names import DETR_NAMES, NAMES, coco_rows, describe_reference, new_name
 
-# The names of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's. Norm 1 there
-# follows the co-attention, not the self-attention.
+# Prefixes of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's. There, norm1
+# follows the cross-attention, not the self-attention.
 DEFORMABLE_NAMES = (
     *DETR_NAMES,
     ('transformer.level_embed', 'level_embed'),
@@ -37,7 +37,7 @@ DEFORMABLE_NAMES = (
     ('bbox_embed.N.layers.1.', 'bbox_head.reg_branches.N.2.'),
     ('bbox_embed.N.layers.2.', 'bbox_head.reg_branches.N.4.'),
 )
-# The head of Deformable DETR's first decoder layer, which the layers share, and ours.
+# Prefixes of the head of Deformable DETR's first decoder layer, and of our shared head.
 HEAD = (
     ('bbox_head.cls_branches.0.', 'bbox_head.fc_cls.'),
     ('bbox_head.reg_branches.0.0.', 'bbox_head.reg_ffn.layers.0.0.'),
@@ -50,14 +50,14 @@ PARTS = re.compile(
     r'backbone|neck\.(?:extra_)?convs\.\d+|encoder\.layers\.\d+|bbox_head\.\w+'
     r'|decoder\.layers\.\d+\.(?:self_attn|cross_attn\.attn|ffn|norms)'
 )
-# Parts of ours that have another meaning in DETR.
+# Parts of our model that have a different meaning in DETR.
 DETR_DIFFERS = {
     'bbox_head.fc_cls': 'classes and "no object" share a softmax there, each has a sigmoid here',
     'bbox_head.fc_reg': 'boxes are relative to the image there, to the centre of the query here',
 }
 SMCA_DIFFERS = {'bbox_head.fc_cls': 'the classifier starts fresh, for other classes'}
 REFINEMENT = 'every decoder layer has a head of its own there and refines the box before it'
-# Tensors by which a model is recognised; an SMCA has a DETR's, too.
+# Tensors that identify a model. SMCA comes first, as it has the tensors that identify DETR, too.
 SOURCES = {
     'SMCA': ('decoder.layers.0.spatial_prior.norm.weight', 'bbox_head.fc_reg.weight'),
     'SMCA of the authors': (
@@ -88,8 +88,8 @@ class Candidate(NamedTuple):
 
     Attributes:
         source: Its name in the source.
-        tensor: Its values, as far as they are taken.
-        excerpt: What is taken of it, if not all. Defaults to ''.
+        tensor: The values to carry over.
+        excerpt: Which part of the source's tensor they are, if not all. Defaults to ''.
     """
 
     source: str
@@ -98,14 +98,14 @@ class Candidate(NamedTuple):
 
 
 class WarmStart(NamedTuple):
-    """What is carried over, and why the rest is not; every tensor of both models is in it.
+    """What is carried over, and why the rest is not, for every tensor of both models.
 
     Attributes:
         source: The model recognised, a key of :data:`SOURCES`.
         state_dict: Tensors carried over, under our names.
-        loaded: Where a tensor of ours comes from, by our name.
-        fresh: Why a tensor of ours starts as the config initialises it, by our name.
-        unused: Why a tensor of the source is left behind, by its name.
+        loaded: Source of each tensor of ours that is loaded, by our name.
+        fresh: Why each other tensor of ours starts as the config initialises it, by our name.
+        unused: Why each other tensor of the source is not carried over, by its name.
     """
 
     source: str
@@ -116,16 +116,16 @@ class WarmStart(NamedTuple):
 
 
 def model_tensors(config: str) -> dict[str, Tensor]:
-    """Tensors of the SMCA of a config, as far as their names and shapes go.
+    """Build the SMCA of a config for the names and shapes of its tensors.
 
     Args:
-        config: Path of the config. Its ``init_cfg`` are left alone: nothing is downloaded.
+        config: Path of the config. Its ``init_cfg`` are ignored: nothing is downloaded.
 
     Returns:
         The state dict of the model.
 
     Raises:
-        CheckpointError: If the config is not one of SMCA, or its model cannot be built.
+        CheckpointError: If the config's model is not an SMCA, or cannot be built.
     """
     register_all_modules()
     try:
@@ -138,18 +138,18 @@ def model_tensors(config: str) -> dict[str, Tensor]:
 
 
 def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> WarmStart:
-    """Carry over what DETR, Deformable DETR or another SMCA shares with an SMCA.
+    """Carry over what a DETR, Deformable DETR or other SMCA shares with an SMCA.
 
     Args:
-        source: State dict of a DETR, a Deformable DETR or an SMCA, by MMDetection's names, ours for
-            an SMCA, or the originals'.
-        model: State dict of the SMCA to start; only names and shapes count.
+        source: State dict of a DETR, a Deformable DETR or an SMCA, under the names of MMDetection
+            (ours for SMCA) or of the original implementation.
+        model: State dict of the SMCA to start; only names and shapes matter.
 
     Returns:
-        The tensors to load and the account of all.
+        The tensors to load, and an account of all tensors.
 
     Raises:
-        CheckpointError: If the source is neither model, or nothing of it fits.
+        CheckpointError: If the source is none of these models, or nothing of it fits.
     """
     kind = next((k for k, names in SOURCES.items() if source.keys() >= set(names)), None)
     if kind is None:
@@ -176,7 +176,7 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
 def _candidates(
     kind: str, source: Mapping[str, Tensor], model: Mapping[str, Tensor]
 ) -> tuple[dict[str, Candidate], dict[str, str], dict[str, str]]:
-    """Candidates by our name; why parts of ours differ; why tensors of the source are left."""
+    """Candidates by our name; why parts of ours differ; why source tensors are not used."""
     original = {
         'DETR of facebookresearch': NAMES['single_scale'],
         'Deformable DETR of fundamentalvision': DEFORMABLE_NAMES,
@@ -194,7 +194,7 @@ def _candidates(
         return candidates, differs, unused
     if 'neck.convs.1.conv.weight' in named:
         return named, SMCA_DIFFERS, unused
-    # Of a single scale, the last map of the backbone is projected.
+    # Single-scale models project only the last feature map of the backbone.
     last = sum(bool(re.fullmatch(r'neck\.convs\.\d+\.conv\.weight', name)) for name in model) - 1
     candidates = {
         name.replace('neck.convs.0.', f'neck.convs.{last}.'): candidate
@@ -217,7 +217,7 @@ def _from_deformable(
             first = named.get(BRANCH.sub(r'bbox_head.\1_branches.0.', name))
             refines |= first is None or not torch.equal(tensor, first.tensor)
         elif name == 'query_embedding.weight':
-            # Its other half is the queries' initial content, zeros in SMCA.
+            # The other half is the initial content of the queries, which is zero in SMCA.
             half = tensor[:, : tensor.size(1) // 2].clone()
             candidates[name] = Candidate(source, half, ' (first half, the position)')
         elif branch and branch[1] == 'cls' and (len(tensor), num_classes) == (91, 80):
@@ -236,17 +236,17 @@ def _part(name: str) -> str:
 
 
 def _misfits(candidates: Mapping[str, Candidate], model: Mapping[str, Tensor]) -> dict[str, str]:
-    """Why a part cannot be carried over, by part."""
+    """Reasons why parts cannot be carried over, by part."""
     theirs = {name: tuple(candidate.tensor.shape) for name, candidate in candidates.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in model.items()}
     their_parts, our_parts = {*map(_part, theirs)}, {*map(_part, ours)}
     misfits = dict.fromkeys(their_parts - our_parts, 'not in this SMCA')
     misfits |= dict.fromkeys(our_parts - their_parts, 'not in the source')
-    # What only one of them has is said first.
+    # Tensors that only one model has are reported first.
     in_both = theirs.keys() & ours.keys()
     for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (name in in_both, name)):
         part = _part(name)
-        # Frozen batch norms of the originals do not count batches.
+        # The frozen batch norms of the original implementations do not count batches.
         if part in misfits or name.endswith('.num_batches_tracked'):
             continue
         if name not in in_both:

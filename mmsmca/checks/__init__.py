@@ -1,1 +1,1 @@
-"""Checks before a run: config, data, checkpoint, and a trial of one step."""
+"""Checks before a run: config, data, checkpoint, and a trial step."""

@@ -1,4 +1,4 @@
-"""Checkpoints that a run starts from, checked against its config and its model."""
+"""Checks of the checkpoints that a run starts from against its config and model."""
 
 import os
 import sys
@@ -20,23 +20,23 @@ from .keys import walk
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:
-    """Whether a path is one of this machine's file system."""
+    """Whether a path is on this machine's file system."""
     return not backend_args and '://' not in path
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
     """Find the checkpoint to resume from, whatever ended the run.
 
-    It is the one that MMEngine names in ``last_checkpoint``. If that is truncated or gone, or
-    ``last_checkpoint`` is not there or empty, as a run leaves them that was killed while it wrote,
-    it is the newest complete one that training wrote to the folder.
+    This is the checkpoint that MMEngine names in ``last_checkpoint``. If a run was killed while
+    writing, that checkpoint may be truncated or missing, or ``last_checkpoint`` itself missing or
+    empty. In those cases, it is the newest complete checkpoint that training wrote to the folder.
 
     Args:
         work_dir: Work directory of the run.
 
     Returns:
-        Path of a complete checkpoint, or a URL in ``last_checkpoint``, which is left alone; without
-        one the path in ``last_checkpoint``; without that None.
+        Path of a complete checkpoint, or the URL in ``last_checkpoint``, which is not checked. If
+        no checkpoint is complete, the path in ``last_checkpoint``, or None without one.
     """
     named = find_latest_checkpoint(work_dir) or None
     if named and not is_local(named):
@@ -63,9 +63,9 @@ def check_checkpoint(
 
     Args:
         cfg: The config as it will run.
-        model: The model that it describes.
-        datasets: Data sets of the run, by their keys.
-        fine_tuning: Whether a model is trained that may differ from the checkpoint's.
+        model: The model built from it.
+        datasets: Data sets of the run, with their config keys.
+        fine_tuning: Whether the run trains a model that may differ from the checkpoint's.
 
     Raises:
         ConfigError: If the run cannot start from the checkpoint.
@@ -81,7 +81,7 @@ def check_checkpoint(
             'a model. Name a checkpoint as training writes it to its work directory.'
         )
     names = [str(name).removeprefix('module.') for name in state]
-    # A model without a backbone of its own wraps another, whose weights have other names.
+    # A model without a backbone wraps another model, whose weights have other names.
     if 'backbone' in cfg.model and not any(name.split('.')[0] in cfg.model for name in names):
         raise ConfigError(
             f'checkpoint {path} holds no weights of {cfg.model.type} (top level: '
@@ -110,11 +110,11 @@ def check_checkpoint(
 def check_pretrained(model: ConfigDict) -> None:
     """Check the files of ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config's model.
 
-    MMEngine looks for them after everything else is built, and onedl-mmengine executes what they
-    hold if they hold more than data.
+    MMEngine only opens them once everything else is built, and onedl-mmengine executes any code in
+    them.
 
     Raises:
-        ConfigError: If a local file is not there, or is not one that :func:`.files.read` reads.
+        ConfigError: If a local file is missing, or :func:`.files.read` refuses it.
     """
     for key, node in walk(model, 'model'):
         path = node.get('checkpoint') if isinstance(node, dict) else None

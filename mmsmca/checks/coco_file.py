@@ -1,8 +1,8 @@
-"""Annotation files in COCO's format: what MMDetection would trip over, or pass over in silence.
+"""Checks of COCO annotation files for what MMDetection would crash on or silently ignore.
 
-Refused is what ends a run with a trace, or gives boxes to the wrong image or class. A box that
-MMDetection leaves out of training (it is outside its image, or less than a pixel wide or high) is
-COCO's practice too: a warning says how many there are.
+Anything that would end a run with a traceback, or assign boxes to the wrong image or class, is
+refused. Boxes that MMDetection leaves out of training (outside their image, or less than a pixel
+wide or high) occur in COCO too: a warning gives their number.
 """
 
 import json
@@ -18,18 +18,18 @@ from mmsmca.errors import DataError, few
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What the checks need of an annotation file; the rest, up to gigabytes, is let go.
+    """The parts of an annotation file that the checks need; the rest, up to gigabytes, is freed.
 
     Attributes:
         categories: Names of the categories, in the order of the file.
         file_names: File names of the images.
-        shorter_sides: The shorter side of every image, in pixels, by its id.
+        shorter_sides: Shorter side of every image in pixels, by image id.
         has_annotations: Whether there is an annotation that MMDetection trains on.
         has_iscrowd: Whether every annotation has the key ``iscrowd``.
-        unusable_ids: Ids of annotations that evaluations misread: no positive integers.
-        string_ids: What has ids that are strings: "images", "categories", both or ''.
-        boxed: Ids of the images with any annotation of a category, by the category's name.
-        counts: Numbers of trainable objects, by category and image: in the image, and no crowd.
+        unusable_ids: Annotation ids that are not positive integers, which evaluations misread.
+        string_ids: Lists with string ids: "images", "categories", "images and categories" or ''.
+        boxed: Ids of the images with any annotation of a category, by category name.
+        counts: Numbers of trainable objects (in the image, no crowd), by category name and image.
     """
 
     categories: tuple[str, ...]
@@ -48,11 +48,11 @@ class CocoFile:
         return set(self.shorter_sides)
 
     def boxed_images(self, classes: Iterable[str]) -> set[int | str]:
-        """Ids of the images that have any annotation of some classes."""
+        """Ids of the images with an annotation of any of these classes."""
         return self.image_ids & {i for name in classes for i in self.boxed.get(name, ())}
 
     def objects(self, classes: Iterable[str]) -> Counter[int | str]:
-        """Numbers of trainable objects of some classes, by image."""
+        """Numbers of trainable objects of these classes, by image."""
         total: Counter[int | str] = Counter()
         for name in classes:
             total.update(self.counts.get(name, {}))
@@ -64,19 +64,19 @@ def read_coco(path: str, key: str) -> CocoFile:
 
     Args:
         path: The file.
-        key: Config key of what it belongs to, such as ``train_dataloader.dataset``, for messages.
+        key: Config key of the file's user, such as ``train_dataloader.dataset``, for messages.
 
     Returns:
-        What the other checks need of it. A warning names annotations that are passed over.
+        The parts that the other checks need. A warning names annotations that are skipped.
 
     Raises:
-        DataError: If it is no annotation file in COCO's format, or contradicts itself.
+        DataError: If it is not an annotation file in COCO's format, or is inconsistent.
     """
     where = f'{key}.ann_file: {path}'
     content = _read_json(path, where)
     images = _entries(where, content, 'images')
     categories = _entries(where, content, 'categories')
-    # The files of COCO's test images have none.
+    # COCO's files for its test images have no annotations.
     annotations = _entries(where, content, 'annotations') if 'annotations' in content else []
     if not images:
         raise DataError(f'{where} lists no images. Name an annotation file that does.')
@@ -112,7 +112,7 @@ def read_coco(path: str, key: str) -> CocoFile:
 
 
 def _is_number(value: object) -> bool:
-    # A bool is an int to Python, but no number in JSON.
+    # A bool is an int in Python, but not a number in JSON.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -121,7 +121,7 @@ def _is_box(value: object) -> bool:
 
 
 class Kind(NamedTuple):
-    """Values that a key may have: in words, and whether one is of them."""
+    """Values that a key may have: their description, and a test for them."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -133,7 +133,7 @@ PATH = Kind("a path below the images' folder", lambda value: isinstance(value, s
 PIXELS = Kind('a positive number of pixels', lambda value: _is_number(value) and value > 0)
 BOX = Kind('four finite numbers: x, y, width, height in pixels', _is_box)
 AREA = Kind('a finite number', _is_number)
-# What every entry of a list must have.
+# Keys that every entry of a list must have.
 LISTS = {
     'images': dict(id=ID, file_name=PATH, height=PIXELS, width=PIXELS),
     'categories': dict(id=ID, name=NAME),
@@ -158,12 +158,12 @@ def _read_json(path: str, where: str) -> Any:
 
 
 def duplicates(names: Iterable[Hashable]) -> list:
-    """What occurs more than once, in the order of the first occurrence."""
+    """Names that occur more than once, in order of first occurrence."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _entries(where: str, content: object, name: str) -> list[dict]:
-    """One of the lists of a file, whose entries have all that :data:`LISTS` asks for."""
+    """One of the lists of a file, after checking its entries against :data:`LISTS`."""
     found = content.get(name) if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise DataError(
@@ -193,7 +193,7 @@ def _entries(where: str, content: object, name: str) -> list[dict]:
 
 
 def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, dict]) -> list[dict]:
-    """Refuse boxes of another format, warn of those passed over; return the others."""
+    """Refuse boxes in other formats, warn about boxes that are skipped, and return the others."""
     orphans, empty, used = [], [], []
     corners = corner_areas = beyond = fractions = 0
     for entry in annotations:

@@ -20,9 +20,9 @@ from .checkpoint import is_local
 from .coco_file import CocoFile, duplicates, read_coco
 from .keys import described, walk
 
-# Of a data set's metainfo, what MMDetection reads.
+# Keys of a data set's metainfo that MMDetection reads.
 META = ('classes', 'palette')
-# Keys of the heads whose numbers of classes are the data set's.
+# Config keys of the heads whose num_classes must match the data set.
 BBOX_HEAD = re.compile(r'model(\.roi_head(\.\d+)?)*\.bbox_head(\.\d+)?')
 
 Datasets = list[tuple[str, CocoDataset]]
@@ -30,15 +30,15 @@ Evaluators = list[tuple[str, ConfigDict, str]]
 
 
 def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]:
-    """Find the data of a run, and check what takes no time: classes, files and folders.
+    """Find the data of a run, and do the quick checks: classes, files and folders.
 
     Args:
         cfg: The config as it will run.
         phases: Which of "train", "val" and "test" the run uses.
 
     Returns:
-        Local data sets in COCO's format, and metrics that read such a file, with their keys, and
-        for metrics their phases.
+        Local data sets in COCO's format with their config keys, and metrics that read a COCO file
+        with their config keys and phases.
 
     Raises:
         ConfigError: If classes do not fit the model, or a data set cannot be built.
@@ -59,7 +59,7 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
                 if is_local(node.ann_file, node.get('backend_args')):
                     evaluators.append((key, node, phase))
 
-    # What takes no time comes first: COCO's training annotations take ten seconds to read.
+    # Quick checks come first: COCO's training annotations take ten seconds to read.
     for key, dataset in datasets:
         _check_classes(key, dataset.metainfo, cfg.model)
         if _is_coco(type(dataset)):
@@ -73,8 +73,8 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
     """Read the annotation files, each once, and check them.
 
     Args:
-        datasets: As :func:`find_data` gives them.
-        evaluators: As :func:`find_data` gives them.
+        datasets: As returned by :func:`find_data`.
+        evaluators: As returned by :func:`find_data`.
         model: The config of the model.
 
     Raises:
@@ -87,7 +87,7 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
         if not dataset.test_mode:
             _check_filters(key, dataset, file)
             _check_queries(key, dataset, file, model)
-        # Of a subset, the images of the rest need not be there.
+        # A subset needs only its own images.
         if dataset._indices is None:
             _check_images(key, dataset, file)
     for key, evaluator, phase in evaluators:
@@ -115,10 +115,10 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
 
 
 def _class_of(node: Any, registry: Registry) -> type[Any]:
-    """Class of a node of a config; ``object`` if it is none of a registry's."""
+    """Class of a config node; ``object`` if it has none in the registry."""
     kind = node.get('type') if isinstance(node, dict) else None
     found = registry.get(kind) if isinstance(kind, str) else kind
-    # A type nobody registered is MMDetection's to report.
+    # MMDetection reports types that are not registered.
     return found if isinstance(found, type) else object
 
 
@@ -132,7 +132,7 @@ def _is_coco(cls: type[BaseDetDataset]) -> bool:
 
 
 def _build_unread(key: str, node: ConfigDict) -> BaseDetDataset:
-    """Build a data set that joins its paths and merges its metainfo, but reads no annotations."""
+    """Build a data set, with paths joined and metainfo merged, but without its annotations."""
     try:
         return DATASETS.build(dict(node, pipeline=[], lazy_init=True))
     except Exception as error:
@@ -226,7 +226,7 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
             f'{few(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
             'model.bbox_head.num_classes to their number.'
         )
-    # MMDetection numbers the classes as the file lists them, and names them as `classes` does.
+    # MMDetection numbers classes in the order of the file, but names them in that of `classes`.
     raise DataError(
         f'{key}.ann_file: {path} lists the categories in another order than '
         f'{dataset}.metainfo.classes: {first_difference(in_file, classes)}, so labels would get '
@@ -251,7 +251,7 @@ def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
             'only 1, 2, ... as found: 0 is "no match", others are cut to integers. Number the '
             'annotations from 1.'
         )
-    # faster-coco-eval is compiled for numbers.
+    # faster-coco-eval's compiled code accepts only numbers.
     if file.string_ids and _class_of(evaluator, METRICS) is not CocoMetric:
         raise DataError(
             f'{where}: the ids of its {file.string_ids} are strings, which {evaluator.type} cannot '
@@ -260,7 +260,7 @@ def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
 
 
 def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> None:
-    """Count what the data set's own filters leave, as ``CocoDataset.filter_data`` decides."""
+    """Check what a data set's filters leave, applying them as ``CocoDataset.filter_data`` does."""
     where = f'{key}.ann_file: {dataset.ann_file}'
     classes = dataset.metainfo['classes']
     settings = dataset.filter_cfg or {}
@@ -306,7 +306,7 @@ def _check_queries(key: str, dataset: CocoDataset, file: CocoFile, model: Config
 
 
 def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
-    # One listing per folder: asking for each of 118,000 files takes minutes on a network disk.
+    # List each folder once: looking up each of 118,000 files takes minutes on a network disk.
     names = defaultdict(list)
     for file_name in file.file_names:
         folder, name = os.path.split(os.path.join(dataset.data_prefix['img'], file_name))

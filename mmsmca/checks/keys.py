@@ -1,8 +1,8 @@
-"""Keys of a config that nothing reads, with the name that was meant.
+"""Checks for config keys that nothing reads, with suggestions for misspelt ones.
 
-MMEngine and MMDetection ignore some misspelt keys, and meet others when an epoch is over. What a
-class takes is the signature of its constructor; what a dict without a type may hold is what the
-source of its reader mentions.
+MMEngine and MMDetection ignore some misspelt keys, and fail on others only after an epoch. The
+valid keys of a class are the arguments of its constructor. Those of a dict without a type are the
+names that the source code of its reader mentions.
 """
 
 import ast
@@ -46,12 +46,12 @@ from torch.utils.data import DataLoader
 from mmsmca.engine.hooks import CompileHook
 from mmsmca.errors import ConfigError, few, one_line
 
-# What reads the keyword arguments that a constructor hands on.
+# Functions to which a constructor passes its other keyword arguments.
 READERS: dict[type, Callable] = {
     CheckpointHook: Runner.save_checkpoint,
     CompileHook: torch.compile,
 }
-# Keys beside the arguments of a constructor, by its base.
+# Valid keys besides the constructor's arguments, by base class.
 BESIDE: dict[type, set[str]] = {
     Hook: {'priority'},
     _ParamScheduler: {'convert_to_iter_based'},
@@ -61,13 +61,13 @@ BESIDE: dict[type, set[str]] = {
 LOADER = {
     'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
 }  # fmt: skip
-# The registries whose classes a config names outside of its model.
+# Registries of the classes that a config names outside its model.
 SECTIONS = [
     registry
     for name, registry in vars(registries).items()
     if isinstance(registry, Registry) and name != 'MODELS'
 ] + [STRATEGIES, FUNCTIONS, FSDP_CONFIGS]
-# Dicts without a type: the functions that read them, and what those hand on.
+# Dicts without a type: functions that take their keys as arguments, and other valid keys.
 SETTINGS: dict[str, tuple[Callable | str, ...]] = {
     'env_cfg': (BaseStrategy._setup_env,),
     'env_cfg.mp_cfg': (set_multi_processing,),
@@ -76,9 +76,9 @@ SETTINGS: dict[str, tuple[Callable | str, ...]] = {
     'auto_scale_lr': ('enable', 'base_batch_size'),
     'compile': (torch.compile, 'target'),
 }
-# What these functions get from elsewhere than from their dict.
+# Arguments of these functions that do not come from the dict.
 ELSEWHERE = {'self', 'launcher', 'randomness', 'distributed'}
-# What a strategy wraps the model in, unless told.
+# Default model wrappers of the strategies.
 MODEL_WRAPPERS: dict[Callable, type] = {
     DDPStrategy: MMDistributedDataParallel,
     FSDPStrategy: MMFullyShardedDataParallel,
@@ -93,14 +93,14 @@ TOP_LEVEL = {
     *inspect.signature(Runner).parameters, *OF_SOME_RUNNERS,
     'auto_scale_lr', 'compile', 'custom_imports', 'runner_type', 'tta_model', 'tta_pipeline',
 }  # fmt: skip
-# Those that every runner has.
+# Default hooks of every runner.
 HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
-# Below these, types are none of a registry, or names are free.
+# Keys below which types belong to no registry, or names are arbitrary.
 FREE = {
     'metainfo', 'data_prefix', 'backend_args', 'file_client_args', 'clip_grad', 'init_kwargs',
     'paramwise_cfg', 'filter_cfg', 'define_metric_cfg', 'collate_fn', 'worker_init_fn',
 }  # fmt: skip
-# Numbers of which zero makes no sense, nor less unless it is what the class itself sets.
+# Integers that must be at least 1, unless they are the default of the class.
 COUNTS = {
     'interval', 'val_interval', 'max_epochs', 'max_iters', 'window_size', 'accumulative_counts',
     'times', 'step_size', 'T_max', 'period', 'max_keep_ckpts', 'base_batch_size', 'batch_size',
@@ -109,19 +109,19 @@ WORDS = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text
 
 
 def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
-    """Check that something reads every key of what a run uses, but for a model's classes.
+    """Check that every key that a run uses is read, except the arguments of the model's classes.
 
     Args:
         cfg: The config as it will run.
         phases: Which of "train", "val" and "test" the run uses.
-        model: The model, which is built from ``cfg.model``: its classes know their keys.
+        model: The model built from ``cfg.model``; its constructors have checked their arguments.
 
     Raises:
-        ConfigError: If nothing reads a key, nothing is registered under a type, or a value is of a
-            type that its reader does not take.
+        ConfigError: If nothing reads a key, a type is not registered, or a value has a type that
+            its reader does not accept.
     """
     for name in cfg:
-        # Any other is a variable of the config, as is `test_pipeline`, no misspelt `tta_pipeline`.
+        # Other names are variables: `test_pipeline` is not a misspelt `tta_pipeline`.
         meant = difflib.get_close_matches(name, TOP_LEVEL, n=1, cutoff=0.885)
         if meant and name not in TOP_LEVEL:
             raise ConfigError(f'{name}: nothing reads it; did you mean {meant[0]}?')
@@ -130,7 +130,7 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
         if loader is not None:
             names = LOADER | _names(DataLoader.__init__) - {'self'}
             _check_names(f'{phase}_dataloader', loader, names)
-            # The loader's own hints cannot be evaluated.
+            # DataLoader's own type hints cannot be evaluated.
             _check_values(f'{phase}_dataloader', loader, dict(batch_size=int, num_workers=int))
             if loader.get('persistent_workers') and not loader.get('num_workers'):
                 key = f'{phase}_dataloader.persistent_workers'
@@ -160,22 +160,22 @@ def check_keys(cfg: Config, phases: Iterable[str], model: BaseModel) -> None:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the one that was meant, or some of the known."""
+    """End of a sentence about an unknown name: the closest known name, or some known names."""
     known = sorted(word for word in known if not word.startswith('_'))
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.76)
     if close:
         return f'; did you mean {close[0]}?'
-    # Of a long list the first are of no help.
+    # The first names of a long list are no help.
     return (
         f'. It is one of {few(known, 12)}.' if 0 < len(known) < 100 else '. Correct or remove it.'
     )
 
 
 def signature_names(kind: Callable) -> set[str] | None:
-    """Names of all arguments that a class takes, bases included, or a function.
+    """Names of all arguments of a function, or of a class and its bases.
 
     Returns:
-        The names; None if it takes any.
+        The names; None if any name is accepted.
     """
     names: set[str] = set()
     readers = _readers(kind)
@@ -188,7 +188,7 @@ def signature_names(kind: Callable) -> set[str] | None:
 
 
 def _readers(kind: Callable) -> list[Callable]:
-    """Functions that read what is given to a class, its own first; or the function itself."""
+    """Functions that read the arguments of a class, its own first; or the function itself."""
     if not isinstance(kind, type):
         return [kind]
     return [
@@ -200,7 +200,7 @@ def _readers(kind: Callable) -> list[Callable]:
 
 
 def described(error: Exception) -> str:
-    """Describe an error while something is built; with the name that was meant, if it is of a key.
+    """Describe an error raised while building; for an unknown key, suggest the closest name.
 
     Args:
         error: The error.
@@ -243,7 +243,7 @@ def _check_settings(cfg: Config, key: str, readers: Iterable[Callable | str]) ->
 
 
 def _check_runner(cfg: Config) -> None:
-    """Check the runner's type, its strategy, and its settings of a single value."""
+    """Check the runner's type and strategy, the log level and the seed."""
     kind = cfg.get('runner_type', 'Runner')
     read = mentioned(_classes(kind, 'runner_type', [registries.RUNNERS]))
     for key in OF_SOME_RUNNERS:
@@ -281,7 +281,7 @@ def _check_names(key: str, node: dict, known: Iterable[str]) -> None:
 
 
 def _check_types(node: Any, key: str, default: type | None = None) -> None:
-    """Check every dict with a type at or below a node, and the node as one of a default type."""
+    """Check every dict with a type at or below a node, whose own type defaults to ``default``."""
     if isinstance(node, (list, tuple)):
         for i, below in enumerate(node):
             _check_types(below, f'{key}.{i}')
@@ -299,13 +299,13 @@ def _check_types(node: Any, key: str, default: type | None = None) -> None:
         if found and isinstance(found[0], type) and issubclass(found[0], BaseDetDataset):
             _check_names(f'{key}.filter_cfg', node.get('filter_cfg') or {}, mentioned(found))
         for name, below in node.items():
-            # Albumentations has classes of its own.
+            # The types below Albu are Albumentations' own.
             if name not in FREE and node.get('type') != 'Albu':
                 _check_types(below, f'{key}.{name}')
 
 
 def _classes(kind: Any, key: str, among: Iterable[Registry] = SECTIONS) -> list[Callable]:
-    """Classes and functions of some registries that a type may mean."""
+    """Classes and functions that a type may refer to in the given registries."""
     if not isinstance(kind, str):
         return [kind] if callable(kind) else []
     found = {registry.get(kind) for registry in among} - {None}
@@ -318,12 +318,12 @@ def _classes(kind: Any, key: str, among: Iterable[Registry] = SECTIONS) -> list[
 
 @cache
 def _hints(kind: Callable) -> dict[str, Any]:
-    """Types of a class's or function's arguments by name, and values by name and "default"."""
+    """Types of arguments by name, and their default values by name followed by " default"."""
     hints: dict[str, Any] = {}
     for reader in reversed(_readers(kind)):
         try:
             hints |= get_type_hints(reader)
-        except Exception:  # names that only a type checker imports
+        except Exception:  # names that are imported for type checking only
             continue
         for name, parameter in inspect.signature(reader).parameters.items():
             hints[f'{name} default'] = parameter.default
@@ -346,12 +346,12 @@ def _check_values(key: str, node: dict, hints: dict[str, Any]) -> None:
 
 
 def _kinds(hint: Any) -> set[type]:
-    """Types that a value may have, where a hint names plain ones; else none."""
+    """Types that a value may have, if the hint consists of plain types; else none."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = {option for option in options if option in (int, float, bool, str, NoneType)}
     if len(kinds) < len(options) or kinds <= {NoneType}:
         return set()
-    # Whole numbers do for others, and true and false for 1 and 0.
+    # Integers are accepted as floats and as booleans.
     return kinds | ({int} if kinds & {float, bool} else set())
 
 
@@ -382,7 +382,7 @@ def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
     for part, settings in (paramwise.get('custom_keys') or {}).items():
         place = f'{key}.paramwise_cfg.custom_keys.{part}'
         parts = {piece for name in names for piece in name.split('.') if not piece.isdigit()}
-        # Configs inherit keys of parameters that their model does not have.
+        # Configs inherit custom_keys for parameters that their model does not have.
         misspelt = difflib.get_close_matches(part, parts, n=1, cutoff=0.8)
         if misspelt and not any(part in name for name in names):
             raise ConfigError(f'{place}: no parameter is called so{suggestion(part, parts)}')
@@ -390,21 +390,21 @@ def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
 
 
 def _check_model(node: dict, model: BaseModel) -> None:
-    """Check the dicts without a type in a model's config, as ``test_cfg``."""
+    """Check the dicts without a type in a model's config, such as ``test_cfg``."""
     known = mentioned({type(module) for module in model.modules()})
     is_detr = isinstance(model, DetectionTransformer)
     for place, below in walk(node, 'model'):
         if not isinstance(below, dict) or 'type' in below or '.init_cfg' in place:
             continue
         for name in below:
-            # Other models than DETRs hand settings to functions that are not looked through.
+            # Models other than DETRs pass settings to functions whose source is not searched.
             unread = name not in known
             if unread and (is_detr or difflib.get_close_matches(name, known, n=1, cutoff=0.8)):
                 raise ConfigError(f'{place}.{name}: nothing reads {name}{suggestion(name, known)}')
 
 
 def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """A node of a config and all below it, each with its key."""
+    """Yield a config node and all nodes below it, each with its key."""
     yield key, node
     if isinstance(node, dict):
         for name, below in node.items():
@@ -415,7 +415,7 @@ def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def mentioned(kinds: Iterable[Callable]) -> set[str]:
-    """Names that the source of some classes' modules, bases included, can read from a dict."""
+    """Names that the modules of classes and their bases mention, so may read from a dict."""
     modules = {base.__module__ for kind in kinds for base in getattr(kind, '__mro__', (kind,))}
     wanted = [name for name in modules if not name.startswith(('torch', 'builtins', 'typing'))]
     return set().union(*map(_words, wanted))
@@ -425,7 +425,7 @@ def mentioned(kinds: Iterable[Callable]) -> set[str]:
 def _words(module: str) -> set[str]:
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, KeyError):  # no source, as of what is typed into a console
+    except (OSError, TypeError, KeyError):  # no source, as for classes defined in a console
         return set()
     words = set()
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Images, loaded as MMCV loads them: any that cannot be, or is of another size, is named."""
+"""Image loading as in MMCV, but naming images that cannot be loaded or have another size."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,26 +14,26 @@ class ImageError(DataError):
     """An image that cannot be read while a run is under way."""
 
     def __str__(self) -> str:
-        # A data-loading worker hands an error over with its whole trace as the message; the last
-        # line is ours. In the main process there is no other line.
+        # The message of an error in a data loading worker is its whole traceback, of which the
+        # last line is ours. In the main process that is the only line.
         last_line = super().__str__().strip().splitlines()[-1]
         return last_line.removeprefix(f'{__name__}.{type(self).__name__}: ')
 
 
 class LoadImage(LoadImageFromFile):
-    """MMCV's ``LoadImageFromFile``, naming the file whatever goes wrong.
+    """MMCV's ``LoadImageFromFile``, naming the file in every error.
 
-    MMCV itself names it only in some cases: an empty file ends in OpenCV's assertion, and MMCV 2.1
-    fails on every image it cannot decode with "'NoneType' object has no attribute 'shape'".
-    Pipelines get it inside :func:`naming_images`.
+    MMCV itself names it only in some cases: an empty file fails an assertion in OpenCV, and MMCV
+    2.1 fails on every image it cannot decode with "'NoneType' object has no attribute 'shape'".
+    Pipelines that are built inside :func:`naming_images` use this class.
     """
 
     def transform(self, results: dict) -> dict | None:
-        """Load the image, as three channels of 8 bits.
+        """Load the image as three 8-bit channels.
 
-        An image of another size than its annotations say is used as MMDetection uses it, with a
-        warning: its boxes are probably elsewhere. Most often its EXIF orientation is the reason,
-        which OpenCV applies and the annotations do not.
+        An image whose size differs from its annotations is used, as in MMDetection, but with a
+        warning: its boxes are probably misplaced. The usual reason is its EXIF orientation, which
+        OpenCV applies and the annotations do not.
 
         Args:
             results: A sample with ``img_path``; ``height`` and ``width`` are the annotated size.
@@ -69,9 +69,9 @@ class LoadImage(LoadImageFromFile):
 
 @contextmanager
 def naming_images() -> Iterator[None]:
-    """Let pipelines that are built inside load images by :class:`LoadImage`.
+    """Make pipelines that are built inside this context load images with :class:`LoadImage`.
 
-    MMDetection's registry is searched before MMCV's, so that configs keep their pipelines.
+    MMDetection's registry is searched before MMCV's, so configs need no change.
     """
     modules = TRANSFORMS.module_dict
     before = modules.get('LoadImageFromFile')

@@ -1,13 +1,13 @@
 """Checks of a config before the first iteration.
 
-What would otherwise end a run with a trace minutes later (a wrong path, categories of another data
-set, a checkpoint of another model) ends it at once with one line that names the key or the file and
-the remedy.
+Mistakes that would otherwise end a run with a traceback minutes later (a wrong path, categories of
+another data set, a checkpoint of another model) end it at once with one line that names the key or
+file and the remedy.
 
-Images are not opened before the run: that takes many minutes for COCO's 118,000. One that cannot be
-decoded (any truncated JPEG or PNG, with OpenCV 4.12) ends the run when its turn comes, by its name:
-see :mod:`.load_image`. A JPEG damaged in the middle decodes to wrong pixels, which nothing
-notices.
+Images are not opened before the run: that would take many minutes for COCO's 118,000. An image that
+cannot be decoded (with OpenCV 4.12, any truncated JPEG or PNG) ends the run when it is loaded, with
+an error that names it: see :mod:`.load_image`. A JPEG damaged in the middle decodes to wrong pixels
+without any error.
 """
 
 import copy
@@ -30,9 +30,9 @@ from .checkpoint import check_checkpoint, check_pretrained, latest_checkpoint
 from .data import check_files, find_data
 from .keys import TOP_LEVEL, check_keys, described, walk
 
-# The data loaders and evaluators that each script uses.
+# Phases whose data loaders and evaluators each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
-# What a phase cannot do without.
+# Config keys that each phase requires.
 SECTIONS = {
     'train': ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -43,8 +43,8 @@ SECTIONS = {
 def check_config(cfg: Config, phases: Sequence[str]) -> None:
     """Check what a run needs before it starts: data, categories and checkpoint.
 
-    Left alone are data sets that do not read their annotations as ``CocoDataset`` does, data behind
-    ``backend_args`` or a URL, and checkpoints behind a URL. Nothing is written.
+    Not checked are data sets that do not read their annotations as ``CocoDataset`` does, data
+    behind ``backend_args`` or a URL, and checkpoints at a URL. Nothing is written.
 
     Args:
         cfg: The config as it will run. ``cfg.load_from`` is the checkpoint, if any, and
@@ -68,19 +68,19 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
 
 
 def effective_config(args: Namespace) -> Config:
-    """The config as MMDetection's script runs it, as far as the checks are concerned.
+    """Load the config as MMDetection's script would run it, as far as the checks need it.
 
     Args:
         args: What ``parse_args`` of MMDetection's ``tools/train.py`` or ``tools/test.py`` returns.
 
     Returns:
         The config with ``--cfg-options`` merged; ``load_from`` is the checkpoint that the run
-        starts from, or None, and ``resume`` says whether the run resumes from it. With ``--resume``
-        without a path that is :func:`.latest_checkpoint`; as long as there is none, the run starts
-        as it would without ``--resume``.
+        starts from, or None, and ``resume`` says whether the run resumes from it. For ``--resume``
+        without a path, the checkpoint is :func:`.latest_checkpoint`; if there is none yet, the run
+        starts as it would without ``--resume``.
 
     Raises:
-        ConfigError: If there is no config file of that name, or it or an option is wrong.
+        ConfigError: If the config file does not exist, or it or an option is wrong.
     """
     if not os.path.isfile(args.config):
         raise ConfigError(
@@ -96,7 +96,7 @@ def effective_config(args: Namespace) -> Config:
         ) from error
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
-    # MMEngine would look for MMDetection's classes in its own registries.
+    # By default, MMEngine would look up MMDetection's classes in its own registries.
     cfg.setdefault('default_scope', 'mmdet')
     if 'checkpoint' in args:
         cfg.load_from, cfg.resume = args.checkpoint, False
@@ -111,7 +111,7 @@ def effective_config(args: Namespace) -> Config:
 
 
 def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> None:
-    """Merge ``--cfg-options``; one that nobody would read is most often misspelt.
+    """Merge ``--cfg-options``, refusing keys that nothing reads: most of those are misspelt.
 
     Args:
         cfg: The config, changed in place.
@@ -119,7 +119,7 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
         where: Where the user wrote them. Defaults to the command line.
 
     Raises:
-        ConfigError: If the config has no such key, or the value does not fit there.
+        ConfigError: If nothing reads the key, or the value cannot be merged.
     """
     known = sorted({*cfg, *TOP_LEVEL})
     for option in options:
@@ -147,7 +147,7 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
 
 
 def _places(cfg: Config, value: Any, name: str) -> list[str]:
-    """Keys that have the value of a variable, or for text contain it; those of its name first."""
+    """Keys whose value equals a variable's (or contains it, if text); those of its name first."""
 
     def has(node: Any) -> bool:
         text = isinstance(value, str) and isinstance(node, str) and bool(value)
@@ -157,7 +157,7 @@ def _places(cfg: Config, value: Any, name: str) -> list[str]:
         place for key in cfg if key in TOP_LEVEL for place, node in walk(cfg[key], key) if has(node)
     ]
     named = [place for place in found if place.split('.')[-1] == name]
-    # A number of a model that is equal by chance is not meant.
+    # If a key has the variable's name, equal values in the model are a coincidence.
     others = [p for p in found if p not in named and not (named and p.startswith('model.'))]
     return named + others
 
@@ -170,7 +170,7 @@ def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
         )
     for phase in phases:
         lacking = [name for name in SECTIONS[phase] if cfg.get(name) is None]
-        # A run without validation is fine, one that validates by halves is not.
+        # A run without validation is fine, one with an incomplete validation is not.
         if lacking and (phase != 'val' or len(lacking) < len(SECTIONS[phase])):
             raise ConfigError(
                 f'the config has no {" and no ".join(lacking)}, without which it cannot {phase}. '
@@ -179,9 +179,9 @@ def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
 
 
 def _build_model(cfg: Config) -> BaseModel:
-    """Build the model, which is when most of its wrong values show."""
+    """Build the model, which reveals most wrong values in its config."""
     try:
-        # Some models write into their config.
+        # Some models modify their config.
         return MODELS.build(copy.deepcopy(cfg.model))
     except Exception as error:
         raise ConfigError(
@@ -190,7 +190,7 @@ def _build_model(cfg: Config) -> BaseModel:
 
 
 def _check_detections(node: ConfigDict, model: BaseModel) -> None:
-    """Refuse more detections than MMDetection's DETR heads can choose from; ours give fewer."""
+    """Refuse more detections than MMDetection's DETR heads can choose from; ours return fewer."""
     head = getattr(model, 'bbox_head', None)
     wanted = (node.get('test_cfg') or {}).get('max_per_img')
     if not isinstance(head, DETRHead) or isinstance(head, FewQueries) or wanted is None:

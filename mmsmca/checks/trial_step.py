@@ -1,4 +1,4 @@
-"""A step of training and validation before a run: it finds what only shows when data flow."""
+"""A step of training and validation before a run, to find errors that only real data reveal."""
 
 import copy
 import io
@@ -32,29 +32,29 @@ from mmsmca.errors import ConfigError, UserError, one_line
 
 from .keys import suggestion, walk
 
-# What MMEngine's other optimizer wrappers have too; those of mixed precision and of strategies ask
-# for an accelerator or for the strategy.
+# Keys that all of MMEngine's optimizer wrappers accept. The trial uses the basic wrapper: those for
+# mixed precision and for strategies need an accelerator or the strategy.
 OPTIMIZER_KEYS = ('optimizer', 'paramwise_cfg', 'clip_grad', 'constructor')
 LOADER_KEYS = ('dataset', 'collate_fn', 'batch_size', 'sampler', 'batch_sampler')
 SHUFFLING_SAMPLERS = ('DefaultSampler', 'InfiniteSampler')
 
 
 def trial_step(cfg: Config) -> None:
-    """Train the model of a config, as it is initialised, for one step, evaluate it, and forget it.
+    """Train a config's freshly initialised model for one step, evaluate it, and discard it.
 
-    The step is made on the first images of the training data, two or as many as the batch has, in
-    float32, on the device that the run would take. Where the run validates, the model predicts the
-    first two images of its validation data, which are evaluated. Hooks and schedulers are built. No
-    weights are read or downloaded. Random generators, MMEngine's logs and the registries are left
-    as they were, and no file is written.
+    The step uses the first images of the training data (at most two, unless a sampler of another
+    kind composes the batch), in float32, on the device that the run would use. If the run
+    validates, predictions on the first images of the validation data are evaluated. Hooks and
+    schedulers are built. No weights are read or downloaded. Random generators, MMEngine's logs and
+    the registries are left unchanged, and no file is written.
 
     Args:
         cfg: The config as it will run; not changed.
 
     Raises:
-        ConfigError: If anything of it fails. The message names the config, the error, and the
-            module of the model or the transform of the data where it happened. Also if a hook
-            waits for a metric that the evaluator does not give.
+        ConfigError: If any of this fails. The message names the config, the error, and the module
+            of the model or the data transform where it occurred. Also if a hook needs a metric
+            that the evaluator does not compute.
         DataError: If an image cannot be read.
     """
     name = f'{cfg.filename}: ' if cfg.filename else ''
@@ -95,7 +95,7 @@ def trial_step(cfg: Config) -> None:
 def _build_schedulers(cfg: Config, wrapper: OptimWrapper) -> None:
     listed = cfg.get('param_scheduler') or []
     for scheduler in listed if isinstance(listed, list) else [listed]:
-        # By optimizer, where there are several.
+        # With several optimizers this is a dict by optimizer, which is skipped.
         if 'type' in scheduler:
             epoch = scheduler.get('by_epoch', True)
             end = cfg.train_cfg.get('max_epochs' if epoch else 'max_iters', 10**9)
@@ -105,7 +105,7 @@ def _build_schedulers(cfg: Config, wrapper: OptimWrapper) -> None:
 
 def _build_hooks(cfg: Config) -> list[Hook]:
     if cfg.get('visualizer'):
-        # Which hooks ask for; without a folder it writes nothing.
+        # Some hooks need it; without a folder it writes nothing.
         VISUALIZERS.build(dict(cfg.visualizer, name='trial', save_dir=None))
     nodes = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     settings = [{k: v for k, v in node.items() if k != 'priority'} for node in nodes if node]
@@ -113,14 +113,14 @@ def _build_hooks(cfg: Config) -> list[Hook]:
 
 
 def _metrics(cfg: Config, model: BaseModel) -> dict[str, float]:
-    """Metrics of the first images of the validation."""
+    """Metrics on the first images of the validation data."""
     loader = Runner.build_dataloader(_first_images(cfg.val_dataloader))
     batch = next(iter(loader))
     model.eval()
     with torch.no_grad():
         found = model.val_step(batch)
     nodes = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
-    # Not those that only write a file, nor evaluators that are no metrics.
+    # Skip metrics that only write a file, and evaluators that are not metrics.
     nodes = [dict(node) for node in nodes if not node.get('format_only') and node.type in METRICS]
     for node in nodes:
         if node.get('outfile_prefix'):
@@ -147,9 +147,9 @@ def _check_waiting(hooks: list[Hook], metrics: dict[str, float]) -> None:
 
 
 def _first_images(loader: ConfigDict) -> ConfigDict:
-    """The data loader of the config, for one small batch in this process."""
+    """The config of the data loader, reduced to one small batch in this process."""
     kept = {key: loader[key] for key in LOADER_KEYS if key in loader}
-    # Any other sampler composes batches as its model needs them.
+    # Other samplers compose batches as their model needs them.
     if loader.get('sampler', {}).get('type', 'DefaultSampler') in SHUFFLING_SAMPLERS:
         kept['batch_size'] = min(2, loader.get('batch_size', 2))
         kept['sampler'] = dict(type='DefaultSampler', shuffle=False)
@@ -158,7 +158,7 @@ def _first_images(loader: ConfigDict) -> ConfigDict:
 
 
 def _place(error: Exception, names: dict[int, str]) -> str:
-    """Where an error happened: the innermost module of the model, or transform, on its way."""
+    """Where an error occurred: the innermost module or transform in its traceback."""
     place = ''
     for frame, _ in walk_tb(error.__traceback__):
         owner = frame.f_locals.get('self')
@@ -171,14 +171,14 @@ def _place(error: Exception, names: dict[int, str]) -> str:
 
 @contextmanager
 def _nothing_left_behind() -> Iterator[None]:
-    """Give back random states and MMEngine's global objects, and keep what is printed quiet."""
+    """Restore random states and MMEngine's global objects afterwards, and suppress all output."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with ExitStack() as stack:
         for manager in (MessageHub, MMLogger, Visualizer, *Visualizer.__subclasses__()):
             stack.enter_context(patch.dict(manager._instance_dict, clear=True))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
-        stack.callback(torch.cuda.empty_cache)  # Without effect where there is no GPU.
+        stack.callback(torch.cuda.empty_cache)  # No effect without a GPU.
         stack.enter_context(quiet(logging.WARNING))
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(warnings.catch_warnings())

@@ -1,1 +1,1 @@
-"""Generated data, and COCO's annotation files and images read with care."""
+"""Generated detection sets in COCO's format."""

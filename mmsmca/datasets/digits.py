@@ -1,8 +1,8 @@
 """Handwritten digits on photographs, a detection set in COCO's format from real images.
 
 scikit-learn ships both: 1,797 digits of 8 x 8 pixels (the test set of UCI's "Optical recognition of
-handwritten digits") and two photographs. Splits share no digit. Training images have crops of the
-photographs' left halves behind them, those for validation and to choose by of the right halves.
+handwritten digits") and two photographs. Splits share no digit. Backgrounds are crops of the
+photographs: of their left halves in the training split, of their right halves in the others.
 """
 
 import math
@@ -18,13 +18,13 @@ from mmsmca.errors import UserError
 from .generated_set import Drawing, GeneratedSet, crop, half
 
 DIGITS_CLASSES = tuple('0123456789')
-# In the order of scikit-learn, which is the writers': first and last of every split.
+# Start and end of every split in scikit-learn's order, which is by writer.
 DIGITS_OF_SPLIT = {'train': (0, 1197), 'val': (1197, 1497), 'tune': (1497, 1797)}
 
 # The longer side of a digit before rotation, as a fraction of the image side.
 EXTENT_RANGE = (0.12, 0.6)
 MAX_ROTATION = 20.0  # degrees, either way: a nine stays a nine
-CONTRAST_RANGE = (50, 200)  # of a stroke to what is around it, in grey levels
+CONTRAST_RANGE = (50, 200)  # between a stroke and its surroundings, in grey levels
 COLOUR_JITTER = 30  # per channel, either way
 PLACE_ATTEMPTS = 20
 MIN_CROP = 128  # side of the crops of photographs in pixels
@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 
 @dataclass
 class Digits(GeneratedSet):
-    """Handwritten digits on photographs, none of which hides another."""
+    """Handwritten digits on photographs; no digit hides another."""
 
     num_val: int = 200
 
@@ -41,7 +41,7 @@ class Digits(GeneratedSet):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Its name and parameters."""
+        """Name and parameters of the set."""
         name = {'set': 'digits', 'format_version': FORMAT_VERSION}
         return {**name, **self.numbers, 'seed': self.seed}
 
@@ -54,12 +54,12 @@ class Digits(GeneratedSet):
         return cv2.resize(square, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
 
     def draw_objects(self, drawing: Drawing) -> None:
-        """Draw digits beside each other."""
+        """Draw digits that do not overlap."""
         for _ in range(drawing.rng.randint(1, self.max_objects + 1)):
             self._draw_digit(drawing)
 
     def _draw_digit(self, drawing: Drawing) -> None:
-        """Draw a digit beside the others, if a place for it is found."""
+        """Draw a digit that does not overlap the others, if a place for it is found."""
         rng, image = drawing.rng, drawing.pixels
         number = rng.randint(*DIGITS_OF_SPLIT[drawing.split])
         low, high = EXTENT_RANGE
@@ -97,14 +97,14 @@ def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
 def _place(
     strokes: np.ndarray, size: int, extent: float, angle: float, place: np.ndarray
 ) -> np.ndarray:
-    """A digit enlarged, turned and put into the image, uint8, (size, size), 255 for full ink.
+    """A digit enlarged, rotated and placed in the image, uint8, (size, size), 255 for full ink.
 
     Args:
         strokes: The digit, uint8, (8, 8).
         size: Side of the image in pixels.
         extent: Side of the enlarged digit in pixels.
-        angle: Degrees.
-        place: Where it lies between both ends, x and y, 0 to 1.
+        angle: Rotation in degrees.
+        place: Relative position (x, y) in the range where the digit fits, 0 to 1.
     """
     scale = extent / len(strokes)
     cos, sin = math.cos(math.radians(angle)) * scale, math.sin(math.radians(angle)) * scale
@@ -118,15 +118,15 @@ def _place(
         ]
     )
     ink = cv2.warpAffine(strokes, turn, (size, size), flags=cv2.INTER_LINEAR).astype(int)
-    # Enlarged, edges are blurred: twice as steep about the half, they are where the mask ends.
+    # Enlarging blurs edges. They are made twice as steep about half ink, where the mask ends.
     return np.clip(2 * ink - 128, 0, 255).astype(np.uint8)
 
 
 def _draw_colour(rng: np.random.RandomState, around: np.ndarray) -> np.ndarray:
-    """A colour that is lighter or darker than what is around it, int, (3,)."""
+    """A colour that is lighter or darker than its surroundings, int, (3,)."""
     contrast = rng.randint(CONTRAST_RANGE[0], CONTRAST_RANGE[1] + 1)
     grey = around.mean()
-    # To the side that has more room.
+    # Towards black or white, whichever is further away.
     shift = contrast if grey < 128 else -contrast
     jitter = rng.randint(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     return np.clip(np.rint(grey + shift).astype(int) + jitter, 0, 255)

@@ -1,8 +1,8 @@
-"""A set of generated images, written in COCO's format: whole or not at all, and once.
+"""Generated detection sets, written in COCO's format: whole or not at all, and only once.
 
 Boxes, areas and segmentations describe the *visible* pixels of an object, as COCO's do: what
 another object hides does not count. A box spans whole pixels, ``[x, y, width, height]`` with
-``x + width`` one past the last column. Segmentations are uncompressed run lengths.
+``x + width`` one past the last column. Segmentations are uncompressed run-length encodings.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from rich.progress import track
 from mmsmca.errors import DataError, UserError, few
 from mmsmca.files import PARTIAL
 
-# What is chosen, is chosen on tune; val is for reports.
+# All choices are made on tune; val is for reported results.
 SPLITS = ('train', 'val', 'tune')
 MANIFEST = 'manifest.json'
 EMPTY_SHARE = 0.03
-# Numbers of a set, with the least that each may be; None: the set's own limit.
+# Parameters of a set that are numbers, with their minimum; None: the set's own `min_size`.
 AT_LEAST = dict(num_train=1, num_val=1, num_tune=1, size=None, max_objects=1)
 
 
@@ -36,7 +36,7 @@ class GeneratedObject:
     Attributes:
         label: Index of its class.
         mask: Visible pixels, bool, (size, size). Never empty.
-        full_area: Number of its pixels before others hid some.
+        full_area: Number of its pixels, including those hidden by other objects.
         is_crowd: Whether this is a group of objects under one annotation.
     """
 
@@ -59,10 +59,10 @@ class Drawing:
     """An image that is being drawn.
 
     Attributes:
-        rng: Where everything random in it comes from.
+        rng: Random generator of the image.
         split: One of ``SPLITS``.
         pixels: (size, size, 3), RGB: uint8, or float32 from 0 to 1 until it is finished.
-        objects: What is in it, from back to front.
+        objects: Objects in the image, from back to front.
     """
 
     rng: np.random.RandomState
@@ -71,11 +71,11 @@ class Drawing:
     objects: list[GeneratedObject] = field(default_factory=list)
 
     def leaves_visible(self, mask: np.ndarray, share: float) -> bool:
-        """Whether at least this share of every object is seen beside other pixels in front."""
+        """Whether at least this share of every object stays visible behind a new object's mask."""
         return all((x.mask & ~mask).sum() >= share * x.full_area for x in self.objects)
 
     def add(self, label: int, mask: np.ndarray, is_crowd: bool = False) -> None:
-        """Put an object in front of the others; its pixels are painted by whoever adds it."""
+        """Add an object in front of the others; the caller paints its pixels."""
         for other in self.objects:
             other.mask &= ~mask
         self.objects.append(GeneratedObject(label, mask, int(mask.sum()), is_crowd))
@@ -83,22 +83,22 @@ class Drawing:
 
 @dataclass
 class GeneratedSet(ABC):
-    """What a set is made from, how its images are drawn, and how it is written.
+    """Base class of generated sets: their parameters, and how they are drawn and written.
 
-    Every image is drawn from a random generator of its own, seeded with (seed, split, index), so
-    the first N images of a split are the same whatever their total number.
+    Every image has its own random generator, seeded with (seed, split, index), so the first N
+    images of a split do not depend on their total number.
 
     Attributes:
         num_train: Number of training images, at least 1.
         num_val: Number of validation images, at least 1.
-        num_tune: Number of images to choose by, so that validation images stay unseen, at least 1.
-            Defaults to None: as many as there are validation images.
+        num_tune: Number of images for tuning, so that validation images stay unseen, at least 1.
+            Defaults to None: the number of validation images.
         size: Side of the square images in pixels, at least ``min_size``.
-        max_objects: Most objects in an image, at least 1.
-        seed: Seed of everything random, 0 to 2**32 - 1. Defaults to 0.
+        max_objects: Maximum number of objects per image, at least 1.
+        seed: Random seed, 0 to 2**32 - 1. Defaults to 0.
 
     Raises:
-        UserError: If one is out of its range.
+        UserError: If a value is out of range.
     """
 
     min_size: ClassVar[int] = 64
@@ -122,13 +122,13 @@ class GeneratedSet(ABC):
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """Numbers of images, their side, and the most objects in one, by name."""
+        """Numbers of images, their size, and the maximum number of objects, by name."""
         return {name: getattr(self, name) for name in AT_LEAST}
 
     @property
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
-        """What tells this set from others, as it is written beside the images."""
+        """What identifies this set, as written beside the images."""
 
     @property
     @abstractmethod
@@ -137,11 +137,11 @@ class GeneratedSet(ABC):
 
     @abstractmethod
     def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
-        """What is behind the objects of an image: :attr:`Drawing.pixels`."""
+        """Draw the background of an image, the initial :attr:`Drawing.pixels`."""
 
     @abstractmethod
     def draw_objects(self, drawing: Drawing) -> None:
-        """Draw 1 to ``max_objects`` objects, or fewer where no place is found for them."""
+        """Draw 1 to ``max_objects`` objects, or fewer if no place is found for some."""
 
     def draw(self, split: str, index: int) -> tuple[np.ndarray, list[GeneratedObject]]:
         """Draw one image of the set.
@@ -163,12 +163,12 @@ class GeneratedSet(ABC):
         return np.rint(drawing.pixels * 255).astype(np.uint8), drawing.objects
 
     def write(self, out_dir: str | Path) -> bool:
-        """Write the set to ``out_dir``, or do nothing if the very same set is already there.
+        """Write the set to ``out_dir``, or do nothing if the same set is already there.
 
         The folder gets ``{train,val,tune}/*.png``, ``annotations/instances_{train,val,tune}.json``
-        and a manifest with the parameters. All is written to ``<out_dir>.mmsmca.partial`` first and
-        renamed at the end, so that a set under its final name is complete; what an interrupted call
-        left behind is discarded.
+        and a manifest with the parameters. Everything is first written to
+        ``<out_dir>.mmsmca.partial`` and renamed at the end, so a set under its final name is
+        complete. Leftovers of an interrupted call are discarded.
 
         Args:
             out_dir: Folder of the set; parents are created.
@@ -177,9 +177,9 @@ class GeneratedSet(ABC):
             True if the set was written, False if it was there already.
 
         Raises:
-            UserError: If what the set is made from cannot be had.
-            DataError: If ``out_dir`` holds a set made with other parameters, or anything else; also
-                if it holds this set with files missing and others that are not of it.
+            UserError: If the sources of the set cannot be obtained.
+            DataError: If ``out_dir`` holds a set made with other parameters or anything else, or
+                holds this set with files missing and others added.
         """
         out_dir = Path(out_dir)
         manifest = self.manifest
@@ -197,7 +197,7 @@ class GeneratedSet(ABC):
         return True
 
     def _write_images(self, folder: Path, count: int) -> dict[str, list[dict]]:
-        """Write the images of a split to the folder of its name; returns their annotations."""
+        """Write the images of a split to its folder, and return their annotations."""
         folder.mkdir()
         images: list[dict] = []
         annotations: list[dict] = []
@@ -212,7 +212,7 @@ class GeneratedSet(ABC):
                 segmentation = {'size': [height, width], 'counts': _run_lengths(shape.mask)}
                 annotations.append(
                     {
-                        'id': len(annotations) + 1,  # COCO's evaluation takes 0 for "no match"
+                        'id': len(annotations) + 1,  # COCO's evaluation reads 0 as "no match"
                         'image_id': index,
                         'category_id': shape.label + 1,
                         'bbox': shape.bbox,
@@ -226,25 +226,25 @@ class GeneratedSet(ABC):
 
 
 def crop(rng: np.random.RandomState, photograph: np.ndarray, side: int) -> np.ndarray:
-    """A square of a photograph at a random place, mirrored or not, (side, side, 3)."""
+    """A square crop of a photograph at a random place, randomly mirrored, (side, side, 3)."""
     y, x = (rng.randint(0, length - side + 1) for length in photograph.shape[:2])
     square = photograph[y : y + side, x : x + side]
     return np.ascontiguousarray(square[:, ::-1] if rng.randint(2) else square)
 
 
 def half(photograph: np.ndarray, split: str) -> np.ndarray:
-    """The half of a photograph that is behind the objects of a split: left for training."""
+    """The half of a photograph behind the objects of a split: left for training, else right."""
     middle = photograph.shape[1] // 2
     return photograph[:, :middle] if split == 'train' else photograph[:, middle:]
 
 
 def parser(kind: type[GeneratedSet], description: str, example: str) -> argparse.ArgumentParser:
-    """What the generators' commands have in common; pass what is parsed to :func:`generate`.
+    """Build the argument parser of a generator's command, for use with :func:`generate`.
 
     Args:
-        kind: What they make, with its defaults.
+        kind: Class of the set, which has the defaults.
         description: What the command does.
-        example: A folder for the set.
+        example: Example of a folder for the set.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -268,7 +268,7 @@ def parser(kind: type[GeneratedSet], description: str, example: str) -> argparse
 
 
 def generate(kind: type[GeneratedSet], args: argparse.Namespace) -> None:
-    """Write the set that a command asks for, and say so.
+    """Write the set that a command asks for, and report it.
 
     Raises:
         UserError: If the set cannot be made or written.
@@ -277,7 +277,7 @@ def generate(kind: type[GeneratedSet], args: argparse.Namespace) -> None:
     out_dir = parameters.pop('out_dir')
     try:
         written = kind(**parameters).write(out_dir)
-    except OSError as error:  # no right to write, a full disk
+    except OSError as error:  # no write permission, a full disk
         raise UserError(error) from error
     print(f'{out_dir}: {"written" if written else "already there, nothing to do"}')
 
@@ -288,7 +288,7 @@ def _image_name(index: int) -> str:
 
 
 def _is_made(out_dir: Path, manifest: dict) -> bool:
-    """Whether ``out_dir`` holds all of the set; refuses to give anything else up for it."""
+    """Whether ``out_dir`` holds the complete set; refuses to replace anything else."""
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     remedy = 'delete it or choose another folder'
@@ -320,7 +320,7 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths: columns first, beginning with the zeros."""
+    """COCO's uncompressed run lengths: in column-major order, starting with zeros."""
     flat = mask.ravel(order='F')
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()

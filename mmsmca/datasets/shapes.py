@@ -1,4 +1,4 @@
-"""A generated detection set in COCO's format, for everyone without COCO.
+"""A generated detection set in COCO's format, for experiments without COCO.
 
 Drawing uses integer arithmetic (outlines by OpenCV's fixed-point polygon fill), so pixels do not
 depend on the machine.
@@ -25,13 +25,13 @@ TINY_SHARE = 0.03
 CROWD_SHARE = 0.03
 CROWD_EXTENT_RANGE = (0.25, 0.5)
 CROWD_MEMBERS = (6, 10)
-# At least this part of every object stays visible; a place that grants it is sought this often.
+# Share of every object that stays visible, and number of attempts to find a place that allows it.
 MIN_VISIBLE = 0.5
 PLACE_ATTEMPTS = 20
 MAX_ROTATION = 30.0  # degrees, either way
 MIN_ASPECT = 0.7
 
-# Raised whenever the same parameters give other files, so that an old set is not taken for new.
+# Increased whenever the same parameters give different files, so that an old set is not reused.
 FORMAT_VERSION = 1
 
 # The easy variant's colour (RGB) and texture of each class.
@@ -53,10 +53,10 @@ SUBPIXEL_BITS = 4
 
 @dataclass
 class Shapes(GeneratedSet):
-    """Shapes on blotches. A crowd comes on top of ``max_objects``.
+    """Shapes on blotches; a crowd does not count towards ``max_objects``.
 
     Attributes:
-        variant: ``'easy'``: colour and texture tell the class as the outline does.
+        variant: ``'easy'``: colour and texture identify the class as well as the outline does.
             ``'outline'``: only the outline does.
     """
 
@@ -74,7 +74,7 @@ class Shapes(GeneratedSet):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Its parameters."""
+        """Parameters of the set."""
         of_drawing = {'variant': self.variant, 'seed': self.seed}
         return {'format_version': FORMAT_VERSION, **self.numbers, **of_drawing}
 
@@ -88,7 +88,7 @@ class Shapes(GeneratedSet):
         return np.clip(image, 0, 255).astype(np.uint8)
 
     def draw_objects(self, drawing: Drawing) -> None:
-        """Draw what stands on the blotches."""
+        """Draw shapes, and in a few images a crowd behind them."""
         if drawing.rng.uniform() < CROWD_SHARE:
             self._draw_object(drawing, is_crowd=True)
         for _ in range(drawing.rng.randint(1, self.max_objects + 1)):
@@ -119,7 +119,7 @@ class Shapes(GeneratedSet):
     def _draw_look(
         self, rng: np.random.RandomState, image: np.ndarray, label: int, extent: float
     ) -> np.ndarray:
-        """Colour and texture of an object all over the image, uint8, (size, size, 3)."""
+        """An image filled with the colour and texture of an object, uint8, (size, size, 3)."""
         if self.variant == 'easy':
             base, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
             colour = np.array(base)
@@ -138,7 +138,7 @@ class Shapes(GeneratedSet):
 
 
 def _log_uniform(rng: np.random.RandomState, low: float, high: float) -> float:
-    """As many small as large: an octave is as probable as any other."""
+    """A log-uniform random number: all octaves are equally likely."""
     return low * (high / low) ** rng.uniform()
 
 
@@ -150,7 +150,7 @@ def _draw_mask(rng: np.random.RandomState, name: str, size: int, extent: float) 
     cos, sin = math.cos(angle), math.sin(angle)
     contours = [points @ stretch @ [[cos, sin], [-sin, cos]] for points in OUTLINES[name]]
     low, high = contours[0].min(axis=0), contours[0].max(axis=0)
-    scale = (extent - 1) / (high - low).max()  # the fill takes the pixels of both ends
+    scale = (extent - 1) / (high - low).max()  # the fill includes the pixels of both ends
     origin = rng.uniform(0, size - 1 - (high - low) * scale)
     fixed_point = [
         np.rint(((points - low) * scale + origin) * 2**SUBPIXEL_BITS).astype(np.int32)
@@ -187,14 +187,14 @@ def _draw_texture(rng: np.random.RandomState, name: str, size: int, period: int)
         pattern = (x + y) * 2 // period % 2
     elif name == 'checks':
         pattern = (x * 2 // period + y * 2 // period) % 2
-    else:  # dots: a third of the period in radius
+    else:  # dots with a radius of a third of the period
         dx, dy = x % period - period // 2, y % period - period // 2
         pattern = (9 * (dx * dx + dy * dy) < period * period).astype(int)
     return pattern
 
 
 def _interpolate(grid: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, in integers: (cells + 1, cells + 1, channels) to (size, size, channels)."""
+    """Bilinear resizing in integers: (cells + 1, cells + 1, channels) to (size, size, channels)."""
     cells = len(grid) - 1
     cell, fraction = np.divmod(np.arange(size) * cells, size)
     grid = grid[cell] * (size - fraction)[:, None, None] + grid[cell + 1] * fraction[:, None, None]
@@ -203,7 +203,7 @@ def _interpolate(grid: np.ndarray, size: int) -> np.ndarray:
 
 
 def _regular(corners: int, start: float = -90.0, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
-    """Corners at even angles from ``start`` (degrees), at the radii in turn, (corners, 2)."""
+    """Corners at equal angles from ``start`` (degrees), with ``radii`` in turn, (corners, 2)."""
     angles = np.radians(start + np.arange(corners) * 360 / corners)
     lengths = np.resize(radii, corners)
     return np.stack((lengths * np.cos(angles), lengths * np.sin(angles)), axis=1)

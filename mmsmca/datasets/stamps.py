@@ -1,12 +1,12 @@
-"""Photographed objects pasted on photographs, a detection set in COCO's format.
+"""Photographed objects pasted onto photographs, a detection set in COCO's format.
 
-The images are made as by Dwibedi et al. ("Cut, Paste and Learn", ICCV 2017, arXiv:1708.01642):
-objects are cut out by their alpha channel, turned, mirrored, recoloured, and pasted on crops of
-photographs; later ones hide parts of earlier ones. No object is in two splits, and no half of a
-photograph: training images have left halves behind them, those for validation and to choose by
-right halves, of different photographs.
+Images are composed as in Dwibedi et al. ("Cut, Paste and Learn", ICCV 2017, arXiv:1708.01642):
+objects are cut out by their alpha channel, rotated, mirrored, recoloured, and pasted onto crops of
+photographs; later objects hide parts of earlier ones. Splits share neither objects nor halves of
+photographs: backgrounds are left halves in the training split, and right halves, of different
+photographs, in the other two.
 
-By default the pictures are those of four Debian packages, downloaded and unpacked but not
+By default the pictures come from four Debian packages, which are downloaded and unpacked but not
 installed.
 """
 
@@ -47,9 +47,9 @@ FOLDERS_OF_CLASS = {
 }
 STAMPS_CLASSES = tuple(FOLDERS_OF_CLASS)
 OBJECTS_PACKAGE = 'tuxpaint-stamps-default'
-# Drawings beside the photographs; a teddy bear and a plastic flower.
+# Drawings among the photographs, a teddy bear and a plastic flower.
 NOT_PHOTOGRAPHED = {'bee', 'hedgehog', 'sedan_police', 'edward_bear', 'chuvanna_plastic_poo'}
-# Photographs in which nothing of the classes is seen.
+# Photographs that show no object of the classes.
 PHOTOGRAPHS = {
     'mate-backgrounds/usr/share/backgrounds/mate/nature/{}.jpg': (
         'Aqua Blinds Dune GreenMeadow RainDrops Storm Wood'
@@ -72,13 +72,13 @@ EXTENT_RANGE = (0.08, 0.6)
 MAX_ROTATION = 30.0  # degrees, either way
 BRIGHTNESS_RANGE = (0.7, 1.3)
 COLOUR_RANGE = (0.85, 1.15)  # per channel
-# Of an object, what those pasted after it must leave.
+# Share of an object that must stay visible behind later ones.
 MIN_VISIBLE = 0.5
 MIN_PIXELS = 16
 PLACE_ATTEMPTS = 20
 MIN_CROP = 0.4  # side of a background, as a fraction of the shorter side of a photograph's half
 MAX_HEIGHT = 1024  # of a photograph in memory, in pixels
-# A quarter of a class's objects each is for validation and to choose by.
+# A quarter of the objects of each class is for validation, another quarter for tuning.
 MIN_OBJECTS = 4
 MIN_BACKGROUNDS = 2
 FORMAT_VERSION = 1
@@ -86,14 +86,14 @@ FORMAT_VERSION = 1
 
 @dataclass
 class Pictures:
-    """What the images of a set are made from.
+    """The pictures that a set is composed of.
 
     Attributes:
         classes: Names of the classes.
-        objects: Per split and class the objects, float32, (height, width, 4), RGB times alpha, and
+        objects: Objects by split and class, float32, (height, width, 4): RGB times alpha, and
             alpha, 0 to 1.
-        backgrounds: Per split the halves of photographs, uint8, (height, width, 3), RGB.
-        digest: What tells these pictures from others.
+        backgrounds: Halves of photographs by split, uint8, (height, width, 3), RGB.
+        digest: Hash that identifies these pictures.
     """
 
     classes: tuple[str, ...]
@@ -104,14 +104,14 @@ class Pictures:
 
 @dataclass
 class Stamps(GeneratedSet):
-    """Objects cut out of photographs, pasted on photographs.
+    """Objects cut out of photographs, pasted onto other photographs.
 
     Attributes:
-        objects: Folder with a folder per class, which holds pictures with an alpha channel; at
-            least four per class. Defaults to None: those of Debian's tuxpaint-stamps-default.
-        backgrounds: Folder of photographs, at least two. Defaults to None: those of Debian's
-            wallpapers on which no object of the classes is seen.
-        cache: Folder for Debian's packages, which are downloaded if it lacks them.
+        objects: Folder with a subfolder per class, each with at least four pictures with an alpha
+            channel. Defaults to None: the pictures of Debian's tuxpaint-stamps-default.
+        backgrounds: Folder of at least two photographs. Defaults to None: Debian's wallpapers that
+            show no object of the classes.
+        cache: Folder for Debian's packages; missing ones are downloaded.
     """
 
     num_val: int = 400
@@ -122,7 +122,7 @@ class Stamps(GeneratedSet):
 
     @cached_property
     def pictures(self) -> Pictures:
-        """What the images are made from.
+        """The pictures that the images are composed of.
 
         Raises:
             UserError: If the packages cannot be downloaded.
@@ -141,12 +141,12 @@ class Stamps(GeneratedSet):
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the folders of objects."""
+        """Names of the classes; with :attr:`objects`, the names of its subfolders."""
         return self.pictures.classes
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Its name, parameters and pictures."""
+        """Name and parameters of the set, and the digest of its pictures."""
         name = {'set': 'stamps', 'format_version': FORMAT_VERSION}
         made_from = {'seed': self.seed, 'pictures': self.pictures.digest}
         return {**name, **self.numbers, **made_from}
@@ -161,7 +161,7 @@ class Stamps(GeneratedSet):
         return np.minimum(square * np.float32(rng.uniform(*BRIGHTNESS_RANGE)), 1)
 
     def draw_objects(self, drawing: Drawing) -> None:
-        """Paste objects on each other."""
+        """Paste objects, later ones in front of earlier ones."""
         rng = drawing.rng
         for _ in range(rng.randint(1, self.max_objects + 1)):
             label = rng.randint(len(self.classes))
@@ -171,7 +171,7 @@ class Stamps(GeneratedSet):
 
 
 def _draw_object(rng: np.random.RandomState, stamp: np.ndarray, size: int) -> np.ndarray:
-    """An object resized, turned, mirrored or not, recoloured: float32, as :class:`Pictures`'."""
+    """An object randomly resized, rotated, mirrored and recoloured, as in :class:`Pictures`."""
     low, high = EXTENT_RANGE
     scale = size * low * (high / low) ** rng.uniform() / max(stamp.shape[:2])
     height, width = (max(1, round(length * scale)) for length in stamp.shape[:2])
@@ -182,7 +182,7 @@ def _draw_object(rng: np.random.RandomState, stamp: np.ndarray, size: int) -> np
     cos, sin = math.cos(angle), math.sin(angle)
     new_width = math.ceil(width * cos + height * abs(sin)) + 2
     new_height = math.ceil(height * cos + width * abs(sin)) + 2
-    # About the centre of one to the centre of the other; pixel centres are whole numbers.
+    # Rotate about the centre, which moves to the new centre; pixel centres are integers.
     x, y = (width - 1) / 2, (height - 1) / 2
     turn = np.array(
         [
@@ -197,7 +197,7 @@ def _draw_object(rng: np.random.RandomState, stamp: np.ndarray, size: int) -> np
 
 
 def _paste(drawing: Drawing, stamp: np.ndarray, label: int) -> None:
-    """Paste an object where it leaves enough of the others, if such a place is found."""
+    """Paste an object where enough of the others stays visible, if such a place is found."""
     size = len(drawing.pixels)
     solid = stamp[..., 3] >= 0.5
     if solid.sum() < MIN_PIXELS or max(solid.shape) > size:
@@ -225,7 +225,7 @@ def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 def _read_pictures(objects: dict[str, list[Path]], photographs: list[Path]) -> Pictures:
     """Read the pictures and divide them between the splits.
 
-    Neighbours in the order of their names are often pictures of one thing: they stay together.
+    Pictures with neighbouring names often show the same thing, so names are kept in order.
     """
     for name, files in objects.items():
         if len(files) < MIN_OBJECTS:
@@ -313,7 +313,7 @@ def _packaged_photographs(cache: Path) -> list[Path]:
 
 
 def _unpack(package: str, cache: Path) -> None:
-    """Download a Debian package and unpack it to a folder of its name, unless it is there."""
+    """Download a Debian package and unpack it to a folder of its name, unless that exists."""
     folder = cache / package
     if folder.is_dir():
         return

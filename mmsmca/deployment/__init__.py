@@ -1,1 +1,1 @@
-"""A detector as an ONNX graph or as OpenVINO's IR, and how it compares with the detector."""
+"""Export of a detector to ONNX or OpenVINO's IR, and comparison with the original."""

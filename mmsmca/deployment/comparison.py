@@ -1,6 +1,6 @@
-"""An exported detector beside the detector that it was made of, on the same images.
+"""Comparison of an exported detector with the original on the same images.
 
-The detector runs as it always does, by MMDetection's own path, the exported one in its runtime.
+The original runs through MMDetection's own inference path, the exported detector in its runtime.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from .runtimes import Detect, Detections
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.05  # pixels
-# (height, width) of the images to compare with; multiples of no stride, but for the first.
+# (height, width) of the images to compare on; only the first is a multiple of the strides.
 CHECK_SIZES = ((256, 320), (333, 250), (161, 203))
 
 
 def check_images() -> list[np.ndarray]:
-    """Generated images to compare with, one of every size of :data:`CHECK_SIZES`."""
+    """Generate images to compare on, one of each size in :data:`CHECK_SIZES`."""
     images = []
     for index, (height, width) in enumerate(CHECK_SIZES):
         image, _ = Shapes(size=max(height, width), max_objects=4).draw('val', index)
@@ -37,12 +37,12 @@ def check_images() -> list[np.ndarray]:
 
 
 def check_batches(images: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    """Batches to compare with: every image alone, and every two of them padded together."""
+    """Batches to compare on: every image alone, and every pair of images, to be padded."""
     return [list(batch) for count in (1, 2) for batch in combinations(images, count)]
 
 
 def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> Detections:
-    """Detect by MMDetection's own path.
+    """Detect objects through MMDetection's own inference path.
 
     Args:
         model: The detector.
@@ -65,13 +65,13 @@ def run_torch(model: SMCADETR, images: Sequence[np.ndarray]) -> Detections:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported detector is from the detector on a batch.
+    """How far an exported detector deviates from the original on a batch.
 
     Attributes:
         sizes: Height and width of the images.
-        scores: Largest difference of the scores of two matched detections.
-        boxes: Largest difference of a side of their boxes, in pixels.
-        unmatched: Detections of a label that the other side does not have as often.
+        scores: Largest difference between scores, both of matched detections and of equal ranks.
+        boxes: Largest difference between box coordinates of matched detections, in pixels.
+        unmatched: Number of exported detections without a match of the same label.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -81,21 +81,21 @@ class Difference:
 
     @property
     def tolerable(self) -> bool:
-        """Whether this is within the tolerances."""
+        """Whether all differences are within the tolerances."""
         return (
             self.unmatched == 0 and self.scores <= SCORE_TOLERANCE and self.boxes <= BOX_TOLERANCE
         )
 
 
 def compare(model: SMCADETR, detect: Detect, images: Sequence[np.ndarray]) -> Difference:
-    """Compare an exported detector with the detector.
+    """Compare an exported detector with the original.
 
-    Every detection of the exported one is matched with one of all the detector's pairs of query
-    and class: which of two equal scores is the last that makes it to the output is chance. That
-    none is missing then follows from the scores, compared in their order.
+    Every exported detection is matched with one of all (query, class) pairs of the original, as it
+    is arbitrary which of several equal scores make it into the output. Comparing scores by rank
+    then ensures that no detection is missing.
 
     Args:
-        model: The detector.
+        model: The original detector.
         detect: The exported detector.
         images: A batch of images, BGR, (H, W, 3), uint8.
     """
@@ -114,7 +114,7 @@ def compare(model: SMCADETR, detect: Detect, images: Sequence[np.ndarray]) -> Di
 def _match(
     expected: tuple[np.ndarray, ...], found: tuple[np.ndarray, ...]
 ) -> tuple[float, float, int]:
-    """Match an image's detections; differences of scores and boxes, and how many have no match."""
+    """Match an image's detections; return score and box differences and the number unmatched."""
     boxes, scores, labels = expected
     found_boxes, found_scores, found_labels = found
     of_order = np.abs(found_scores - scores[: len(found_scores)]).max()
@@ -133,7 +133,7 @@ def _match(
 
 
 def average_precision(detect: Detect, cfg: Config) -> float:
-    """Box AP of an exported detector on a config's test data, by its own pipeline and evaluator.
+    """Box AP of an exported detector on a config's test data, with its pipeline and evaluator.
 
     Args:
         detect: The exported detector.

@@ -1,4 +1,4 @@
-"""What tools/export_onnx.py and tools/export_openvino.py do, each with its format."""
+"""The export that tools/export_onnx.py and tools/export_openvino.py share."""
 
 import argparse
 import copy
@@ -28,11 +28,11 @@ from .runtimes import Detect
 
 
 def parser(description: str, suffix: str) -> argparse.ArgumentParser:
-    """The options of an export.
+    """Build the argument parser of an export tool.
 
     Args:
         description: What the tool does.
-        suffix: How names of its files end.
+        suffix: Suffix of the files it writes.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config that the checkpoint was trained with')
@@ -51,24 +51,24 @@ def parser(description: str, suffix: str) -> argparse.ArgumentParser:
 
 
 def quiet() -> None:
-    """Register MMDetection's modules, and print no warnings of the libraries about themselves."""
+    """Register MMDetection's modules, and silence the libraries' warnings."""
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     register_all_modules()
 
 
 def calibration_images(cfg: Config, count: int) -> list[np.ndarray]:
-    """Training images, spread over the set, as the test pipeline prepares them.
+    """Load training images, evenly spaced in the data set, with the test pipeline.
 
     Args:
         cfg: Config with training data.
-        count: How many; all if there are fewer.
+        count: Number of images; all if there are fewer.
 
     Returns:
         Images, BGR, (H, W, 3), uint8.
 
     Raises:
-        DataError: If there are none.
+        DataError: If the images cannot be loaded.
     """
     source = copy.deepcopy(next(data_sets(cfg.train_dataloader.dataset)))
     source.pipeline = next(data_sets(cfg.test_dataloader.dataset)).pipeline
@@ -76,7 +76,7 @@ def calibration_images(cfg: Config, count: int) -> list[np.ndarray]:
         dataset = DATASETS.build(source)
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=int)
         images = [dataset[i]['inputs'].permute(1, 2, 0).numpy() for i in chosen]
-    except Exception as error:  # of whichever data set and transform
+    except Exception as error:  # any data set or transform may raise anything
         raise DataError(
             f'train_dataloader.dataset: no image to calibrate on ({one_line(error)}). Correct it, '
             'or export without --int8.'
@@ -85,11 +85,11 @@ def calibration_images(cfg: Config, count: int) -> list[np.ndarray]:
 
 
 def export(args: argparse.Namespace, form: ModuleType) -> bool:
-    """Export, compare and, if exported detector and detector agree, write.
+    """Export a detector, compare it with the original, and write it if both agree.
 
     Args:
         args: The options of :func:`parser`.
-        form: The module of the format.
+        form: Module of the format, :mod:`.onnx_graph` or :mod:`.openvino_model`.
 
     Returns:
         Whether the file was written.
@@ -145,7 +145,7 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
 
 
 def _agree(model, detect: Detect) -> bool:
-    """Compare, print, and say whether all differences are within the tolerances."""
+    """Compare both, print the differences, and return whether all are within the tolerances."""
     tolerable = True
     for batch in comparison.check_batches(comparison.check_images()):
         difference = comparison.compare(model, detect, batch)

@@ -1,4 +1,4 @@
-"""SMCA as an ONNX graph, and its form in int8."""
+"""SMCA as an ONNX graph, in float32 or int8."""
 
 import json
 import tempfile
@@ -20,22 +20,22 @@ from .program import FAST_MODULES, INPUTS, OUTPUTS
 from .runtimes import Detect, pad, start_onnxruntime
 
 SUFFIX, RUNTIME = '.onnx', 'onnxruntime'
-# The first with all that the graph needs is 16 (GridSample, in the convolutional encoder).
+# The graph needs at least 16 (GridSample, in the convolutional encoder).
 OPSET = 18
-# Its methods are annotated with types that no value of a graph has.
+# The annotations of its methods do not accept the values of a graph.
 op: Any = opset18
 
 
 def convert(program: ExportedProgram, metadata: dict) -> onnx.ModelProto:
-    """Make a graph of a program; batch, height and width stay free.
+    """Convert a program to a graph with dynamic batch size, height and width.
 
     Args:
         program: The program.
-        metadata: What the graph's user has to know besides, stored as JSON.
+        metadata: What else users of the graph need to know, stored as JSON.
 
     Returns:
-        A checked ONNX model, weights included. Inputs and outputs are named, and are, as those of
-        :meth:`.DeployedSMCA.forward`.
+        A checked ONNX model, weights included. Inputs and outputs are those of
+        :meth:`.DeployedSMCA.forward`, also by name.
     """
     converted = torch.onnx.export(
         program,
@@ -49,7 +49,7 @@ def convert(program: ExportedProgram, metadata: dict) -> onnx.ModelProto:
         dynamo=True,
         verbose=False,
     )
-    assert converted is not None  # It would be None without dynamo only.
+    assert converted is not None  # It is None only without dynamo.
     proto = converted.model_proto
     onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
     onnx.checker.check_model(proto, full_check=True)
@@ -66,12 +66,12 @@ def attention_by_head(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Value:
-    """Attention as a graph has it: one head after the other.
+    """Attention in a graph, computed one head at a time.
 
-    There is no fused attention among the standard operators, so the weights are in memory; like
-    this, those of one head at a time. Arguments and result are those of PyTorch's
-    ``scaled_dot_product_attention``, (B, N, L, d), of which the package uses ``attn_mask``
-    (booleans, of which every query has a true one) and ``scale``.
+    The standard operators do not include fused attention, so attention weights are materialised;
+    this way, only those of one head at a time. Arguments and result are those of PyTorch's
+    ``scaled_dot_product_attention``, (B, N, L, d). Of the optional arguments the package uses
+    ``attn_mask`` (boolean, with a true entry for every query) and ``scale``.
     """
     _, num_heads, _, channels = cast(tuple[int, ...], query.shape)
     factor = channels**-0.5 if scale is None else scale
@@ -88,7 +88,7 @@ def attention_by_head(
 
 
 class _Images(CalibrationDataReader):
-    """Images one after the other, as the quantiser asks for them."""
+    """Feeds images to the quantiser one at a time."""
 
     def __init__(self, images: Iterable[np.ndarray]) -> None:
         self.images = iter(images)
@@ -99,14 +99,14 @@ class _Images(CalibrationDataReader):
 
 
 def quantize(proto: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.ModelProto:
-    """Quantise backbone, neck and encoder to int8, statically, by onnxruntime's quantiser.
+    """Statically quantise backbone, neck and encoder to int8 with onnxruntime's quantiser.
 
     Args:
         proto: The graph, which is not changed.
         images: Images to calibrate on, BGR, (H, W, 3), uint8.
 
     Returns:
-        Another graph, with the same inputs and outputs.
+        A new graph with the same inputs and outputs.
     """
     precise = [node.name for node in proto.graph.node if not _fast(node)]
     with tempfile.TemporaryDirectory() as folder:
@@ -132,12 +132,12 @@ def _fast(node: onnx.NodeProto) -> bool:
 
 
 def start(path: Path, precision: str = 'f32') -> Detect:
-    """Start a graph, which has its precision."""
+    """Start a graph; ``precision`` is ignored, as the graph itself determines it."""
     return start_onnxruntime(path)
 
 
 def fast_precision() -> str:
-    """What a float32 graph is run in."""
+    """Precision in which onnxruntime runs a float32 graph."""
     return 'f32'
 
 

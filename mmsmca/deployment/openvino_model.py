@@ -1,10 +1,10 @@
-"""SMCA as OpenVINO's intermediate representation (IR), and its form in int8.
+"""SMCA as OpenVINO's intermediate representation (IR), in float32 or int8.
 
-OpenVINO runs a model in what the processor is fast at: by default in bfloat16 where it has it, and
-tells nobody. That rounds 640 pixels to steps of 2, and does not hold the folded prior, whose
-summands reach hundreds and cancel. So the IR itself says what stays in float32, by OpenVINO's
-attribute ``DisablePrecisionConversion``: all of pre- and postprocessing, decoder and head but their
-linear layers, of which OpenVINO drops the attribute.
+By default, OpenVINO runs a model in the processor's fastest precision, silently in bfloat16 if that
+is supported. Near 640 pixels this rounds coordinates to steps of 4, and it is too coarse for the
+folded prior, whose summands reach hundreds and cancel. The IR therefore marks what must stay in
+float32 with OpenVINO's attribute ``DisablePrecisionConversion``: preprocessing, postprocessing,
+decoder and head, except their linear layers, from which OpenVINO drops the attribute.
 """
 
 import json
@@ -33,16 +33,16 @@ MARK = dict(name='DisablePrecisionConversion', version='0', value='dynamic:bf16,
 
 
 def _maximum(sizes: NodeContext) -> list[openvino.Output]:
-    """The larger of two sizes, for which OpenVINO's converter has no rule."""
+    """Maximum of two sizes, for which OpenVINO's converter has no rule."""
     return op.maximum(*(op.convert(sizes.get_input(i), 'i64') for i in (0, 1))).outputs()
 
 
 class IR(NamedTuple):
-    """A model, and what is special about its layers.
+    """A model, and the precision that its layers may run in.
 
     Attributes:
         model: The model.
-        fast: Operations of the traced program whose layers may run in lower precision, and be
+        fast: Operations of the traced program whose layers may run in lower precision and be
             quantised.
         linear: The other linear operations, whose layers run in float32 or bfloat16.
     """
@@ -53,11 +53,11 @@ class IR(NamedTuple):
 
 
 def convert(program: ExportedProgram, metadata: dict) -> IR:
-    """Convert a program; batch, height and width stay free.
+    """Convert a program to a model with dynamic batch size, height and width.
 
     Args:
         program: The program.
-        metadata: What the model's user has to know besides, stored as JSON.
+        metadata: What else users of the model need to know, stored as JSON.
     """
     decoder = TorchFXPythonDecoder.from_exported_program(program)
     nodes = [node for node in decoder.pt_module.graph.nodes if node.op == 'call_function']
@@ -71,7 +71,7 @@ def convert(program: ExportedProgram, metadata: dict) -> IR:
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), ['mmsmca', key])
     for node in reversed(model.get_ordered_ops()):
-        # What the converter made of several operations belongs to what takes its output.
+        # Layers that the converter made from several operations are attributed to their consumer.
         takers = [port.get_node() for x in node.outputs() for port in x.get_target_inputs()]
         if takers and '/' not in node.get_friendly_name():
             taker = origin(takers[0].get_friendly_name())
@@ -90,14 +90,14 @@ def _fast(node: torch.fx.Node) -> bool:
 
 
 def origin(name: str) -> str:
-    """The operation of the traced program that a layer was made of."""
+    """The operation of the traced program that a layer was made from."""
     return name.split('/')[0]
 
 
 def _rewrite(node: openvino.Node) -> None:
-    """Write a layer as OpenVINO will leave it: what it rewrites itself loses the attribute.
+    """Rewrite a layer to a form that OpenVINO keeps: layers that it rewrites lose the attribute.
 
-    Names are kept apart, as NNCF knows layers by them.
+    Names are kept unique, as NNCF identifies layers by name.
     """
     kind = node.get_type_name()
     if kind not in REWRITTEN or node.get_output_element_type(0) != openvino.Type.f32:
@@ -124,7 +124,7 @@ def _constant(value: openvino.Output) -> np.ndarray | None:
 
 
 def _attention(node: openvino.Node, query, key, value, mask, scale) -> openvino.Node:
-    """Attention by its parts, which OpenVINO fuses again, with the attribute."""
+    """Attention as separate operations, which OpenVINO fuses again, keeping the attribute."""
     product = op.matmul(op.multiply(query, scale), key, False, True)
     if mask.get_element_type() == openvino.Type.boolean:
         product = op.select(mask, product, op.constant(np.finfo(np.float32).min))
@@ -151,7 +151,7 @@ def _broadcast(node: openvino.Node, x, shape) -> openvino.Node:
 
 
 def _reshape(node: openvino.Node, x, axes=None) -> openvino.Node | None:
-    """A new or a lost dimension of one; free dimensions but one have to stay where they are."""
+    """Add or drop a dimension of size 1; at most one dynamic dimension may change position."""
     before, after = x.get_partial_shape(), node.get_output_partial_shape(0)
     pattern = []
     for i, side in enumerate(after):
@@ -171,10 +171,10 @@ REWRITTEN: dict[str, Callable[..., openvino.Node | None]] = {
 
 
 def quantize(ir: IR, images: Iterable[np.ndarray]) -> IR:
-    """Quantise backbone, neck and encoder to int8, statically, by NNCF.
+    """Statically quantise backbone, neck and encoder to int8 with NNCF.
 
     Args:
-        ir: What is quantised; it is not changed.
+        ir: The model, which is not changed.
         images: Images to calibrate on, BGR, (H, W, 3), uint8.
     """
     images = list(images)
@@ -192,13 +192,13 @@ def quantize(ir: IR, images: Iterable[np.ndarray]) -> IR:
 
 
 def fast_precision() -> str:
-    """What OpenVINO runs a model in on this processor, where the IR does not say otherwise."""
+    """Precision in which OpenVINO runs a model on this processor, unless the IR says otherwise."""
     hint = openvino.Core().get_property('CPU', 'INFERENCE_PRECISION_HINT')
     return hint.get_type_name()
 
 
 def save(ir: IR, path: str | Path) -> None:
-    """Write a model as PATH and its weights beside it (``.bin``), whole or not at all."""
+    """Write a model to ``path`` and its weights beside it (``.bin``), whole or not at all."""
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         xml, weights = Path(folder) / 'ir.xml', Path(folder) / 'ir.bin'
@@ -213,7 +213,7 @@ def save(ir: IR, path: str | Path) -> None:
                 if not any(attribute.attrib == MARK for attribute in info):
                     ET.SubElement(info, 'attribute', MARK)
         tree.write(xml)
-        # Nowhere in between is there a model with the weights of another.
+        # At no time is there a model beside the weights of another.
         path.unlink(missing_ok=True)
         weights.replace(path.with_suffix('.bin'))
         xml.replace(path)

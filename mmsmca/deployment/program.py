@@ -1,8 +1,8 @@
-"""SMCA as a program of tensors: from images as OpenCV reads them to boxes in pixels.
+"""SMCA as a tensor program, from images as OpenCV reads them to boxes in pixels.
 
-The detector stays as it is: :class:`DeployedSMCA` calls its parts, with every size taken from
-tensors, between a preprocessing and a postprocessing of its own. ``torch.export`` traces it, and
-ONNX and OpenVINO convert what it traced.
+The detector itself is unchanged: :class:`DeployedSMCA` adds its own pre- and postprocessing and
+calls the detector's parts, with every size taken from tensors. ``torch.export`` traces it, and the
+traced program is converted for ONNX and OpenVINO.
 """
 
 import textwrap
@@ -25,26 +25,26 @@ from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
 
 INPUTS = ('images', 'sizes')
 OUTPUTS = ('boxes', 'scores', 'labels')
-# The modules that may run in lower precision. Boxes, priors and the choice of queries may not.
+# Modules that may run in lower precision. Boxes, priors and query selection may not.
 FAST_MODULES = ('model.backbone', 'model.neck', 'model.encoder')
-# Height and width of the images that are traced; the program takes others too.
+# Height and width of the images used for tracing; the program accepts other sizes too.
 TRACED_SIZE = (256, 320)
 
 
 class ExportError(UserError):
-    """A model that cannot be exported. The message says what to do."""
+    """A model that cannot be exported; the message says what to do."""
 
 
 class DeployedSMCA(nn.Module):
-    """A detector with its pre- and postprocessing, in tensors only.
+    """A detector with its pre- and postprocessing, using tensors only.
 
-    Padding is always masked, even where there is none: a program has no branches.
+    Padding is always masked, even if there is none, as a program has no branches.
 
     Args:
         model: The detector.
 
     Raises:
-        ExportError: If the model is none whose program would be of standard operators.
+        ExportError: If the model is not supported, see :func:`check_supported`.
     """
 
     def __init__(self, model: SMCADETR | SMCADINO) -> None:
@@ -53,22 +53,22 @@ class DeployedSMCA(nn.Module):
         self.model: SMCADETR | SMCADINO = model.eval()
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Detect.
+        """Detect objects.
 
         Args:
-            images: Images as OpenCV reads them, BGR, (B, H, W, 3), uint8. Smaller ones lie in the
-                upper left corner; what is beside them does not matter.
+            images: Images as OpenCV reads them, BGR, (B, H, W, 3), uint8. Smaller images are in the
+                upper left corner; the padding may have any values.
             sizes: Height and width of each image without padding, in pixels, (B, 2), int64.
 
         Returns:
-            The detections of every image by descending score, D = ``test_cfg.max_per_img`` or, if
-            there are fewer, all pairs of query and class: boxes (left, top, right, bottom) in
-            pixels of ``images``, (B, D, 4), float32; scores in [0, 1], (B, D), float32; labels,
-            indices of classes, (B, D), int64.
+            Detections of every image by descending score, where D is ``test_cfg.max_per_img`` or
+            the number of (query, class) pairs if that is smaller: boxes (left, top, right, bottom)
+            in pixels of ``images``, (B, D, 4), float32; scores in [0, 1], (B, D), float32; labels,
+            which are class indices, (B, D), int64.
         """
         model = self.model
         levels = model.extract_feat(self._normalise(images, sizes))
-        # A cell is content if its first pixel is, so there are as many as the image has alone.
+        # A cell is content if its first pixel is, so padding does not change their number.
         masks = [
             _beyond(level.shape[-2:], sizes, stride)
             for level, stride in zip(levels, model.neck_strides, strict=True)
@@ -81,7 +81,7 @@ class DeployedSMCA(nn.Module):
         return self._best(logits[-1].sigmoid(), boxes[-1], image_sizes)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Do what the data preprocessor does; (B, 3, H, W)."""
+        """Normalise and pad images like the data preprocessor; (B, 3, H, W)."""
         preprocessor = self.model.data_preprocessor
         images = images.permute(0, 3, 1, 2)
         if preprocessor._channel_conversion:
@@ -93,7 +93,7 @@ class DeployedSMCA(nn.Module):
     def _best(
         self, scores: Tensor, boxes: Tensor, image_sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Do what the head does: the best pairs of query and class, as boxes in pixels."""
+        """Select the best (query, class) pairs like the head, with boxes in pixels."""
         classes = scores.size(-1)
         num_detections = self.model.test_cfg.get('max_per_img', self.model.num_queries)
         scores, indices = scores.flatten(1).topk(min(num_detections, scores[0].numel()), dim=1)
@@ -105,7 +105,7 @@ class DeployedSMCA(nn.Module):
 
 
 def _beyond(shape: Sequence[int], sizes: Tensor, stride: int) -> Tensor:
-    """Where the cells of a map lie beyond the images: (B, H, W) of booleans."""
+    """Mask of the cells of a map that lie beyond the images, bool, (B, H, W)."""
     beyond_y, beyond_x = [
         torch.arange(cells, device=sizes.device) * stride >= sizes[:, axis, None]
         for axis, cells in enumerate(shape)
@@ -143,26 +143,26 @@ def check_supported(model: nn.Module) -> None:
 
 
 def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
-    """Build a config's detector with the weights of its ``load_from``, all of them.
+    """Build a config's detector and load all its weights from ``cfg.load_from``.
 
     Args:
         cfg: Config with a model; ``cfg.load_from`` is the checkpoint.
 
     Returns:
-        The detector, for inference on the CPU; and what the program's user has to know besides:
-        ``classes``, their names, from the checkpoint or else from the config, and ``scale``, the
-        size (long side, short side) in pixels that test images are resized to.
+        The detector, for inference on the CPU, and metadata for users of the program: ``classes``,
+        the class names, from the checkpoint or else from the config, and ``scale``, the size (long
+        side, short side) in pixels that test images are resized to.
 
     Raises:
         ExportError: If the detector cannot be exported, or a weight is missing, unknown or of
             another shape.
     """
     scale = image_scale(cfg)
-    if 'backbone' in cfg.model:  # its pretrained weights would be downloaded for nothing
+    if 'backbone' in cfg.model:  # its pretrained weights would be downloaded needlessly
         cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     check_supported(model)
-    # Once more: after whatever it loads, onedl-mmengine takes its safe classes off PyTorch's list.
+    # Register again: onedl-mmengine removes its safe classes from PyTorch's list after each load.
     safe_globals.register()
     try:
         checkpoint = load_checkpoint(model, cfg.load_from, map_location='cpu', strict=True)
@@ -181,7 +181,7 @@ def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
 
 
 def data_sets(node: ConfigDict) -> Iterator[ConfigDict]:
-    """Every data set at or below a node of a config, inside whatever wrappers."""
+    """Yield every data set at or below a config node, inside any wrappers."""
     inside = [*node.get('datasets', []), *filter(None, [node.get('dataset')])]
     for dataset in inside:
         yield from data_sets(dataset)
@@ -212,7 +212,7 @@ def image_scale(cfg: Config) -> list[int]:
 
 
 def _transforms(transform: object) -> Iterator[object]:
-    """A transform, and all those inside it."""
+    """Yield a transform and all transforms inside it."""
     yield transform
     inside = getattr(transform, 'transforms', [])
     for each in inside if isinstance(inside, list) else [inside]:
@@ -220,7 +220,7 @@ def _transforms(transform: object) -> Iterator[object]:
 
 
 def trace(model: SMCADETR | SMCADINO) -> ExportedProgram:
-    """Trace a detector; batch, height and width are free.
+    """Trace a detector with dynamic batch size, height and width.
 
     Args:
         model: The detector, on the CPU.

@@ -1,4 +1,4 @@
-"""The runtimes of an exported detector, on the CPU, as functions from images to detections."""
+"""Runtimes of an exported detector on the CPU, as functions from images to detections."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,15 +12,15 @@ from mmsmca.denormals import switched_on
 
 from .program import INPUTS, OUTPUTS
 
-# Boxes, scores and labels of every image of a batch, of images BGR, (H, W, 3), uint8.
+# Boxes, scores and labels of every image in a batch; images are BGR, (H, W, 3), uint8.
 Detections = list[tuple[np.ndarray, ...]]
 Detect = Callable[[Sequence[np.ndarray]], Detections]
 
 
 def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Join images to what :meth:`.DeployedSMCA.forward` takes, as arrays."""
+    """Pad images to a batch; return the inputs of :meth:`.DeployedSMCA.forward` as arrays."""
     sizes = np.array([image.shape[:2] for image in images])
-    # White, where the data preprocessor pads with the mean: the program has to see to that.
+    # Padding is white here. The program itself has to replace it as the data preprocessor pads.
     padded = np.full((len(images), *sizes.max(axis=0), 3), 255, dtype=np.uint8)
     for canvas, image in zip(padded, images, strict=True):
         canvas[: image.shape[0], : image.shape[1]] = image
@@ -33,10 +33,10 @@ def start_onnxruntime(
     """Start onnxruntime.
 
     Args:
-        graph: The graph, serialised, or its file.
-        threads: Defaults to None: as many as PyTorch has.
-        flush_denormals: Whether numbers too small for full precision are taken as zero. Defaults to
-            None: as PyTorch is told to, see :mod:`mmsmca.denormals`.
+        graph: The serialised graph, or its file.
+        threads: Number of threads. Defaults to None: as many as PyTorch uses.
+        flush_denormals: Whether to flush denormal numbers to zero. Defaults to None: as set for
+            PyTorch, see :mod:`mmsmca.denormals`.
     """
     import onnxruntime
 
@@ -64,10 +64,10 @@ def start_openvino(
 
     Args:
         model: File of the model, .xml.
-        threads: Defaults to None: as many as PyTorch has.
-        precision: ``f32`` or ``bf16``. Defaults to None: what OpenVINO takes for the fastest on
-            this processor.
-        streams: Calls that it works on at a time, which share the threads. Defaults to 1.
+        threads: Number of threads. Defaults to None: as many as PyTorch uses.
+        precision: ``f32`` or ``bf16``. Defaults to None: what OpenVINO considers fastest on this
+            processor.
+        streams: Number of calls that run in parallel and share the threads. Defaults to 1.
     """
     import openvino
 

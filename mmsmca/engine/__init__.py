@@ -1,1 +1,1 @@
-"""What runs around a model: hooks, optimizer wrappers, support for CPUs."""
+"""Everything that runs around a model: hooks, optimizer wrappers, support for CPUs."""

@@ -1,4 +1,4 @@
-"""COCO's evaluation by the fastest code that is installed, with the same results."""
+"""COCO evaluation with the fastest implementation that is installed; results are the same."""
 
 from importlib.util import find_spec
 
@@ -7,9 +7,9 @@ from mmdet.registry import METRICS
 
 
 def fastest_metric() -> type[CocoMetric]:
-    """MMDetection's metric on faster-coco-eval, or without that package the one on pycocotools.
+    """MMDetection's metric based on faster-coco-eval if installed, else on pycocotools.
 
-    Before onedl-mmdetection 3.5, MMDetection has the latter only.
+    Before onedl-mmdetection 3.5, MMDetection has only the latter.
     """
     faster = METRICS.get('FasterCocoMetric')
     return CocoMetric if faster is None or find_spec('faster_coco_eval') is None else faster

@@ -1,8 +1,8 @@
-"""Several processes and mixed precision on a CPU, which MMEngine supports on accelerators only.
+"""Several processes and mixed precision on a CPU, which MMEngine supports only on accelerators.
 
-``--launcher pytorch`` calls ``torch.cuda.set_device`` and gives ``DistributedDataParallel`` a GPU
-to run on; ``--amp`` refuses to run. Both work on a CPU too: processes communicate through gloo, and
-mixed precision is bfloat16. Our tools do so if MMEngine finds no accelerator.
+In MMEngine, ``--launcher pytorch`` calls ``torch.cuda.set_device`` and assigns a GPU to
+``DistributedDataParallel``, and ``--amp`` refuses to run. Our tools support both on a CPU if
+MMEngine finds no accelerator: processes communicate through gloo, mixed precision is bfloat16.
 """
 
 from collections.abc import Iterator
@@ -21,22 +21,22 @@ from mmsmca.errors import UserError
 
 
 class LauncherError(UserError):
-    """A launcher that needs an accelerator. The message names the remedy."""
+    """A launcher that needs an accelerator; the message names the remedy."""
 
 
 class BFloat16OptimWrapper(OptimWrapper):
     """MMEngine's ``AmpOptimWrapper`` for machines without an accelerator.
 
-    bfloat16 has the exponents of float32, so gradients do not underflow and no loss is scaled.
+    bfloat16 has the range of float32, so gradients do not underflow and the loss is not scaled.
 
     Args:
-        dtype: Precision of the matrix products; only ``bfloat16``, which is the default.
-        loss_scale: Without effect, kept for configs of ``AmpOptimWrapper``.
-        use_fsdp: Without effect: it selects a loss scaler.
+        dtype: Precision of the matrix products; only ``bfloat16``, the default.
+        loss_scale: Ignored; accepted for configs of ``AmpOptimWrapper``.
+        use_fsdp: Ignored; in ``AmpOptimWrapper`` it selects a loss scaler.
         kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
-        ValueError: If ``dtype`` is another one.
+        ValueError: If ``dtype`` is anything else.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 
 def support(cfg: Config, launcher: str) -> None:
-    """Let a runner run without an accelerator as with one.
+    """Let a runner run without an accelerator just as with one.
 
-    With a launcher, this process joins its group, and the config tells the model's wrapper that
-    there is no GPU. If there is an accelerator, nothing happens.
+    With a launcher, this process joins the process group, and the config tells the model wrapper
+    that there is no GPU. If there is an accelerator, this does nothing.
 
     Args:
         cfg: The config as it will run, changed in place.
-        launcher: ``none``, or what started the processes.
+        launcher: ``none``, or the launcher that started the processes.
 
     Raises:
-        LauncherError: If the launcher is another than ``pytorch``.
+        LauncherError: If there is no accelerator and the launcher is not ``none`` or ``pytorch``.
     """
     if get_device() != 'cpu':
         return
@@ -88,7 +88,7 @@ def support(cfg: Config, launcher: str) -> None:
 
 
 def _wrapper_options(cfg: Config) -> dict:
-    """Options by which the model's wrapper leaves the model on the CPU."""
+    """Options that make the model wrapper leave the model on the CPU."""
     if 'runner_type' not in cfg:
         # What MMEngine's runner passes if there is no model_wrapper_cfg.
         default = dict(

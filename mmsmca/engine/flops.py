@@ -1,4 +1,4 @@
-"""FLOPs by MMEngine's counter, including fused attention, which it would count as zero."""
+"""FLOPs from MMEngine's counter, including fused attention, which it would count as zero."""
 
 from functools import partial
 from math import prod
@@ -12,7 +12,7 @@ OPERATOR = 'aten::scaled_dot_product_attention'
 
 
 def attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count an attention's two matrix products, as MMEngine does: a multiply-add is one.
+    """Count the two matrix products of attention, each multiply-add as one, like MMEngine.
 
     Args:
         inputs: Traced arguments, first the queries (..., Q, d), keys (..., N, d) and values
@@ -27,7 +27,7 @@ def attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def register() -> None:
-    """Let every counter made from now on, ``get_flops`` included, count fused attention."""
+    """Make every counter created from now on, also in ``get_flops``, count fused attention."""
     complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS[OPERATOR] = attention_flops
 
 
@@ -36,10 +36,10 @@ def complexity(model: BaseModel, data: dict) -> tuple[int, int]:
 
     Args:
         model: The detector, in evaluation mode.
-        data: A batch, as data loaders give it.
+        data: A batch from a data loader.
 
     Returns:
-        Parameters, and multiply-adds of a forward pass on the batch.
+        Number of parameters, and of multiply-adds in a forward pass on the batch.
     """
     data = model.data_preprocessor(data)
     forward = model.forward

@@ -1,4 +1,4 @@
-"""Gradient clipping for FSDP through MMEngine's ``FlexibleRunner``."""
+"""Gradient clipping for FSDP with MMEngine's ``FlexibleRunner``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 @OPTIM_WRAPPERS.register_module()
 class FSDPOptimWrapper(OptimWrapper):
-    """MMEngine's ``OptimWrapper``, clipping by the norm of the whole gradient.
+    """MMEngine's ``OptimWrapper``, clipping by the global norm of the gradient.
 
-    Under ``FSDPStrategy`` a process holds a part of every gradient, or with ``NO_SHARD`` and
-    ``HYBRID_SHARD`` the same part as others. ``OptimWrapper`` would clip each part by its own norm,
-    and processes would take steps of different lengths. FSDP knows the norm of the whole.
+    Under ``FSDPStrategy``, a process holds a shard of every gradient, or with ``NO_SHARD`` and
+    ``HYBRID_SHARD`` the same shard as others. ``OptimWrapper`` would clip each shard by its own
+    norm, so processes would take steps of different lengths. FSDP computes the global norm.
 
     Args:
-        clip_grad: ``max_norm``, and ``norm_type``, 2 unless given. Defaults to None: no clipping.
+        clip_grad: ``max_norm``, and optionally ``norm_type`` (2). Defaults to None: no clipping.
         kwargs: Other arguments of ``OptimWrapper``.
 
     Raises:
@@ -34,7 +34,7 @@ class FSDPOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: FullyShardedDataParallel) -> Iterator[None]:
-        """Run the forward pass and the losses of ``model``, whose gradients are clipped later."""
+        """Run the forward pass and the losses of ``model``, and keep it for gradient clipping."""
         self.model = model
         with super().optim_context(model):
             yield

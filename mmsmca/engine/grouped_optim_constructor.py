@@ -1,4 +1,4 @@
-"""One parameter group for all parameters that are trained alike."""
+"""One parameter group for all parameters with the same optimizer settings."""
 
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -7,17 +7,17 @@ from torch import nn
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's constructor with as many parameter groups as there are different settings.
+    """MMEngine's constructor, but with one parameter group for each distinct set of settings.
 
-    With a ``paramwise_cfg``, MMEngine makes a group of every single parameter, so that PyTorch's
-    fused and foreach optimizers make one call per parameter. The weights are the same. For any
-    detector::
+    With a ``paramwise_cfg``, MMEngine makes one group per parameter, so PyTorch's fused and foreach
+    optimizers make one call per parameter. Merging the groups does not change the trained weights.
+    For any detector::
 
         optim_wrapper = dict(
             constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True)
         )
 
-    A run that started without this constructor cannot be resumed with it, as checkpoints have the
+    A run that started without this constructor cannot be resumed with it, as checkpoints store the
     optimizer's state by group.
     """
 
@@ -33,7 +33,7 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         Args:
             params: Groups, changed in place.
             module: The module.
-            prefix: Its name in the model. Defaults to '': it is the model.
+            prefix: Name of the module in the model. Defaults to '', the model itself.
             is_dcn_module: Whether it is part of a deformable convolution.
         """
         super().add_params(params, module, prefix, is_dcn_module)

@@ -1,4 +1,4 @@
-"""Libraries that have nothing to say for a while."""
+"""Suppression of the libraries' log messages for a while."""
 
 import logging
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from mmengine.logging import MMLogger
 
 @contextmanager
 def quiet(level: int) -> Iterator[None]:
-    """Drop what is logged up to a level, by MMEngine's loggers too.
+    """Drop log messages up to a level, including those of MMEngine's loggers.
 
     Args:
-        level: As :mod:`logging` has it.
+        level: A level of :mod:`logging`.
     """
     disabled = logging.root.manager.disable
     _disable(max(disabled, level))
@@ -24,6 +24,6 @@ def quiet(level: int) -> Iterator[None]:
 
 def _disable(level: int) -> None:
     logging.disable(level)
-    # MMEngine's loggers remember which levels they write; this makes all of them look again.
+    # MMEngine's loggers cache which levels are enabled; this clears the caches of all of them.
     logger = MMLogger.get_current_instance()
     logger.setLevel(logger.level)

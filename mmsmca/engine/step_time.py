@@ -1,4 +1,4 @@
-"""How long training steps take on this machine."""
+"""Measurement of the time that training steps take on this machine."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from .quiet import quiet
 
 
 def train_loader(cfg: Config) -> DataLoader:
-    """Build the data loader of a config's training data, which loads in this process."""
+    """Build the data loader of a config's training data, without worker processes."""
     register_all_modules()
     return Runner.build_dataloader(
         dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
@@ -29,16 +29,16 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
     """Train a config's model on its data for some steps, and discard it.
 
     Args:
-        cfg: The config; ``init_cfg`` of its model is followed. Of its hooks, :class:`.CPUSpeedHook`
-            counts, as it decides what a step takes.
-        loader: Its data, see :func:`train_loader`.
+        cfg: The config. The ``init_cfg`` of its model is applied. Of its hooks, only
+            :class:`.CPUSpeedHook` is, as it affects the time of a step.
+        loader: Data loader of the config, see :func:`train_loader`.
         timed: Number of steps that are timed.
         warm_up: Number of steps before them. Defaults to 1.
 
     Returns:
-        Seconds of each timed step, the loading of its images included.
+        Seconds of each timed step, including the loading of its images.
     """
-    with quiet(logging.INFO):  # A line or two for every parameter.
+    with quiet(logging.INFO):  # A line or two per parameter.
         model = MODELS.build(cfg.model)
         model.init_weights()
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)

@@ -1,4 +1,4 @@
-"""Times that hold on a machine that others use too, and what they were measured on."""
+"""Timing that is robust on a shared machine, and a record of the environment."""
 
 import os
 import platform
@@ -30,18 +30,18 @@ def interleaved_times(
     min_seconds: float = 0.1,
     pause: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Time calls in turns, so that what slows the machine down for a while slows all of them.
+    """Time calls in turns, so that a temporary slowdown of the machine affects all of them.
 
     Args:
-        calls: What to time, by name. Each is called once to warm up.
-        rounds: How often each is measured.
+        calls: Functions to time, by name. Each is called once to warm up.
+        rounds: Number of measurements of each.
         min_seconds: A measurement repeats its call until about this time has passed. Defaults to
             0.1 seconds.
-        pause: Seconds before each measurement, in which threads of the one before stop to wait for
-            more: onnxruntime's do so by keeping a core busy. Defaults to 0.
+        pause: Seconds to wait before each measurement until threads of the previous one are idle:
+            onnxruntime's keep cores busy while they wait for more work. Defaults to 0.
 
     Returns:
-        Seconds per call by name, one number per round; work of the accelerator is waited for.
+        Seconds per call by name, one number per round, including work on the accelerator.
     """
     repeats = {}
     for name, call in calls.items():
@@ -63,7 +63,7 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
-    """Median over the rounds of how many times as long as the reference something took.
+    """Median over the rounds of the ratio of a time to that of the reference.
 
     Args:
         times: Seconds, one number per round.
@@ -73,13 +73,13 @@ def paired_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def paired_spread(times: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """The lower and the upper quartile of what :func:`paired_ratio` is the median of."""
+    """Lower and upper quartile of the ratios whose median is :func:`paired_ratio`."""
     ratios = [t / r for t, r in zip(times, reference, strict=True)]
     return [float(quartile) for quartile in np.quantile(ratios, (0.25, 0.75))]
 
 
 def in_own_process(function: Callable, *args: object) -> Any:
-    """Result of a module's function in a process of its own, which may end as it likes.
+    """Run a module-level function in a process of its own, and return its result.
 
     Raises:
         BrokenProcessPool: If the process was killed, for example for its memory.
@@ -89,9 +89,9 @@ def in_own_process(function: Callable, *args: object) -> Any:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the settings: date, hardware, versions.
+    """What measurements depend on besides the settings: date, hardware, versions.
 
-    On a GPU also :func:`gpu_environment`.
+    On a GPU, this includes :func:`gpu_environment`.
     """
     return dict(
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
@@ -104,7 +104,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Versions of Python and of the packages that affect what a run computes."""
     return dict(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -123,7 +123,7 @@ def machine() -> dict[str, Any]:
 
 
 def gpu_environment() -> dict[str, Any]:
-    """What numbers of a GPU depend on: its memory and architecture, versions, TF32."""
+    """What measurements on a GPU depend on: its memory and architecture, versions, TF32."""
     major, minor = torch.cuda.get_device_capability()
     return dict(
         gpu_memory_gib=round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
@@ -131,14 +131,14 @@ def gpu_environment() -> dict[str, Any]:
         driver=driver_version(),
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
-        # As a run has them: nothing here changes PyTorch's defaults.
+        # The values of a run: nothing here changes PyTorch's defaults.
         tf32_matrix_products=torch.backends.cuda.matmul.allow_tf32,
         tf32_convolutions=torch.backends.cudnn.allow_tf32,
     )
 
 
 def driver_version() -> str | None:
-    """Version of NVIDIA's driver, or None where ``nvidia-smi`` does not tell."""
+    """Version of NVIDIA's driver, or None if ``nvidia-smi`` does not report it."""
     command = shutil.which('nvidia-smi')
     if command is None:
         return None

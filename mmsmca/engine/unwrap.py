@@ -1,16 +1,16 @@
-"""The detector inside what wraps it."""
+"""Access to the detector inside its wrappers."""
 
 from typing import Any
 
 
 def unwrapped(model: Any) -> Any:
-    """The detector inside wrappers for several processes, and for test-time augmentation.
+    """Unwrap a detector from wrappers for several processes and for test-time augmentation.
 
     Args:
-        model: What a runner has as its model.
+        model: Model of a runner.
 
     Returns:
-        The detector: MMEngine's registry of wrappers does not know those of test-time augmentation.
+        The detector, found by its backbone: MMEngine's registry has no wrappers for augmentation.
     """
     while not hasattr(model, 'backbone') and hasattr(model, 'module'):
         model = model.module

@@ -1,1 +1,1 @@
-"""Studies: what is compared, how it is run, what is reported."""
+"""Studies: definition and runs of experiments to compare, and reports on them."""

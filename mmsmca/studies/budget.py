@@ -1,4 +1,4 @@
-"""Budgets: how long every run of a study trains, and its whole schedule fitted to that."""
+"""Budgets: training lengths for all runs of a study, and schedules fitted to them."""
 
 import re
 from itertools import accumulate, pairwise
@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from .record import Budget, StudyError
 
 BUDGET_KEYS = {'iterations', 'time_of'}
-# What MMEngine's schedulers say in iterations, counted from their begin.
+# Arguments of MMEngine's schedulers that count iterations from the scheduler's begin.
 SCHEDULERS = {
     'Constant': (),
     'Linear': (),
@@ -24,15 +24,15 @@ SCHEDULERS = {
 
 
 def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
-    """The budgets of a study's file.
+    """Read the budgets of a study's file.
 
     Args:
-        entries: Value of its key ``budgets``.
-        names: Of the experiments.
-        where: Begins a message: the file.
+        entries: Value of the study's key ``budgets``.
+        names: Names of the experiments.
+        where: Prefix of error messages: the file.
 
     Raises:
-        StudyError: If they are no list of different budgets.
+        StudyError: If ``entries`` is not a list of valid and distinct budgets.
     """
     if not isinstance(entries, list) or not entries:
         raise StudyError(f'{where}: budgets: give a list, as [dict(iterations=1500)].')
@@ -61,21 +61,21 @@ def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
 def fit(cfg: Config, iterations: int, where: str) -> Config:
     """Fit a config's whole schedule to a number of iterations.
 
-    Warm-up, a scheduler that begins at 0, raises the rate and ends before the training, stays as it
-    is. What the other schedulers say in iterations, the intervals of evaluations and of checkpoints
-    shrink or grow with the training, so that there are as many of them.
+    Warm-up schedulers, which begin at 0, raise the learning rate and end before training does, stay
+    unchanged. The iterations of other schedulers and the intervals of evaluations and checkpoints
+    are scaled with the training length, so that their number stays the same.
 
     Args:
         cfg: Resolved config that counts iterations.
         iterations: Length of the training.
-        where: Begins a message: file and experiment.
+        where: Prefix of error messages: file and experiment.
 
     Returns:
         The fitted config.
 
     Raises:
-        StudyError: If the config counts epochs, has a scheduler that cannot be fitted, or the
-            learning rate would drop during warm-up.
+        StudyError: If the config counts epochs, has a scheduler that cannot be fitted, or would
+            drop the learning rate during warm-up.
     """
     cfg = Config(cfg.to_dict())
     length = cfg.get('train_cfg', {}).get('max_iters')
@@ -129,7 +129,7 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
 
 
 def _kind(scheduler: ConfigDict, where: str) -> str:
-    """The scheduler's name in ``SCHEDULERS``; refused if it is not there or counts epochs."""
+    """Key of a scheduler in ``SCHEDULERS``; an error if it has none or counts epochs."""
     name = getattr(scheduler.type, '__name__', str(scheduler.type).split('.')[-1])
     kind = re.sub('(LR|Momentum|ParamScheduler)$', '', name)
     if kind not in SCHEDULERS:
@@ -154,7 +154,7 @@ def _raises(scheduler: ConfigDict, kind: str, length: int) -> bool:
 
 
 def _times(numbers: Any, factor: float, sums: bool = False) -> Any:
-    """A number, or a list of them, times a factor; of summands the sums are scaled."""
+    """Scale a number or a list of numbers; with ``sums``, scale the cumulative sums instead."""
     if not isinstance(numbers, (list, tuple)):
         return max(1, round(numbers * factor))
     if not sums:

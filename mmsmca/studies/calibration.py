@@ -1,4 +1,4 @@
-"""Time per iteration of a study's experiments, measured alone, for budgets in training time."""
+"""Time per iteration of each experiment, measured in isolation, for budgets in training time."""
 
 import os
 import statistics
@@ -16,31 +16,31 @@ from .record import StudyError
 
 WARM_UP = 5
 TIMED = 30
-# Cores that others keep busy, beyond which what is measured is theirs too.
+# Load of other programs, in cores, above which they distort the measurements.
 BUSY_CORES = 0.3
 
 
 def conditions() -> dict[str, Any]:
-    """What times per iteration depend on besides the config."""
+    """Hardware, threads and versions, which affect times per iteration besides the config."""
     return dict(hardware=machine(), threads=os.environ.get('OMP_NUM_THREADS'), versions=versions())
 
 
 def calibrate(
     cfgs: dict[str, Config], digests: dict[str, str], path: Path
 ) -> Iterator[tuple[str, float]]:
-    """Measure every experiment, one after the other, and write what was measured.
+    """Measure the experiments one after the other and write the results.
 
-    Every experiment has a process of its own, with the threads that ``OMP_NUM_THREADS`` gives a run
-    of the sweep. What is in the file already, measured under the same conditions from the same
-    config, stays.
+    Each experiment runs in its own process, with as many threads as ``OMP_NUM_THREADS`` gives a run
+    of the sweep. Results already in the file are kept if they were measured under the same
+    conditions with the same config.
 
     Args:
-        cfgs: Resolved config by name of the experiment.
-        digests: Digest of each.
-        path: File to write, after every experiment.
+        cfgs: Resolved configs by experiment name.
+        digests: Digests of these configs by experiment name.
+        path: File to write after every experiment.
 
     Yields:
-        Name of the experiment and its median seconds per iteration, once they are known.
+        Name and median seconds per iteration of each experiment, as soon as they are known.
     """
     content: dict[str, Any] = dict(conditions(), iterations=TIMED, experiments={})
     if path.exists():
@@ -60,16 +60,16 @@ def calibrate(
 
 
 def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict[str, float]:
-    """Seconds per iteration of the experiments, as measured under the conditions of a run here.
+    """Seconds per iteration of the experiments, as measured under the current conditions.
 
     Args:
         path: File that :func:`calibrate` wrote.
-        digests: Digest of the resolved config by name of the experiment.
-        remedy: The command that calibrates, for messages.
+        digests: Digests of the resolved configs by experiment name.
+        remedy: Calibration command, for error messages.
 
     Raises:
-        StudyError: If there is none, or it was measured on other hardware, with other threads or
-            versions, or does not know an experiment as it is now.
+        StudyError: If the file is missing, was measured on other hardware or with other threads or
+            versions, or lacks an experiment with its current config.
     """
     if not path.is_file():
         raise StudyError(
@@ -96,7 +96,7 @@ def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict
 
 
 def busy_warning() -> str | None:
-    """What to say if others keep this machine busy; None if they do not."""
+    """Warning if other programs keep this machine busy, else None."""
     load = os.getloadavg()[0]
     if load <= BUSY_CORES:
         return None

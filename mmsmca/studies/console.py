@@ -1,4 +1,4 @@
-"""A sweep at the console: its plan, its progress, how it ended."""
+"""Run a sweep at the console: print its plan, its progress and its outcome."""
 
 import time
 from pathlib import Path
@@ -15,24 +15,24 @@ from .study import digest, study_configs
 from .sweep import Sweep
 
 POLL_SECONDS = 1.0
-# Where output is no terminal, a line this often says how far things are.
+# Interval at which progress is printed where the output is not a terminal.
 LINE_SECONDS = 60.0
 
 
 def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False) -> int:
-    """Check a sweep, run it, and print how it ended.
+    """Check a sweep, run it, and print the outcome.
 
     Args:
         sweep: The sweep.
-        trial_steps: Whether every experiment is tried before anything starts. Defaults to True.
-        retry_failed: Whether failed runs are started again. Defaults to False.
+        trial_steps: Whether to try a training step of every experiment first. Defaults to True.
+        retry_failed: Whether to start failed runs again. Defaults to False.
 
     Returns:
         Exit status: 0 when every run is finished, else 1.
 
     Raises:
-        StudyError: If an experiment cannot work.
-        HeldError: If another process works in the folder.
+        StudyError: If an experiment cannot be run.
+        HeldError: If another process is using the folder.
     """
     console = Console()
     sweep.check()
@@ -69,7 +69,7 @@ def calibrate_study(study: Path, path: Path) -> int:
 
 
 def print_plan(sweep: Sweep) -> int:
-    """Print what would run, and what is still unknown of it.
+    """Print what would run, and what is still unknown about it.
 
     Returns:
         Exit status 0.
@@ -96,13 +96,13 @@ def print_plan(sweep: Sweep) -> int:
 
 
 def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
-    """Keep the places taken until nothing is left to start and nothing runs."""
+    """Keep all job slots busy until no run is waiting or active, or a signal arrives."""
     waiting = sweep.pending(retry_failed)
     progress = SweepProgress(sweep)
     next_line = time.monotonic()
-    # Where output is no terminal, nothing is drawn.
+    # Draws nothing where the output is not a terminal.
     with Live(progress, console=console, refresh_per_second=0.5, transient=True):
-        # Nothing is interrupted half started.
+        # Signals wait, so that no run is interrupted while it is being started.
         with Signals() as signals:
             while (waiting or sweep.active) and not signals.received:
                 while waiting and len(sweep.active) < sweep.resources.jobs:
@@ -125,7 +125,7 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
 
 
 def _print_end(sweep: Sweep, console: Console) -> int:
-    """Print how it ended; the exit status."""
+    """Print the outcome and return the exit status."""
     console.print(SweepProgress(sweep))
     states = [sweep.state_of(run) for run in sweep.runs]
     for run, state in zip(sweep.runs, states, strict=True):

@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are, as a table."""
+"""Progress of the runs of a sweep, as a table."""
 
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'y
 
 
 class SweepProgress:
-    """The live view of a sweep; rich calls it for every refresh.
+    """Live view of a sweep; rich renders it at every refresh.
 
     Args:
         sweep: The sweep.
@@ -35,7 +35,7 @@ class SweepProgress:
         return table
 
     def summary(self) -> str:
-        """How many runs are in which state, on one line."""
+        """Number of runs in each state, on one line."""
         states = [self.sweep.state_of(run) for run in self.sweep.runs]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         return ', '.join(f'{count} {state}' for state, count in counts.items())

@@ -24,8 +24,8 @@ class Budget:
     """How long runs train.
 
     Attributes:
-        iterations: Of every experiment, or of the one that ``time_of`` names.
-        time_of: Name of the experiment whose training time all get; None: all get the iterations.
+        iterations: Iterations of every experiment, or of the one that ``time_of`` names.
+        time_of: Experiment whose training time all get; None: all train for ``iterations``.
     """
 
     iterations: int
@@ -33,14 +33,14 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """Names a folder."""
+        """Name of the budget, used as a folder name."""
         if self.time_of is None:
             return f'{self.iterations}-iterations'
         return f'time-of-{self.iterations}-iterations-of-{self.time_of}'
 
     @property
     def title(self) -> str:
-        """For readers."""
+        """Description of the budget for readers."""
         if self.time_of is None:
             return f'{self.iterations:,} iterations each'
         return f'the training time of {self.iterations:,} iterations of {self.time_of}'
@@ -51,10 +51,10 @@ class Experiment:
     """One configuration of a study.
 
     Attributes:
-        name: Unique in the study; the name of a folder.
-        configs: Paths of its config files, each merged over those before it.
-        cfg_options: What is changed in the config: dotted keys and their values.
-        published: The config whose published figures belong beside this one's, or None.
+        name: Name, unique in the study and used as a folder name.
+        configs: Paths of the config files; each is merged over the previous ones.
+        cfg_options: Config overrides: values by dotted key.
+        published: Config whose published results are shown beside this experiment's, or None.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Run:
 
     Attributes:
         experiment: Name of the experiment.
-        seed: Seed of everything random.
-        id: Digest of the resolved config, seed included: a change of the experiment, the config
-            files or their bases makes another run. Empty while the run's length is unknown.
-        budgets: Names of the budgets that its schedule is fitted to, several if they come to the
-            same; none: the schedule is the config's.
-        cfg: The resolved config. It is not part of the JSON.
+        seed: Seed of all random number generators.
+        id: Digest of the resolved config, seed included: any change to the experiment, the config
+            files or their bases makes a new run. Empty while the run's length is unknown.
+        budgets: Names of the budgets that the schedule is fitted to, several if they give the same
+            length. Empty: the schedule is the config's.
+        cfg: Resolved config; not written to the JSON.
     """
 
     experiment: str
@@ -85,28 +85,28 @@ class Run:
 
     @property
     def dir(self) -> str:
-        """Folder of the run below the study's."""
+        """Folder of the run, relative to the study's."""
         return f'{self.experiment}/seed{self.seed}-{self.id}'
 
     @property
     def length(self) -> int | None:
-        """Epochs or iterations that it trains; None if that is not known."""
+        """Number of epochs or iterations to train; None if unknown."""
         train_cfg = self.cfg.get('train_cfg', {}) if self.cfg else {}
         return train_cfg.get('max_epochs', train_cfg.get('max_iters'))
 
 
 @dataclass(frozen=True)
 class Study:
-    """Experiments that are compared.
+    """Experiments to compare, with their seeds and budgets.
 
     Attributes:
-        name: The file's name without its suffix.
+        name: Name of the study's file without suffix.
         baseline: Name of the experiment that the others are compared with.
-        experiments: In the order of the file.
-        seeds: Every experiment is trained once with each.
-        budgets: And with each of these; none: as its config says.
-        chosen: What was chosen on which data; may be empty.
-        runs: The experiments with the first seed, then with the second, and so on, so that an
+        experiments: Experiments in the order of the file.
+        seeds: Seeds; every experiment is trained once with each.
+        budgets: Budgets; every experiment is trained with each. Empty: the configs' schedules.
+        chosen: Statement of what was chosen on which data; may be empty.
+        runs: All experiments with the first seed, then with the second, and so on, so that even an
             unfinished study compares all experiments.
     """
 
@@ -119,15 +119,15 @@ class Study:
     runs: list[Run]
 
     def write(self, work_dir: Path) -> None:
-        """Say in a folder which runs belong to the study as it is defined now."""
+        """Write ``study.json``, which says which runs belong to the study as currently defined."""
         write_json(work_dir / STUDY, to_json(self))
 
     @classmethod
     def read(cls, work_dir: Path) -> 'Study | None':
-        """The study whose runs lie in a folder; None if it is no study's.
+        """Read the study whose runs are in a folder; None if there is no ``study.json``.
 
         Raises:
-            StudyError: If its file cannot be read.
+            StudyError: If ``study.json`` cannot be read.
         """
         path = work_dir / STUDY
         if not path.exists():
@@ -146,11 +146,11 @@ class Attempt:
     """One start of a run's training.
 
     Attributes:
-        started: When.
-        git: Revision of the config's repository.
-        versions: Of the packages that decide what a run computes.
+        started: Start time (ISO 8601, UTC).
+        git: Git revision of the config's repository.
+        versions: Versions of Python and of the packages that affect what a run computes.
         hardware: Processor, cores and GPUs.
-        exit_code: Of the training; None while it runs, or if its process was killed.
+        exit_code: Exit code of the training; None while it runs or if its supervisor was killed.
     """
 
     started: str | None = None
@@ -162,15 +162,15 @@ class Attempt:
 
 @dataclass
 class RunRecord:
-    """What runs in a folder, written there before it starts.
+    """Description of a run, written to its folder before it starts.
 
     Attributes:
         study: Name of the study.
         experiment: The experiment.
-        seed: Its seed.
-        id: Digest of its config.
-        world_size: Processes (GPUs) that train it together.
-        attempts: Every start, written by its own process.
+        seed: Seed of the run.
+        id: Digest of the resolved config, see :class:`Run`.
+        world_size: Number of processes (GPUs) that train the run.
+        attempts: Attempts, each written by its own process.
     """
 
     study: str
@@ -181,14 +181,14 @@ class RunRecord:
     attempts: list[Attempt] = field(default_factory=list)
 
     def write(self, run_dir: Path) -> None:
-        """Write it, with the attempts that the folder knows of besides these."""
+        """Write the record, and keep other attempts already recorded in the folder."""
         ours = {attempt.started for attempt in self.attempts}
         self.attempts = [a for a in read_attempts(run_dir) if a.started not in ours] + self.attempts
         write_json(run_dir / RUN, to_json(self))
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
-    """The attempts of a run; none of a folder that has no record, or a broken one."""
+    """Read the attempts of a run; empty if its record is missing or broken."""
     try:
         return from_json(list[Attempt], (read_json(run_dir / RUN) or {})['attempts'])
     except (KeyError, TypeError):
@@ -196,7 +196,7 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
 
 
 def to_json(record: Any) -> Any:
-    """What JSON holds of a record: the fields of its dataclasses by name, less their configs."""
+    """Convert a record for JSON: dataclasses become dicts of their fields, without configs."""
     if is_dataclass(record):
         return {f.name: to_json(getattr(record, f.name)) for f in fields(record) if f.compare}
     if isinstance(record, dict):
@@ -205,11 +205,11 @@ def to_json(record: Any) -> Any:
 
 
 def from_json(kind: type[T], content: Any) -> T:
-    """What :func:`to_json` was given: a dataclass, a list or a dict of some.
+    """Invert :func:`to_json` for a dataclass, or for a list or dict of dataclasses.
 
     Raises:
         KeyError: If a field is unknown.
-        TypeError: If one is missing.
+        TypeError: If a field is missing.
     """
     kinds: Any = get_args(kind)
     read: Any = content

@@ -1,12 +1,12 @@
-"""One run in its folder: who holds it, its training process, and how it ended.
+"""One run in its folder: its lock, its training process and its outcome.
 
-A run's folder below the study's work dir:
+A run's folder in the study's work directory contains:
 
-- ``run.json``: what runs, see :class:`.record.RunRecord`.
-- ``result.json``: written last; its presence says that the run is finished.
-- ``failed.json``: the last attempt failed of itself. It is not tried again unless asked for.
-- ``.lock``: held by the run's processes, so that nobody starts it twice.
-- the rest is MMEngine's: a run that has neither of the two files was cut off and is resumed.
+- ``run.json``: description of the run, see :class:`.record.RunRecord`.
+- ``result.json``: written last; its presence means that the run is finished.
+- ``failed.json``: the last attempt failed without being interrupted; retried only on request.
+- ``.lock``: held by the run's processes, so that the run is not started twice.
+- MMEngine's files. A run without ``result.json`` and ``failed.json`` was cut off and is resumed.
 """
 
 import fcntl
@@ -35,23 +35,23 @@ from .report.logs import read_log
 
 LOCK = '.lock'
 LOG_TAIL_LINES = 15
-# Whoever asks is_held() has the lock for a moment.
+# Seconds to wait for a lock: is_held() takes it for a moment.
 PATIENCE = 5.0
-# A run that the system kills (most often for its memory) so often has failed.
+# A run that is killed this often (usually for lack of memory) counts as failed.
 MAX_KILLED = 3
 
 
 class HeldError(UserError):
-    """A folder in which another process works. The message says which."""
+    """A folder that another process is using. The message names the process."""
 
 
 @contextmanager
 def hold(path: Path, patience: float = 0.0) -> Iterator[TextIOWrapper]:
-    """Hold a lock file; it is free again when every process that has it open has ended.
+    """Hold a lock file; it is released once no process has the file open any more.
 
     Args:
-        path: The lock file. It is created, and left there.
-        patience: Seconds to wait for it.
+        path: Lock file; created if missing, never removed.
+        patience: Seconds to wait for the lock. Defaults to 0.
 
     Yields:
         The open file, for child processes to inherit.
@@ -95,7 +95,7 @@ def is_held(run_dir: Path) -> bool:
 
 
 def state(run_dir: Path) -> str:
-    """What disk says: ``'finished'``, ``'failed'``, ``'cut off'`` (to be resumed) or ``'new'``."""
+    """State on disk: ``'finished'``, ``'failed'``, ``'cut off'`` (to be resumed) or ``'new'``."""
     if read_json(run_dir / 'result.json') is not None:
         return 'finished'
     if (run_dir / 'failed.json').exists():
@@ -104,18 +104,18 @@ def state(run_dir: Path) -> str:
 
 
 def end_run(run_dir: Path) -> bool:
-    """End a run's processes, whoever started them; it can be resumed.
+    """Terminate a run's processes, whoever started them; the run can be resumed.
 
     Args:
         run_dir: Folder of the run.
 
     Returns:
-        Whether they were told to: False where they are not of this machine, or not there.
+        Whether they were told to end: False if they have ended or are on another machine.
     """
     processes = read_json(run_dir / 'processes.json') or {}
     if processes.get('host') != socket.gethostname():
         return False
-    # The first forwards the signal to the second, and may be gone, its number another's by now.
+    # The first forwards the signal to the second. It may have ended, and its id been reused.
     for process in processes['ids']:
         if _has_open(process, run_dir / LOCK):
             with suppress(ProcessLookupError):
@@ -125,25 +125,25 @@ def end_run(run_dir: Path) -> bool:
 
 
 def _has_open(process: int, path: Path) -> bool:
-    """Whether a process has a file open; where the system does not tell, whether anyone has."""
+    """Whether a process has a file open; on systems without ``/proc``, whether any process has."""
     files = Path(f'/proc/{process}/fd')
     if not Path('/proc/self/fd').is_dir():
         return is_held(path.parent)
     try:
         return any(file.exists() and file.samefile(path) for file in files.iterdir())
-    except OSError:  # It is gone, or another user's.
+    except OSError:  # It has ended, or belongs to another user.
         return False
 
 
 @dataclass
 class TrainRun:
-    """Train one run to its end and record how it ended. This is what a job of submitit calls.
+    """Train one run to its end and record the outcome; submitit calls this as a job.
 
     Attributes:
         run_dir: Folder of the run.
-        command: The training command; it resumes by itself.
-        record: What runs. Its revision is that of the first config's repository.
-        gpus: What the command sees as CUDA_VISIBLE_DEVICES. Defaults to None: what the job sees.
+        command: Training command; it resumes an earlier attempt by itself.
+        record: Description of the run. Its revision is that of the first config's repository.
+        gpus: CUDA_VISIBLE_DEVICES of the command. Defaults to None: that of the job.
     """
 
     run_dir: Path
@@ -152,7 +152,7 @@ class TrainRun:
     gpus: Sequence[str] | None = None
 
     def __call__(self) -> None:
-        """Train.
+        """Train and record the outcome.
 
         Raises:
             HeldError: If another process is training this run.
@@ -163,12 +163,12 @@ class TrainRun:
         with hold(self.run_dir / LOCK, PATIENCE) as lock:
             start = time.monotonic()
             folder = Path(self.record.experiment.configs[0]).resolve().parent
-            # Attempts are told apart by when they start.
+            # Attempts are identified by their start time.
             started = _now(timespec='microseconds')
             attempt = Attempt(started, _git_revision(folder), versions(), machine())
             self.record.attempts = [attempt]
             self.record.write(self.run_dir)
-            # The child inherits the lock: should this process be killed, the run is still held.
+            # The child inherits the lock: if this process is killed, the run is still held.
             with (self.run_dir / 'train.log').open('ab') as output, Signals() as signals:
                 training = subprocess.Popen(
                     self.command,
@@ -202,25 +202,25 @@ class TrainRun:
         tail = log_tail(self.run_dir)
         if killed >= MAX_KILLED:
             tail.append(f'killed {killed} times by SIGKILL: most often the memory is too small')
-        # Below 0 a signal ended it: cut off, not failed.
+        # A negative exit code is a signal: the run was cut off and has not failed.
         if killed >= MAX_KILLED or (exit_code > 0 and not interrupted):
             write_json(self.run_dir / 'failed.json', dict(exit_code=exit_code, log_tail=tail))
 
     def checkpoint(self) -> DelayedSubmission:
-        """Before Slurm's time limit: end the training, and queue the run again.
+        """End the training before Slurm's time limit, and queue the run again.
 
         Returns:
-            What submitit queues; the run resumes from its last checkpoint.
+            Submission that submitit queues; the run resumes from its last checkpoint.
         """
         end_run(self.run_dir)
         return DelayedSubmission(self)
 
 
 class Signals:
-    """Takes SIGINT and SIGTERM, and hands them on to a process, which leaves its last checkpoint.
+    """Catches SIGINT and SIGTERM and terminates a process, whose last checkpoint remains.
 
     Attributes:
-        received: Whether one has come, before or after the process was there.
+        received: Whether a signal has arrived, before or after the process started.
     """
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ class Signals:
         self.process: subprocess.Popen | None = None
 
     def forward_to(self, process: subprocess.Popen) -> None:
-        """Name the process; what came while it started is handed on now."""
+        """Set the process; a signal that arrived while it started is forwarded now."""
         self.process = process
         if self.received:
             process.terminate()
@@ -249,13 +249,13 @@ class Signals:
 
 
 def log_tail(run_dir: Path) -> list[str]:
-    """The last lines that a run printed."""
+    """Last lines that a run printed."""
     text = (run_dir / 'train.log').read_text(errors='replace')
     return text.splitlines()[-LOG_TAIL_LINES:]
 
 
 def _git_revision(folder: Path) -> str | None:
-    """The commit that the folder's repository is at, marked when files differ from it."""
+    """Commit of the folder's repository, marked if files differ from it; None if there is none."""
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--match=']
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)

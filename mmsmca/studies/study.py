@@ -10,13 +10,13 @@ A study is an MMEngine config::
              cfg_options={'model.num_queries': 50}),
     ]
 
-``config`` is relative to the study's file, or of a package, ``'mmdet::detr/...'``. A list of files
-is merged in its order: the first is a complete config, say of a detector, each next one is merged
-over it, say a data set, as MMEngine merges a config over its ``_base_``; ``cfg_options`` come last.
-``published`` may name the config whose published figures belong beside the experiment's,
-``'mmdet::detr/...'`` or ``'smca/...'``. Two more keys may be there: ``budgets``, with each of which
-every experiment is trained, its whole schedule fitted to it, and ``chosen``, what was chosen on
-which data, for the report::
+``config`` is a path relative to the study's file, or a package's config (``'mmdet::detr/...'``). It
+may be a list of files: the first is a complete config, for example of a detector; each later one,
+for example a data set, is merged over it as MMEngine merges a config over its ``_base_``.
+``cfg_options`` are merged last. ``published`` may name a config (``'mmdet::detr/...'`` or
+``'smca/...'``) whose published results are shown beside the experiment's. Two more keys are
+optional: every experiment is trained with each of the ``budgets``, its whole schedule fitted to it;
+``chosen`` says in the report what was chosen on which data::
 
     budgets = [dict(iterations=1500), dict(iterations=1500, time_of='detr')]
     chosen = 'The recipe was chosen on the split tune.'
@@ -59,23 +59,23 @@ def load_study(
     """Read a study and resolve the configs of its runs.
 
     Args:
-        path: The study's file, Python, YAML or JSON. Names that begin with an underscore are its
-            own.
-        world_size: Processes (GPUs) that train a run together. Defaults to 1.
+        path: The study's file: Python, YAML or JSON. Names that begin with an underscore are
+            private to it.
+        world_size: Number of processes (GPUs) that train a run. Defaults to 1.
         calibration: File with the experiments' time per iteration, for budgets in training time.
             Defaults to None: ``calibration.json`` in ``work_dirs/<name of the study>``.
-        wanted: Names of the budgets that are to be trained: what they do not need may be missing.
+        wanted: Names of the budgets to train; a calibration that none of them needs may be missing.
             Defaults to None: all.
-        uncalibrated: Whether the file may be missing, for a look at the plan. Runs whose length
-            depends on a missing file have neither config nor id. Defaults to False.
+        uncalibrated: Whether the calibration may be missing, to show the plan. Runs whose length
+            depends on it then have neither config nor id. Defaults to False.
 
     Returns:
         The study.
 
     Raises:
-        StudyError: If a key is missing, unknown or has a wrong value, two experiments have one
-            name, a config is missing or does not have what ``cfg_options`` changes, a budget is too
-            small, or the calibration that one needs is missing or of something else.
+        StudyError: If a key is missing, unknown or has a wrong value, two experiments share a name,
+            a config is missing or lacks what ``cfg_options`` changes, a budget is too small, or the
+            calibration that a budget needs is missing or does not match.
     """
     path = Path(path)
     content = _read(path)
@@ -111,7 +111,7 @@ def load_study(
         for budget, fitted in schedules or [(None, cfgs)]:
             for name, cfg in fitted.items():
                 run = _run(name, seed, cfg, world_size, budget)
-                # Two budgets that come to the same length have one run.
+                # Budgets that give the same length share one run.
                 key = (run.dir, *([] if run.id else run.budgets))
                 if key in runs:
                     run = replace(run, budgets=runs[key].budgets + run.budgets)
@@ -122,20 +122,20 @@ def load_study(
 
 
 def study_configs(path: str | Path) -> dict[str, Config]:
-    """The resolved config of every experiment of a study, not fitted to any budget.
+    """Resolve the configs of a study's experiments, not fitted to any budget.
 
     Args:
         path: The study's file.
 
     Raises:
-        StudyError: As :func:`load_study` raises it.
+        StudyError: As in :func:`load_study`.
     """
     path = Path(path)
     return _configs(_experiments(_read(path)['experiments'], path), path)
 
 
 def digest(cfg: Config, **others: object) -> str:
-    """What tells a resolved config, and what else is given, from any other."""
+    """Short hash that identifies a resolved config and any further values."""
     canonical = json.dumps({**cfg.to_dict(), **others}, sort_keys=True, default=repr)
     return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
@@ -143,7 +143,7 @@ def digest(cfg: Config, **others: object) -> str:
 def _fitted(
     cfgs: dict[str, Config], budget: Budget, seconds: dict[str, float], path: Path
 ) -> dict[str, Config | None]:
-    """The configs fitted to a budget; None where it takes times that are not known."""
+    """Fit the configs to a budget; None where this needs times that are unknown."""
     fitted: dict[str, Config | None] = dict.fromkeys(cfgs)
     for name, cfg in cfgs.items():
         iterations = budget.iterations
@@ -230,7 +230,7 @@ def _seeds(seeds: object, path: Path) -> list[int]:
 
 
 def _configs(experiments: Sequence[Experiment], path: Path) -> dict[str, Config]:
-    files: dict[str, dict] = {}  # Reading one takes a second, and many experiments have the same.
+    files: dict[str, dict] = {}  # Reading a file takes a second, and many experiments share one.
     return {e.name: _resolve(e, files, f'{path}: {e.name}') for e in experiments}
 
 

@@ -1,4 +1,4 @@
-"""Run the runs of a study: what is left to do, who gets which GPUs, on this machine or Slurm."""
+"""Start the unfinished runs of a study and assign GPUs to them, on this machine or on Slurm."""
 
 import difflib
 import os
@@ -21,7 +21,7 @@ from mmsmca.files import read_json, write_json
 from .record import Run, RunRecord, Study, StudyError
 from .run_process import TrainRun, end_run, is_held, state
 
-# submitit ends a job after its time limit and defaults to minutes: 30 days, on this machine.
+# Time limit of local jobs, 30 days: submitit's default is only minutes.
 UNLIMITED_MINUTES = 30 * 24 * 60
 
 
@@ -31,7 +31,7 @@ def select(
     seeds: Sequence[int] | None = None,
     budgets: Sequence[str] | None = None,
 ) -> list[Run]:
-    """Some of a study's runs.
+    """Select some of a study's runs.
 
     Args:
         study: The study.
@@ -63,13 +63,13 @@ def select(
 
 
 def check_slurm(parameters: dict) -> None:
-    """Refuse Slurm parameters before anything is submitted.
+    """Check Slurm parameters before anything is submitted.
 
     Args:
-        parameters: submitit's parameters for Slurm, without their ``slurm_``.
+        parameters: submitit's parameters for Slurm, without the prefix ``slurm_``.
 
     Raises:
-        StudyError: If one is unknown, or there is no time limit.
+        StudyError: If a parameter is unknown, or the time limit is missing.
     """
     known = sorted(submitit.SlurmExecutor._valid_parameters())
     for key in parameters:
@@ -86,14 +86,14 @@ def check_slurm(parameters: dict) -> None:
 
 @dataclass
 class Resources:
-    """What each run gets.
+    """Resources of each run.
 
     Attributes:
-        jobs: Runs at one time.
-        gpus_per_job: GPUs of each run; several are used through torchrun.
-        slurm: submitit's parameters for Slurm without their ``slurm_`` (``partition``, ``time``,
-            ...), or None for this machine.
-        share_gpus: Whether runs at one time may have the same GPUs, in turn. Defaults to False.
+        jobs: Number of concurrent runs.
+        gpus_per_job: GPUs per run; more than one are used through torchrun.
+        slurm: submitit's parameters for Slurm without the prefix ``slurm_`` (``partition``,
+            ``time``, ...), or None for this machine.
+        share_gpus: Whether concurrent runs may share GPUs, assigned in turn. Defaults to False.
     """
 
     jobs: int = 1
@@ -103,11 +103,11 @@ class Resources:
 
     @property
     def world_size(self) -> int:
-        """Processes that train a run together."""
+        """Number of processes that train a run."""
         return max(1, self.gpus_per_job)
 
     def check(self) -> None:
-        """Refuse more GPUs than this machine has.
+        """Check that this machine has enough GPUs.
 
         Raises:
             StudyError: If there are too few; the message says how many are needed.
@@ -122,7 +122,7 @@ class Resources:
             )
 
     def gpus(self, place: int) -> list[str]:
-        """The GPUs of the run at a place among the jobs, of those that this process may use."""
+        """GPUs for a job slot (from 0), out of those that this process may use."""
         visible, count = visible_gpus(), self.gpus_per_job
         return [visible[i % len(visible)] for i in range(place * count, (place + 1) * count)]
 
@@ -133,12 +133,12 @@ class Sweep:
 
     Attributes:
         study: The study.
-        runs: Those of its runs to see to.
-        work_dir: Where it lives on disk.
-        train_script: mmsmca's ``tools/train.py``.
-        resources: What each run gets.
-        active: The runs at work, by folder, with submitit's job, or None for one left by an earlier
-            sweep.
+        runs: Runs of the study to carry out.
+        work_dir: Folder of the study's runs.
+        train_script: Path of mmsmca's ``tools/train.py``.
+        resources: Resources of each run.
+        active: submitit's jobs of the active runs, by run folder; None for a run that a process of
+            an earlier sweep is training.
     """
 
     study: Study
@@ -154,7 +154,7 @@ class Sweep:
         return self.work_dir / run.dir
 
     def state_of(self, run: Run) -> str:
-        """State on disk, or ``'running'``, ``'queued'`` or, of unknown length, ``'unknown'``."""
+        """State on disk, or ``'running'``, ``'queued'`` or, without known length, ``'unknown'``."""
         if not run.id:
             return 'unknown'
         if is_held(self.dir_of(run)):
@@ -169,30 +169,30 @@ class Sweep:
         """Check data and models before anything starts.
 
         Raises:
-            StudyError: If an experiment's config, data or model cannot work; the message names the
-                experiment and the remedy.
+            StudyError: If an experiment's config, data or model cannot be used; the message names
+                the experiment and the remedy.
         """
         _check_each(self.first_runs(), _check)
 
     def try_experiments(self) -> None:
-        """Run one training step of every experiment of which no run has begun.
+        """Try a training step of every experiment whose runs are all new.
 
         Raises:
-            StudyError: If it fails; the message names the experiment, the error and the module.
+            StudyError: If a step fails; the message names the experiment, the error and the module.
         """
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
         _check_each([r for r in self.first_runs() if r.experiment not in begun], trial_step)
 
     def pending(self, retry_failed: bool) -> list[Run]:
-        """The runs to start: new ones and those cut off; those that failed only if asked for."""
+        """Runs to start: new ones, those cut off and, with ``retry_failed``, those that failed."""
         wanted = {'new', 'cut off', 'failed'} if retry_failed else {'new', 'cut off'}
         return [run for run in self.runs if state(self.dir_of(run)) in wanted]
 
     def start(self, run: Run) -> None:
-        """Hand a run to submitit, unless an earlier sweep's process is still at it.
+        """Submit a run, unless a job of an earlier sweep is still running or queued for it.
 
         Args:
-            run: One of :meth:`pending`.
+            run: One of the runs of :meth:`pending`.
         """
         run_dir = self.dir_of(run)
         if is_held(run_dir):
@@ -200,8 +200,8 @@ class Sweep:
             return
         cluster = 'local' if self.resources.slurm is None else 'slurm'
         job = read_json(run_dir / 'job.json') or {}
-        # Still in Slurm's queue from an earlier sweep, or ended there. A process of a machine has a
-        # number too, but no place in the queue.
+        # A job of an earlier sweep may still be in Slurm's queue. A local job has an id too, but
+        # it is not one of that queue.
         if cluster == job.get('cluster') == 'slurm':
             earlier: submitit.Job = submitit.SlurmJob(self.work_dir / 'jobs', job['id'])
             if not earlier.done(force_check=True):
@@ -225,7 +225,7 @@ class Sweep:
     def _command(self, config: Path, run_dir: Path) -> list[str]:
         gpus = self.resources.gpus_per_job
         train = [str(self.train_script), str(config), '--work-dir', str(run_dir), '--resume']
-        train.append('--no-trial-step')  # The sweep has made it.
+        train.append('--no-trial-step')  # The sweep has run it.
         if gpus < 2:
             return [sys.executable, *train]
         torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={gpus}']
@@ -242,14 +242,14 @@ class Sweep:
                 **{f'slurm_{key}': value for key, value in resources.slurm.items()},
             )
             return executor
-        # Side by side, every run has the GPUs of its place among the jobs.
+        # Each concurrent run gets the GPUs of its job slot.
         self._places[run.dir] = min(set(range(resources.jobs)) - set(self._places.values()))
         local = submitit.LocalExecutor(folder)
         local.update_parameters(timeout_min=UNLIMITED_MINUTES)
         return local
 
     def collect(self) -> list[Run]:
-        """Take the runs that have ended off ``active``.
+        """Remove the runs that have ended from ``active``.
 
         Returns:
             The runs that have ended since the last call.
@@ -265,10 +265,10 @@ class Sweep:
         return ended
 
     def cancel(self) -> list[Run]:
-        """End the runs at work, those of an earlier sweep too; they can be resumed.
+        """End the active runs, including those of an earlier sweep; they can be resumed.
 
         Returns:
-            Runs that go on: an earlier sweep started them on another machine.
+            Runs that continue, because an earlier sweep started them on another machine.
         """
         beyond_reach = []
         for run in self.runs:
@@ -285,7 +285,7 @@ class Sweep:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by what CUDA_VISIBLE_DEVICES calls them."""
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     allowed = os.environ.get('CUDA_VISIBLE_DEVICES')
     if allowed is None:
         return [str(gpu) for gpu in range(torch.cuda.device_count())]
@@ -307,12 +307,12 @@ def _check(cfg: Config) -> None:
 
 
 def _copy(run: Run) -> Config:
-    assert run.cfg is not None  # Of every run but those of a plan whose length is unknown.
+    assert run.cfg is not None  # Only a plan has runs of unknown length, without config.
     return Config(run.cfg.to_dict())
 
 
 def _with_atomic_checkpoints(cfg: Config) -> Config:
-    """The config with MMEngine's checkpoint hook replaced by one that a kill cannot hurt."""
+    """Replace MMEngine's checkpoint hook by one whose checkpoints a kill cannot corrupt."""
     hook = cfg.get('default_hooks', {}).get('checkpoint', {})
     if hook.get('type') == 'CheckpointHook':
         hook.type = 'AtomicCheckpointHook'

@@ -1,1 +1,1 @@
-"""Pictures of where the queries look, also over training: see ``docs/visualization.md``."""
+"""Figures of where the queries look, also over training: see ``docs/visualization.md``."""

@@ -1,4 +1,4 @@
-"""A figure of detectors beside each other, looking at the same objects."""
+"""A figure that compares where several detectors attend for the same objects."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from .panels import RED, WIDTH, attention_norm, color_bar, draw_box, new_figure
 def comparison_figure(
     rows: Sequence[tuple[Tensor, dict[str, Inspection]]], layer: int = -1
 ) -> Figure:
-    """Co-attention of several detectors to the same objects, one object per row.
+    """Draw the co-attention of several detectors to the same objects, one object per row.
 
-    Each detector shows the query whose box overlaps the object's most: the mean of its attention
-    weights over heads, all levels together, and how much of it lies inside the object's box.
+    For each detector, the figure shows the query whose box overlaps the object's most: its
+    attention weights on all levels, averaged over heads, and their share inside the object's box.
 
     Args:
-        rows: For every object its box (x1, y1, x2, y2) in pixels of its image, and what each
-            detector, by name, did with the image.
-        layer: Number of the decoder layer. Defaults to the last.
+        rows: For every object, its box (x1, y1, x2, y2) in pixels of its image, and each
+            detector's inspection of the image, by name.
+        layer: Index of the decoder layer. Defaults to the last.
 
     Returns:
         The figure.
@@ -49,7 +49,7 @@ def comparison_figure(
             draw_box(panel, inspection.boxes[query], 'black')
             share = f'{100 * frame.share_inside(weights, box):.0f} % of the weight in the object'
             panel.set_xlabel(f'query {query}, IoU {overlap:.2f}; {share}', fontsize=8)
-    # Grids, and sizes of the networks' inputs, may differ: weights per area of the finest cell.
+    # Grids and input sizes may differ, so show weights per area of the finest cell.
     area = min(frame.finest_area for _, frame, _ in drawn)
     densities = [frame.density(weights) * area / frame.finest_area for _, frame, weights in drawn]
     norm = attention_norm(densities)

@@ -1,4 +1,4 @@
-"""Figures of one detector's co-attention: what its queries see, also head by head."""
+"""Figures of one detector's co-attention: where its queries look, also head by head."""
 
 import math
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ GAUSSIAN = Normalize(0, 1)
 
 
 class Row(NamedTuple):
-    """What one row of a figure shows: a query in a decoder layer, and the box it predicts there."""
+    """Content of one row of a figure: a query in a decoder layer, and the box it predicts there."""
 
     label: str
     maps: ModulatedMaps
     frame: ImageFrame
     box: Tensor
-    densities: list[np.ndarray]  # Of the attention without and with the prior, see ImageFrame.
+    densities: list[np.ndarray]  # Attention without and with the prior, see ImageFrame.
 
 
 def summary_figure(inspection: Inspection, queries: Sequence[int], layer: int) -> Figure:
     """Draw one row per query: its box and Gaussians, then the means over its heads.
 
     Args:
-        inspection: What a detector with a spatial prior did with an image.
-        queries: Numbers of the queries.
-        layer: Number of the decoder layer.
+        inspection: Inspection of an image by a detector with a spatial prior.
+        queries: Indices of the queries.
+        layer: Index of the decoder layer.
 
     Returns:
         The figure.
@@ -80,12 +80,12 @@ def query_figure(inspection: Inspection, query: int, layer: int) -> Figure:
 
 
 def detections_image(inspection: Inspection, queries: Sequence[int], layer: int) -> np.ndarray:
-    """Draw boxes over the enlarged image, and lines from the centres to those of the heads.
+    """Draw boxes over the enlarged image, with lines from queries' centres to heads' centres.
 
     Arguments are those of :func:`summary_figure`.
 
     Returns:
-        RGB, with a longer side of 900 pixels or more.
+        RGB image whose longer side has at least 900 pixels.
     """
     maps = _modulated(inspection, queries, layer)
     frame, image = ImageFrame(inspection, maps), inspection.image
@@ -101,7 +101,7 @@ def detections_image(inspection: Inspection, queries: Sequence[int], layer: int)
     visualizer.add_datasample(
         'detections', image, DetDataSample(pred_instances=found), draw_gt=False, pred_score_thr=0
     )
-    # Drawing outside would enlarge the picture.
+    # Drawing outside the image would enlarge the picture.
     corner = image.shape[1] - 1, image.shape[0] - 1
     peaks = np.clip(frame.pixels(maps.prior.peaks) * zoom, 0, corner)
     for row, query in enumerate(queries):
@@ -138,7 +138,7 @@ def _found(inspection: Inspection, query: int, separator: str = ', ') -> str:
 
 
 def _num_columns(rows: Sequence[Row]) -> int:
-    """Panels of a row: Gaussians, three maps, and the levels' weights if there are several."""
+    """Number of panels per row: Gaussians, three maps and, with several levels, their weights."""
     return max(len(r.maps.prior.peaks) + 3 + (len(r.maps.strides) > 1) for r in rows)
 
 
@@ -155,7 +155,7 @@ def _rows_figure(rows: Sequence[Row], title: str, same_part: bool = False) -> Fi
 
 
 def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row], same_part: bool = False) -> None:
-    """Draw rows of panels and their colour scales below."""
+    """Draw rows of panels, with colour scales below."""
     maps, columns = rows[0].maps, _num_columns(rows)
     heights = [_panel_height(rows)] * len(rows) + [0.13]
     panels = figure.subplots(len(rows) + 1, columns, squeeze=False, height_ratios=heights)
@@ -179,7 +179,7 @@ def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row], same_part: bool 
 def _draw_row(
     panels: Sequence[Axes], row: Row, part: np.ndarray, norm: Normalize, titles: bool
 ) -> None:
-    """Draw a row's boxes, centre and Gaussians, means over the heads, and weights of the levels."""
+    """Draw a row: boxes, centre and Gaussians, then means over heads, then level weights."""
     maps, prior, frame = row.maps, row.maps.prior, row.frame
     placements = len(prior.peaks)
     names = ['Gaussians' if prior.boxes is None else 'Gaussians, enlarged']
@@ -214,11 +214,11 @@ def _draw_row(
 
 
 def outlines(prior: Gaussians, level: int) -> Tensor:
-    """Where the heads' Gaussians of the first query are one half, (M, points, 2), in pixels."""
+    """Contours at one half of the first query's Gaussians, in pixels, (M, points, 2)."""
     angles = torch.linspace(0, 2 * math.pi, 100, dtype=prior.scales.dtype)
     directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
     scales = prior.scales[level, :, 0, None]
-    # The radius r is where a r^2 + b r^4 = log 2.
+    # The radius r solves a r^2 + b r^4 = log 2.
     a = (scales[..., :2] * directions).square().sum(-1).clamp(min=1e-12)
     b = (scales[..., 2:] * directions.prod(-1, keepdim=True)).square().sum(-1)
     radii = (2 * math.log(2) / (a + (a.square() + 4 * math.log(2) * b).sqrt())).sqrt()
@@ -228,7 +228,7 @@ def outlines(prior: Gaussians, level: int) -> Tensor:
 def _part(rows: Sequence[Row]) -> np.ndarray:
     """Two corners of the part of the image that the Gaussians are drawn over, (2, 2).
 
-    This is the whole image, unless the priors are tied to boxes: those are as small as the boxes.
+    This is the whole image, unless priors are tied to boxes and thus as small as the boxes.
     """
     frame, points = rows[0].frame, []
     size = np.array(frame.image.shape[1::-1])
@@ -239,14 +239,14 @@ def _part(rows: Sequence[Row]) -> np.ndarray:
         points += [frame.pixels(outlines(prior, 0).flatten(0, 1)), row.box.numpy().reshape(2, 2)]
         points.append(frame.pixels(prior.boxes[0].reshape(2, 2)))
     low, high = (bound(np.concatenate(points), axis=0) for bound in (np.min, np.max))
-    # In the image's proportions and inside it.
+    # Keep the image's aspect ratio, and stay inside the image.
     sides = size * min(1, 1.1 * float(((high - low) / size).max()))
     start = np.clip((low + high - sides) / 2, 0, size - sides)
     return np.stack((start, start + sides))
 
 
 def _draw_gaussians(axes: Axes, frame: ImageFrame, prior: Gaussians, level: int) -> None:
-    """Draw the query's centre, the heads' centres, and where their Gaussians are one half."""
+    """Draw the centres of the query and its heads, and the Gaussians' contours at one half."""
     center = frame.pixels(prior.centers[0])
     peaks = frame.pixels(prior.peaks[level, :, 0])
     for head, outline in enumerate(frame.pixels(outlines(prior, level))):
@@ -260,7 +260,7 @@ def _draw_gaussians(axes: Axes, frame: ImageFrame, prior: Gaussians, level: int)
 
 
 def _draw_level_shares(axes: Axes, maps: ModulatedMaps) -> None:
-    """Draw bars of how much of the output each level gives, and would give by the prior alone."""
+    """Draw each level's share of the output and, for box priors, that by the prior alone."""
     bars = [(maps.level_shares, RED(0.6))]
     if maps.prior.boxes is not None:
         bars.insert(0, (maps.prior_shares, BLUE(0.6)))
@@ -276,7 +276,7 @@ def _draw_level_shares(axes: Axes, maps: ModulatedMaps) -> None:
 
 
 def _draw_heads(figure: SubFigure, row: Row, level: int) -> None:
-    """Draw one column per head: its Gaussian on a level, attention without and with it."""
+    """Draw one column per head: its Gaussian on a level, and attention without and with it."""
     maps = row.maps
     heads, _, height, width = maps.weights[level].shape
     weight = ''
@@ -323,7 +323,7 @@ def _numbers(maps: ModulatedMaps, level: int, head: int) -> str:
 
 
 def _legend(figure: Figure | SubFigure, maps: ModulatedMaps) -> None:
-    """Say what the marks are."""
+    """Explain the marks."""
     heads = len(maps.weights[0])
     centre = dict(color='white', marker='P', markeredgecolor='k', linestyle='', label='centre')
     marks = [dict(color=f'C{i}', marker='o', markersize=4, label=f'head {i}') for i in range(heads)]

@@ -1,4 +1,4 @@
-"""An image and the cells of a detector that looked at it, in one coordinate system."""
+"""An image and the cells of a detector in one coordinate system."""
 
 import math
 
@@ -13,11 +13,11 @@ from .maps import CoAttentionMaps, Levels
 
 
 class ImageFrame:
-    """The coordinates of an image and of the cells of a detector that looked at it.
+    """Common coordinates of an image and the cells of a detector.
 
     Args:
-        inspection: What a detector did with an image.
-        maps: Co-attention of a decoder layer, for strides and places of its cells.
+        inspection: The detector's inspection of the image.
+        maps: Co-attention of a decoder layer, for the strides and positions of its cells.
     """
 
     def __init__(self, inspection: Inspection, maps: CoAttentionMaps) -> None:
@@ -28,23 +28,23 @@ class ImageFrame:
 
     @property
     def aspect(self) -> float:
-        """Height of the image in its widths."""
+        """Height of the image divided by its width."""
         return self.image.shape[0] / self.image.shape[1]
 
     @property
     def finest_area(self) -> float:
-        """Area of a cell of the finest level, in squared pixels of the image."""
+        """Area of a cell of the finest level, in square pixels of the image."""
         return min(self.strides) ** 2 / float(self.scale_factor.prod())
 
     def pixels(self, points: Tensor) -> np.ndarray:
-        """From pixels of the network's input, (..., 2), to pixels of the image."""
+        """Convert pixels of the network's input, (..., 2), to pixels of the image."""
         return points.numpy() / self.scale_factor
 
     def rasters(self, maps: Levels) -> np.ndarray:
-        """Maps of all levels, (H_j, W_j) each, on one raster: (L, rows, columns).
+        """Resample the maps of all levels, (H_j, W_j) each, to one raster, (L, rows, columns).
 
-        Cells are squares around their places. The raster's cells are half as large as the finest
-        ones, so that no edge falls inside one. Outside of a level's cells it is zero.
+        Cells are squares around their positions. The raster's cells are half as wide as the finest
+        ones, so that no edge falls inside one. Outside a level's cells the raster is zero.
         """
         step = min(self.strides) / 2
         columns, rows = (math.ceil(side / step) for side in self.input_size)
@@ -60,12 +60,12 @@ class ImageFrame:
         return rasters
 
     def density(self, maps: Levels) -> np.ndarray:
-        """Weights of all levels together, per cell of the finest one, (rows, columns)."""
+        """Sum of the weights of all levels, per cell of the finest one, (rows, columns)."""
         areas = np.square(self.strides) / min(self.strides) ** 2
         return np.tensordot(1 / areas, self.rasters(maps), axes=1)
 
     def share_inside(self, maps: Levels, box: Tensor) -> float:
-        """How much of the weights of all levels lies inside a box, by the areas of the cells.
+        """Share of the weights of all levels inside a box, by the covered area of each cell.
 
         Args:
             maps: Weights that sum to 1 over all levels, (H_j, W_j) per level.
@@ -85,7 +85,7 @@ class ImageFrame:
     def show_map(
         self, axes: Axes, raster: np.ndarray, colors: ListedColormap, norm: Normalize
     ) -> None:
-        """Draw a raster over the image in pale grey, each cell in one colour."""
+        """Draw a raster, one colour per cell, over the image in pale grey."""
         grey = cv2.cvtColor(self.image, cv2.COLOR_RGB2GRAY).astype(float)
         low, high = np.percentile(grey, (1, 99))
         grey = 165 + 80 * np.clip((grey - low) / max(high - low, 1), 0, 1)
@@ -99,7 +99,7 @@ class ImageFrame:
 
 
 def show_image(axes: Axes, image: np.ndarray, alpha: float = 1.0) -> None:
-    """Draw an image in its own pixels, enlarged smoothly."""
+    """Draw an image in its pixel coordinates, smoothly interpolated."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0), interpolation='bicubic', alpha=alpha)
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))

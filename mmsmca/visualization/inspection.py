@@ -1,4 +1,4 @@
-"""Run a detector on an image and record, by forward hooks, what its co-attention does."""
+"""Run a detector on an image and record its co-attention with forward hooks."""
 
 import inspect
 from argparse import Namespace
@@ -37,33 +37,33 @@ from .maps import (
 
 
 class VisualizationError(UserError):
-    """Something that cannot be drawn. The message says what, and what can be."""
+    """Something cannot be drawn. The message says what, and what can be drawn instead."""
 
 
 class Call(NamedTuple):
-    """One call of a module: its arguments by name, and what it returned."""
+    """One call of a module: its arguments by name, and its result."""
 
     arguments: dict
     result: Any
 
 
 class Inspection:
-    """One image in one detector: what each query found, and where it looked.
+    """One detector's forward pass on one image: what each query found, and where it looked.
 
     Args:
         model: A detector of the DETR family.
-        calls: What :func:`record` recorded of a forward pass on one image.
-        sample: The image's data sample, for its sizes.
+        calls: Calls that :func:`record` recorded in a forward pass on one image.
+        sample: Data sample of the image, for its sizes.
         image: The image itself, RGB, (height, width, 3).
 
     Attributes:
         input_size: Width and height of the network's input, without padding, in pixels.
         scale_factor: Pixels of the network's input per pixel of the image, along x and y.
         scores: Highest class score of every query, (Q,).
-        labels: Its class, (Q,).
+        labels: Class of that score, (Q,).
         boxes: Predicted boxes (x1, y1, x2, y2), in pixels of the image, (Q, 4).
-        layer_boxes: Those of every decoder layer, (layers, Q, 4). DETR's head predicts with the
-            last layer alone: every layer has its boxes then.
+        layer_boxes: Predicted boxes of every decoder layer, (layers, Q, 4). DETR's head predicts
+            from the last layer only; its boxes then stand for all layers.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Inspection:
             scores = logits[-1].sigmoid()
         else:
             scores = logits[-1].softmax(-1)[:, :-1]
-        # As MMDetection's DETRHead has them, but of every query.
+        # As in MMDetection's DETRHead, but for every query.
         self.scores, self.labels = scores.max(-1)
         size = boxes.new_tensor([width, height] * 2)
         boxes = (bbox_cxcywh_to_xyxy(boxes) * size).clamp(min=size.new_zeros(4), max=size)
@@ -115,8 +115,8 @@ class Inspection:
         """Co-attention of some queries in a decoder layer.
 
         Args:
-            queries: Their numbers.
-            layer: Number of the layer; negative ones count from the end. Defaults to the last.
+            queries: Indices of the queries.
+            layer: Index of the layer; negative ones count from the end. Defaults to the last.
 
         Returns:
             :class:`.ModulatedMaps` for a layer with a spatial prior, else
@@ -149,9 +149,9 @@ class Inspection:
 
 
 def co_attention_layers(model: nn.Module) -> list[CoAttentionLayer]:
-    """Decoder layers whose co-attention has a weight for every cell, in their order.
+    """Decoder layers whose co-attention has a weight for every cell, in order.
 
-    These are SMCA's and SMCA-DINO's layers, in whatever detector, and those of MMDetection's DETR.
+    These are the layers of SMCA and SMCA-DINO, in any detector, and those of MMDetection's DETR.
 
     Raises:
         ConfigError: If there is none.
@@ -185,7 +185,7 @@ def check_spatial_prior(model: nn.Module) -> None:
 
 @contextmanager
 def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
-    """Record what the co-attention and the head of a detector are given and return.
+    """Record inputs and results of the neck, the co-attention and the head of a detector.
 
     Args:
         model: A detector of the DETR family.
@@ -208,7 +208,7 @@ def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
             if isinstance(layer, DetrTransformerDecoderLayer):
                 attention = layer.cross_attn.attn
                 modules.append(attention)
-                # PyTorch returns the weights anyway, by default the mean over the heads.
+                # PyTorch returns the weights anyway, but by default their mean over the heads.
                 handle = attention.register_forward_pre_hook(every_head, with_kwargs=True)
                 stack.callback(handle.remove)
             else:
@@ -221,12 +221,12 @@ def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
 def inspect_image(
     model: DetectionTransformer, pipeline: Callable[[dict], dict], path: str | Path
 ) -> Inspection:
-    """Run a detector on an image file and look at its co-attention.
+    """Run a detector on an image file and record its co-attention.
 
     Args:
         model: A detector of the DETR family, in evaluation mode.
         pipeline: Test pipeline of the detector's data set.
-        path: The image.
+        path: Image file.
 
     Returns:
         The inspection.
@@ -246,18 +246,18 @@ def inspect_image(
 def load_detector(
     config: str | Path, checkpoint: str | Path, device: str = 'cpu'
 ) -> tuple[DetectionTransformer, Compose]:
-    """Build a detector, and its test pipeline, to look at it.
+    """Build a detector and its test pipeline for inspection.
 
     Args:
         config: Config file.
-        checkpoint: File of its weights; every weight has to be there.
-        device: Where it runs. Defaults to ``cpu``.
+        checkpoint: Checkpoint file, which must contain every weight.
+        device: Device to run on. Defaults to ``cpu``.
 
     Returns:
         The detector in evaluation mode, and the pipeline from ``img_path`` to its input.
 
     Raises:
-        ConfigError: If config or checkpoint is missing, cannot be read, or they do not fit.
+        ConfigError: If config or checkpoint is missing or unreadable, or the two do not match.
     """
     args = Namespace(config=str(config), cfg_options=None, checkpoint=str(checkpoint))
     cfg = preflight.effective_config(args)

@@ -30,14 +30,14 @@ class Gaussians:
     Attributes:
         centers: Centres (x, y) of the queries, (Q, 2).
         boxes: Boxes (x1, y1, x2, y2) that the Gaussians are tied to, (Q, 4), or None.
-        peaks: Centres of the heads' Gaussians, (L, M, Q, 2); boxes tie them on all levels alike,
-            so L is 1 then.
-        scales: s of the formula, (L, M, Q, 2) or (L, M, Q, 3).
-        offsets: Peaks relative to the query's centre, (L, M, Q, 2), in cells, or in boxes.
-        widths: The paper's scales, or, tied to boxes, standard deviations in boxes; in the shape of
+        peaks: Centres of the heads' Gaussians, (L, M, Q, 2). Gaussians tied to boxes are the same
+            on all levels, so L is 1.
+        scales: Scales s of the formula, (L, M, Q, 2) or (L, M, Q, 3).
+        offsets: Peaks relative to the query's centre, in cells or, with boxes, in box sizes.
+        widths: The paper's scales or, with boxes, standard deviations in box sizes; shape as
             ``scales``.
-        level_weights: Weights that the gates give to the levels if a Gaussian is wide beside their
-            cells, (M, Q, levels), or None without boxes.
+        level_weights: Weights that the gates give the levels for a Gaussian that is wide compared
+            to their cells, (M, Q, levels), or None without boxes.
     """
 
     centers: Tensor
@@ -55,10 +55,10 @@ class CoAttentionMaps:
 
     Attributes:
         strides: Stride of every level, in pixels of the network's input.
-        cell_place: Where cell 0 of a level lies, in cells. Cell (x, y) lies at pixel
+        cell_place: Position of cell 0 of a level, in cells. Cell (x, y) lies at pixel
             (x + cell_place, y + cell_place) * stride.
         weights: Attention weights, (M, Q, H_j, W_j) per level.
-        level_weights: Factor of every level's result in the output, (M, Q, L).
+        level_weights: Factor of each level's result in the output, (M, Q, L).
     """
 
     strides: Sequence[float]
@@ -68,7 +68,7 @@ class CoAttentionMaps:
 
     @property
     def level_shares(self) -> Tensor:
-        """Part of the output that every level gives, (M, Q, L)."""
+        """Share of each level in the output, (M, Q, L)."""
         return self.level_weights * _level_sums(self.weights)
 
     def head_means(self, weights: Levels) -> Levels:
@@ -92,7 +92,7 @@ class ModulatedMaps(CoAttentionMaps):
         prior: The queries' Gaussians.
         gaussians: Their values at the cells, (M, Q, H_j, W_j) per level.
         unmodulated: Attention weights of the same queries and keys without the prior.
-        prior_shares: Part of the attention that every level gets from the prior alone, gates
+        prior_shares: Share of the attention that each level gets from the prior alone, gates
             included, (M, Q, L).
     """
 
@@ -114,7 +114,7 @@ def layer_gaussians(layer: ModulatedDecoderLayer, given: dict, attended: dict) -
     size = given['image_sizes'][0]
     if isinstance(layer, SMCADINODecoderLayer):
         prior: JointPrior = attended['prior']
-        # In finest cells, as the prior computes: subtracting exactly what it added.
+        # In finest cells, as in the prior: subtract exactly what it added.
         cells = given['boxes'][0] * (size / strides[0]).repeat(2)
         centers, sides = cells.split(2, dim=-1)
         level_sizes = 2 * torch.tensor(strides).log().to(prior.gates)
@@ -139,7 +139,7 @@ def layer_gaussians(layer: ModulatedDecoderLayer, given: dict, attended: dict) -
 
 
 def of_queries(arguments: dict, queries: Sequence[int]) -> dict:
-    """The arguments of a layer's or a co-attention's forward pass, for some queries only."""
+    """Restrict the forward arguments of a layer or a co-attention to some queries."""
     chosen = dict(arguments)
     for name in ('query', 'query_pos', 'features', 'centers', 'boxes'):
         if name in chosen:
@@ -197,14 +197,14 @@ def modulated_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) ->
 def plain_maps(
     weights: Tensor, grid: tuple[int, int], padded_size: Sequence[int]
 ) -> CoAttentionMaps:
-    """Maps of a layer of DETR.
+    """Maps of a DETR layer.
 
     Args:
         weights: Attention weights as PyTorch's attention returns them, (M, Q, N).
         grid: Height and width of the only level, in cells.
         padded_size: Width and height of the network's input with padding, in pixels.
     """
-    # A map has at least as many cells as fit: 42, not 41.7, for 1333 pixels at stride 32.
+    # A map has a whole number of cells, rounded up: 42, not 41.7, for 1333 pixels at stride 32.
     stride = 2.0 ** round(math.log2(max(padded_size) / max(grid)))
     return CoAttentionMaps(
         strides=(stride,),

@@ -1,4 +1,4 @@
-"""What all figures are made of: their size, colours, scales and boxes, and how they are saved."""
+"""Parts that all figures share: size, colours, scales, boxes, legends and saving."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.typing import ColorType
 from torch import Tensor
 
-WIDTH = 9.0  # inches: 900 pixels of a README at 100 dpi, where a font of 7 is 10 pixels high
+WIDTH = 9.0  # inches: 900 pixels in a README at 100 dpi, where font size 7 is 10 pixels high
 DPI = 140
 
 
 def transparent_colors(name: str) -> ListedColormap:
-    """A colormap that lets the image through where the value is low."""
+    """A colormap that is more transparent the lower the value."""
     colors = colormaps[name](np.linspace(0.25, 1, 256))
     colors[:, 3] = np.linspace(0, 0.9, 256)
     return ListedColormap(colors)
@@ -32,7 +32,7 @@ RED = transparent_colors('YlOrRd')
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure as wide as a README, of a height in inches."""
+    """An empty figure as wide as a README, with the given height in inches."""
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.07))
 
 
@@ -41,10 +41,10 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
     Args:
         figure: The figure.
-        path: Where, whatever its suffix.
+        path: Target path; its suffix is replaced.
 
     Returns:
-        The files.
+        The files written.
     """
     paths = [path.with_suffix(suffix) for suffix in ('.png', '.svg')]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
 
 
 def figure_image(figure: Figure) -> np.ndarray:
-    """A figure as a picture, RGB, 100 pixels an inch."""
+    """Render a figure as an RGB picture at 100 dpi."""
     figure.set_dpi(100)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -62,14 +62,14 @@ def figure_image(figure: Figure) -> np.ndarray:
 
 
 def attention_norm(rasters: Sequence[np.ndarray]) -> PowerNorm:
-    """One scale for all of them; the root shows a spread of small weights beside large ones."""
+    """One scale for all rasters; the square root keeps small weights visible beside large ones."""
     return PowerNorm(0.5, vmin=0, vmax=max(float(raster.max()) for raster in rasters))
 
 
 def color_bar(
     figure: Figure | SubFigure, label: str, norm: Normalize, colors: ListedColormap, **place
 ) -> None:
-    """A scale with ticks at even distances, also where it is that of a root."""
+    """Draw a colour bar with evenly spaced ticks, even if the scale is not linear."""
     ticks = norm.inverse(np.linspace(0, 1, 5))
     bar = figure.colorbar(ScalarMappable(norm, colors), ticks=ticks, **place)
     bar.set_ticklabels([f'{tick:.2g}' for tick in ticks])
@@ -94,7 +94,7 @@ def draw_box(
 def draw_legend(
     figure: Figure | SubFigure, lines: Sequence[dict], title: str, columns: int, **more
 ) -> None:
-    """A legend below a figure, of lines as :class:`matplotlib.lines.Line2D` takes them."""
+    """Draw a legend below a figure, with ``lines`` as arguments of ``Line2D``."""
     figure.legend(
         handles=[Line2D([], [], **line) for line in lines],
         loc='outside lower center',

@@ -1,4 +1,4 @@
-"""How the spatial priors, and the centres or boxes that they belong to, change over training."""
+"""History of the spatial priors, and of their centres or boxes, over training."""
 
 from typing import Literal
 
@@ -15,11 +15,11 @@ from .image_frame import show_image
 from .inspection import Inspection
 from .panels import draw_box, draw_legend, figure_image, new_figure
 
-# A curve is drawn as its median over queries and heads, in a band that has most of them.
+# A curve shows the median over queries and heads, its band the outer quantiles.
 QUANTILES = (0.1, 0.5, 0.9)
 AXES = ('x', 'y', 'xy')
 LINES: tuple[Literal['-', '--', ':', '-.'], ...] = ('-', '--', ':', '-.')
-# Queries whose boxes are kept, and of those, how many are drawn.
+# Number of queries whose boxes are kept, and of those whose boxes are drawn.
 KEPT, DRAWN = 10, 3
 TITLES = {
     'scale': 'scales |s|',
@@ -34,18 +34,18 @@ def measure(inspection: Inspection) -> dict[str, Tensor]:
     """Measure the priors of all queries on one image.
 
     Args:
-        inspection: What a detector with a spatial prior did with the image.
+        inspection: Inspection of the image by a detector with a spatial prior.
 
     Returns:
         Curves by name, each with its :data:`QUANTILES` over queries and heads, (3,):
-        ``layer_0/level_0/scale_x`` and ``.../offset``, in cells; or, of priors tied to boxes,
-        ``layer_0/deviation_x`` and ``.../offset``, in boxes, ``.../overlap``, the IoU of the box
-        that the layer looks around and the predicted one, and ``.../level_0/weight``, the mean of
-        what the gates give to a level if a Gaussian is wide beside its cells, (1,).
+        ``layer_0/level_0/scale_x`` and ``.../offset``, in cells. For priors tied to boxes:
+        ``layer_0/deviation_x`` and ``.../offset``, in box sizes; ``.../overlap``, the IoU between
+        the box that the layer attends around and the predicted box; and ``.../level_0/weight``,
+        (1,), the mean of ``level_weights`` in :class:`.Gaussians`.
 
-        Then ``centers`` of the queries, (Q, 2), or ``boxes`` of the ten queries with the highest
-        scores, best first: those that each layer looks around, then the predicted ones,
-        (layers + 1, 10, 4). Both in [0, 1] of the image.
+        Also ``centers`` of the queries, (Q, 2), or ``boxes`` of the ten queries with the highest
+        scores, best first, (layers + 1, 10, 4): those that each layer attends around, then the
+        predicted ones. Both are in [0, 1] of the image.
     """
     measured, boxes = {}, []
     size = torch.tensor(inspection.input_size)
@@ -77,9 +77,9 @@ def measure(inspection: Inspection) -> dict[str, Tensor]:
 
 
 def scalars(measured: dict[str, Tensor]) -> dict[str, float]:
-    """Medians of what :func:`measure` returned, by names below ``spatial_prior/``.
+    """Medians of the curves of :func:`measure`, with the prefix ``spatial_prior/`` in their names.
 
-    Those of centres are ``center_spread``: their root mean squared distance from their mean, as a
+    For centres, there is ``center_spread``: their root mean square distance from their mean, as a
     fraction of the image's sides.
     """
     values = {
@@ -97,11 +97,11 @@ def history_image(history: dict[str, Tensor], image: np.ndarray) -> np.ndarray:
     """Draw centres or boxes over an image, and curves of the priors.
 
     Args:
-        history: ``iterations``, (T,), and what :func:`measure` returned, stacked: (T, ...).
+        history: ``iterations``, (T,), and the results of :func:`measure`, stacked, (T, ...).
         image: RGB, (height, width, 3).
 
     Returns:
-        The picture, RGB, 900 pixels wide.
+        RGB picture, 900 pixels wide.
     """
     curves = {name: _parse(name) for name in history if name.startswith('layer_')}
     panels = list(dict.fromkeys(panel for panel, _, _ in curves.values()))
@@ -152,7 +152,7 @@ def _quantiles(values: Tensor) -> Tensor:
 
 
 def _parse(name: str) -> tuple[tuple[str, str], int, int]:
-    """Panel of a curve (its level, if each has one, and quantity), its layer and its line."""
+    """Panel of a curve (level, if there is one, and quantity), layer and line style."""
     layer, *level, curve = name.split('/')
     quantity, _, axis = curve.partition('_')
     number = int(layer.removeprefix('layer_'))
@@ -162,7 +162,7 @@ def _parse(name: str) -> tuple[tuple[str, str], int, int]:
 
 
 def _draw_paths(axes: Axes, centers: np.ndarray, image: np.ndarray) -> None:
-    """Draw where each query's centre has been, (T, Q, 2), light at first, and where it is."""
+    """Draw the path of each query's centre, (T, Q, 2), from light to dark, and its ends."""
     show_image(axes, image, alpha=0.6)
     paths = centers * image.shape[1::-1]
     for path in paths.transpose(1, 0, 2):
@@ -176,7 +176,7 @@ def _draw_paths(axes: Axes, centers: np.ndarray, image: np.ndarray) -> None:
 
 
 def _draw_boxes(axes: Axes, boxes: Tensor, image: np.ndarray, colors: np.ndarray) -> None:
-    """Draw the boxes that the layers look around, and the predicted ones, (layers + 1, Q, 4)."""
+    """Draw the boxes that layers attend around, and the predicted ones, (layers + 1, Q, 4)."""
     show_image(axes, image, alpha=0.6)
     pixels = boxes[:, :DRAWN] * torch.tensor(image.shape[1::-1]).repeat(2)
     labels = [f'layer {layer} looks around' for layer in range(len(colors))]

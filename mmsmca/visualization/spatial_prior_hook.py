@@ -1,4 +1,4 @@
-"""Training hook that shows how the spatial priors move."""
+"""Training hook that shows how the spatial priors change."""
 
 import torch
 from mmcv.transforms import Compose
@@ -18,14 +18,14 @@ class SpatialPriorHook(Hook):
     """Shows on one image how the priors of all queries change over training.
 
     Before the first iteration, every ``interval`` iterations and after the last, the hook runs the
-    detector on the image, in evaluation mode, and gives the runner's visualizer the curves and the
-    picture of :mod:`mmsmca.visualization.prior_history`: centres, offsets and scales or, for
-    SMCA-DINO, boxes and the priors tied to them. Training itself is not changed. The history is
-    part of the checkpoints.
+    detector on the image in evaluation mode and passes the curves and the picture of
+    :mod:`mmsmca.visualization.prior_history` to the runner's visualizer: centres, offsets and
+    scales or, for SMCA-DINO, boxes and the priors tied to them. Training is not affected.
+    Checkpoints contain the history.
 
     Args:
-        image: Image file, loaded as the config's test data are.
-        interval: Iterations from one look to the next. Defaults to 500.
+        image: Image file, loaded by the config's test pipeline.
+        interval: Iterations between two measurements. Defaults to 500.
 
     Raises:
         ConfigError: If the detector has no spatial prior; before the first iteration.
@@ -38,22 +38,22 @@ class SpatialPriorHook(Hook):
         self.history: dict[str, torch.Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the priors as training finds them."""
+        """Measure the priors before training."""
         self.pipeline = Compose(get_test_pipeline_cfg(runner.cfg))
         if not self.history or self.history['iterations'][-1] != runner.iter:
             self._look(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **batch) -> None:
-        """Look at the priors when it is time, and in the end."""
+        """Measure the priors every ``interval`` iterations and after the last."""
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
             self._look(runner, runner.iter + 1)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the history."""
+        """Save the history."""
         checkpoint['spatial_prior_history'] = self.history
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Resume the history with the training."""
+        """Restore the history if training is resumed."""
         if runner._resume:
             self.history = checkpoint.get('spatial_prior_history', {})
 
@@ -69,7 +69,7 @@ class SpatialPriorHook(Hook):
             module.training = training
         measured = prior_history.measure(inspection)
         new = dict(measured, iterations=torch.tensor(iteration))
-        # That of a resumed training with other curves cannot be continued.
+        # If a resumed run measures other curves, its old history cannot be continued.
         past = self.history if self.history.keys() == new.keys() else {}
         self.history = {
             name: torch.cat([*([past[name]] if past else []), value[None]])

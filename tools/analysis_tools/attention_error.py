@@ -1,7 +1,7 @@
-"""Rounding errors of the co-attentions: output and every gradient, against ``explicit`` in float64.
+"""Rounding errors of co-attentions against ``explicit`` in float64: output and all gradients.
 
-Queries, keys and values are in the precision of the setting, the prior in float32 at least, as
-autocast has it. Run as a command, it prints the table of docs/performance.md.
+Queries, keys and values have the precision of the setting, the prior has float32 at least, as under
+autocast. Run as a script, it prints the table in docs/performance.md.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def measure(
     setting: Setting,
     implementations: Sequence[str] = ('explicit', 'folded'),
 ) -> list[dict]:
-    """Errors of some implementations of a co-attention.
+    """Measure the errors of implementations of a co-attention.
 
     Args:
-        attention: What is computed.
-        setting: Device and precision; images are taken as 1, for the reference's memory.
-        implementations: Which.
+        attention: The co-attention.
+        setting: Device and precision. The batch is one image, to limit the reference's memory.
+        implementations: Names of the implementations. Defaults to the package's two.
 
     Returns:
         A row per implementation: the ``outcome``, and the relative errors (in the Frobenius norm)
@@ -60,7 +60,7 @@ def measure(
 
 
 def compute(attention: CoAttention, setting: Setting) -> dict[str, Tensor]:
-    """Output and gradient of every input, by name, on numbers that depend on sizes alone."""
+    """Output and gradient of every input by name; the random inputs depend on sizes alone."""
     setting.prepare()
     dtype = {'tf32': torch.float32}.get(setting.dtype) or getattr(torch, setting.dtype)
     wide = torch.promote_types(dtype, torch.float32)

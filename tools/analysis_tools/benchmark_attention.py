@@ -1,7 +1,7 @@
-"""Time and memory of the Gaussian-modulated attention, in every implementation and without prior.
+"""Measure time and memory of Gaussian-modulated attention, per implementation and without prior.
 
 Example: python tools/analysis_tools/benchmark_attention.py --grids 25x42 50x84 --json rows.json
-For SMCA-DINO's: --joint --grids 100x167 50x84 25x42 13x21
+For SMCA-DINO's attention: --joint --grids 100x167 50x84 25x42 13x21
 """
 
 import math
@@ -49,7 +49,7 @@ def measure_attention(
     memory_limit: float | None = None,
     implementations: Sequence[str] = ATTENTIONS,
 ) -> list[dict]:
-    """Implementations of a co-attention, in turns: rows of :func:`measure`."""
+    """Measure implementations of a co-attention in turns, as rows of :func:`measure`."""
     subjects = {name: replace(attention, implementation=name) for name in implementations}
     modes = list(MODES) if rounds else ['train']
     rows = measure(subjects, setting, rounds, memory_limit, modes, REFERENCES)
@@ -58,11 +58,11 @@ def measure_attention(
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw the memory over the grids, a line an implementation and number of queries.
+    """Plot memory over the grids, one line per implementation and number of queries.
 
     Args:
-        rows: What was measured.
-        path: Picture to write; one with the suffix .svg appears beside it.
+        rows: Measured rows.
+        path: Picture to write; a copy with the suffix .svg is written beside it.
     """
     labels = dict(explicit='prior in memory', folded='prior folded in', no_prior='no prior')
     grids = {math.prod(grid_size(row['grid'])): row['grid'] for row in rows}
@@ -93,7 +93,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def grid_size(text: str) -> tuple[int, int]:
-    """Parse a command line's HxW."""
+    """Parse HxW from the command line."""
     height, width = text.split('x')
     return int(height), int(width)
 

@@ -1,8 +1,8 @@
-"""What torch.compile gives SMCA and SMCA-DINO: all parts of the detector, and each by itself.
+"""Benchmark torch.compile on SMCA and SMCA-DINO: all parts of the detector, and each by itself.
 
 Example: python tools/analysis_tools/benchmark_compile.py --json compile.json
 
-Rows are written as soon as they are measured; the same command continues after the last.
+Rows are written as soon as they are measured; the same command continues after the last row.
 """
 
 import argparse
@@ -40,7 +40,7 @@ for _mode, _title in MODES.items():
 def measure_compiled(
     detector: Detector, setting: Setting, rounds: int, parts: tuple[str, ...]
 ) -> list[dict]:
-    """A detector as it is and with some of its parts compiled: rows of :func:`measure`."""
+    """Measure a detector as it is and with parts compiled, as rows of :func:`measure`."""
     subjects = {EAGER: detector, 'compiled': replace(detector, compiled=parts)}
     rows = measure(subjects, setting, rounds, references=[EAGER])
     return [dict(row, config=detector.config) for row in rows]

@@ -1,10 +1,10 @@
-"""What is right, and what it costs, on a GPU: parity, precision, detectors, co-attention.
+"""Check correctness and measure costs on a GPU: parity, precision, detectors, co-attention.
 
 Example: python tools/analysis_tools/benchmark_gpu.py --out work_dirs/gpu --minutes 15
 
 Writes gpu.json and gpu.md after every part, the most important part first. The same command
-continues after the last part, and measures again what failed. It needs no installation of this
-package, only what it imports. ``--small --device cpu`` tries all of it out.
+continues after the last part and repeats what failed. This package need not be installed, only its
+dependencies. ``--small --device cpu`` tries everything out.
 """
 
 import argparse
@@ -48,17 +48,17 @@ from mmsmca.engine.hooks.compile_hook import PARTS  # noqa: E402
 from mmsmca.errors import command  # noqa: E402
 from mmsmca.files import written_whole  # noqa: E402
 
-# The order in which half and single precision matter to those who train.
+# Precisions in the order of their importance for training.
 DTYPES = ['bfloat16', 'tf32', 'float16', 'float32']
 KERNELS = ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION', 'MATH')
 IMPLEMENTATION = 'model.decoder.layer_cfg.cross_attn_cfg.implementation'
 PRIORS = {'as it is': 'folded', 'no prior': 'no_prior', 'FlexAttention': 'flex'}
-# SMCA's configs have it, MMDetection's do not.
+# The optimizer of SMCA's configs, which MMDetection's do not have.
 ONE_OPTIMIZER = {
     'optim_wrapper.constructor': 'GroupedOptimWrapperConstructor',
     'optim_wrapper.optimizer.fused': True,
 }
-# SMCA-DINO's.
+# The classification loss of SMCA-DINO.
 ONE_LOSS = {
     'model.bbox_head.loss_cls': dict(
         _delete_=True, type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
@@ -76,7 +76,7 @@ OWN = {
         ('SMCA, multi scale', 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'),
     )
 }
-# Who is beside whom; ratios are to the first.
+# Detectors to compare; ratios are to the first of each pair.
 PAIRS = [
     {'DINO': DINO, 'SMCA-DINO': OWN['SMCA-DINO']},
     {'DETR': DETR, 'SMCA': OWN['SMCA']},
@@ -174,7 +174,7 @@ SECTIONS = {
 
 
 def measure_detectors(detectors: dict[str, Detector], setting: Setting, rounds: int) -> list[dict]:
-    """Detectors in turns; ratios are to the first."""
+    """Measure detectors in turns; ratios are to the first."""
     first, *_ = detectors
     rows = measure(detectors, setting, rounds, references=[first])
     return [
@@ -191,13 +191,13 @@ def measure_detectors(detectors: dict[str, Detector], setting: Setting, rounds: 
 def measure_kernel(
     attention: CoAttention, setting: Setting, rounds: int, kernel: str
 ) -> list[dict]:
-    """Time and errors of a co-attention with one of PyTorch's kernels alone."""
+    """Measure time and errors of a co-attention with only one of PyTorch's kernels enabled."""
     row: dict = dict(kernel=kernel)
     with benchmarks.outcome_in(row, optional=True), sdpa_kernel(getattr(SDPBackend, kernel)):
         (times,) = measure({'folded': attention}, setting, rounds)
         (errors,) = attention_error.measure(attention, setting, ['folded'])
         row.update({**times, **errors, 'kernel': kernel})
-    if benchmarks.failures([row]):  # A kernel that does not do this is no failure.
+    if benchmarks.failures([row]):  # A kernel that does not support this is not a failure.
         row['outcome'] = row['outcome'].replace(benchmarks.FAILED, benchmarks.NOT_AVAILABLE)
     return [row]
 
@@ -205,7 +205,7 @@ def measure_kernel(
 def measure_largest_batch(
     name: str, detector: Detector, setting: Setting, limit: int
 ) -> list[dict]:
-    """The largest power of two of images, up to a limit, that memory suffices for."""
+    """Find the largest batch that fits in memory, as a power of two up to a limit."""
     row: dict = dict(name=name, dtype=setting.dtype)
     for mode in MODES:
         tried: dict = dict(outcome=benchmarks.MEASURED)
@@ -221,7 +221,7 @@ def measure_largest_batch(
 
 
 def parts(device: str, small: bool, backend: str) -> list[Part]:
-    """What is measured: first what is right, then what people train and run, then the rest."""
+    """Parts to measure: first correctness, then training and inference, then the rest."""
     own, pairs, attentions = OWN, PAIRS, ATTENTIONS
     dtypes, rounds, steps, batches, most = DTYPES, 7, 50, [1, 16], 512
     if small:
@@ -232,7 +232,7 @@ def parts(device: str, small: bool, backend: str) -> list[Part]:
         }
         dtypes, rounds, steps, batches, most = DTYPES[:2], 1, 3, [1], 2
     dino, smca_dino = pairs[0].values()
-    # A CPU trains in float16 neither through MMEngine nor through ours.
+    # Neither MMEngine's optimizer wrapper nor ours trains in float16 on a CPU.
     trained = [dtype for dtype in dtypes if device == 'cuda' or dtype != 'float16']
     found = []
 
@@ -292,13 +292,13 @@ def parts(device: str, small: bool, backend: str) -> list[Part]:
 
 
 def shrunk(detector: Detector) -> Detector:
-    """A detector of one decoder layer on tiny images: to see that it runs."""
+    """Reduce a detector to one decoder layer and tiny images, to check that it runs."""
     detector = with_option(detector, 'model.decoder.num_layers', 1)
     return replace(detector, shape=(64, 96), queries=100)
 
 
 def with_option(detector: Detector, key: str, value: object, optional: bool = False) -> Detector:
-    """A detector with one more option of its config."""
+    """Copy of a detector with one more config option."""
     options = {**detector.cfg_options, key: value}
     return replace(detector, cfg_options=options, optional=optional)
 
@@ -323,7 +323,7 @@ def parse_args() -> argparse.Namespace:
 
 @command
 def main() -> int:
-    """Measure what is missing, write, and say what failed."""
+    """Measure what is missing, write the results, and print what failed."""
     args = parse_args()
     if args.device == 'cuda' and not torch.cuda.is_available():
         build = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'no CUDA'

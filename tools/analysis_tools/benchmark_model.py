@@ -1,10 +1,10 @@
-"""Time and memory of a training step and of inference of whole detectors, on random images.
+"""Measure time and memory of training and inference of whole detectors, on random images.
 
 Example: python tools/analysis_tools/benchmark_model.py --json detectors.json --plot detectors.png
 
-Each detector is timed in turns with the first, so that its ratio to it holds on a machine that
-others use too. With --json a row is written as soon as it is measured, and the same command
-continues after the last row.
+Each detector is timed in turns with the first, so that their ratio holds on a shared machine, too.
+With --json, a row is written as soon as it is measured, and the same command continues after the
+last row.
 """
 
 import sys
@@ -29,7 +29,7 @@ from mmsmca.errors import command
 from mmsmca.files import write_json
 from mmsmca.visualization.panels import save_figure
 
-# What is measured if no config is named; the ratios are to the first.
+# Detectors that are measured by default; ratios are to the first.
 DETECTORS = {
     'mmdet::detr/detr_r50_8xb2-150e_coco.py': 'DETR',
     'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py': 'Conditional DETR',
@@ -65,7 +65,7 @@ COLUMNS = {
 def cost(detector: Detector, setting: Setting) -> dict[str, float]:
     """Queries, parameters in millions, and 10^9 multiply-adds of a forward pass on the batch.
 
-    On the CPU, whatever the device: nobody counts the operators of a GPU.
+    Counted on the CPU, whatever the device, as no counter knows the GPU operators.
     """
     case = detector.build(replace(setting, device='cpu', dtype='float32'))
     parameters, multiply_adds = complexity(case.model.eval(), case.data)
@@ -74,7 +74,7 @@ def cost(detector: Detector, setting: Setting) -> dict[str, float]:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown; beside a ratio of times its quartiles over the rounds."""
+    """Format the rows in Markdown; ratios of times include their quartiles over the rounds."""
     shown = []
     for row in rows:
         ratios = {}
@@ -88,17 +88,17 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw memory over time, a point a detector, of training and of inference.
+    """Plot memory over time in training and in inference, one point per detector.
 
     Args:
-        rows: What was measured.
-        path: Picture to write; one with the suffix .svg appears beside it.
+        rows: Measured rows.
+        path: Picture to write; a copy with the suffix .svg is written beside it.
     """
     figure = Figure(figsize=(9, 4), layout='constrained')
     for axes, (mode, title) in zip(figure.subplots(1, 2), MODES.items(), strict=True):
         for i, row in enumerate(rows):
             if row.get(f'{mode}_ms') is not None:
-                # Colours repeat after ten; SMCA's points are full.
+                # Colours repeat after ten; SMCA's markers are filled.
                 ours = row['detector'].lower().startswith('smca')
                 axes.plot(
                     row[f'{mode}_ms'] / 1e3,
@@ -157,7 +157,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'configs', 'plot')
     settings['first'] = args.configs[0]
-    # For all alike: a config of ours would do it for whoever is measured after it.
+    # For all detectors: otherwise, a config of ours would set it for those measured after it.
     settings['freed_memory_kept'] = keep_freed_memory()
     kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
     setting = Setting(args.batch, args.dtype, args.device, args.threads)
@@ -168,7 +168,7 @@ def main() -> None:
             print(f'{name}: measured before')
         else:
             print(f'{name}: being measured', flush=True)
-            # The first and this one; of the first itself, both are the same.
+            # The first detector and this one; only one of them if they are the same.
             subjects = {
                 key: Detector(config, tuple(args.shape), args.queries, args.cfg_options or {})
                 for key, config in (('first', args.configs[0]), ('this', name))

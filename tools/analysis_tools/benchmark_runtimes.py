@@ -1,4 +1,4 @@
-"""Latency, throughput, memory, file size and AP of a detector's exported forms, beside PyTorch.
+"""Benchmark exported detectors against PyTorch: latency, throughput, memory, file size and AP.
 
 Example: python tools/analysis_tools/benchmark_runtimes.py \
     configs/smca/smca_r50_8xb2-50e_coco.py --threads 1 2
@@ -39,9 +39,9 @@ from mmsmca.models import SMCADETR
 from mmsmca.visualization.panels import save_figure
 
 TORCH = 'PyTorch'
-# Seconds in which a runtime's threads go to sleep, before another is timed.
+# Seconds for the threads of a runtime to go to sleep before another one is timed.
 PAUSE = 0.3
-# By name: file and precision.
+# File and precision by name of the form.
 FORMS = {
     'onnxruntime': ('float32.onnx', 'f32'),
     'onnxruntime, int8': ('int8.onnx', 'f32'),
@@ -63,7 +63,7 @@ COLUMNS = {
 
 
 def load(args: argparse.Namespace) -> tuple[Config, SMCADETR, dict]:
-    """Config, detector, and what its user has to know."""
+    """Load the config, the detector and the metadata to export."""
     cfg = effective_config(
         argparse.Namespace(config=args.config, cfg_options=None, checkpoint=args.checkpoint)
     )
@@ -79,7 +79,7 @@ def load(args: argparse.Namespace) -> tuple[Config, SMCADETR, dict]:
 
 
 def export(args: argparse.Namespace, folder: Path) -> None:
-    """Write the files of the forms that are not in the folder."""
+    """Write the files of the forms, unless they are all in the folder."""
     needed = {FORMS[name][0] for name in args.forms}
     if all((folder / name).exists() for name in needed):
         return
@@ -96,7 +96,7 @@ def export(args: argparse.Namespace, folder: Path) -> None:
 
 
 def start(name: str, folder: Path, threads: int, streams: int = 1) -> runtimes.Detect:
-    """Start one of the forms; onnxruntime has no streams, and leaves a call its thread."""
+    """Start a form; with several streams, onnxruntime gets one thread per call instead."""
     file, precision = FORMS[name]
     if file.endswith('.onnx'):
         threads = threads if streams == 1 else 1
@@ -105,14 +105,14 @@ def start(name: str, folder: Path, threads: int, streams: int = 1) -> runtimes.D
 
 
 def random_image(height: int, width: int) -> np.ndarray:
-    """BGR, (H, W, 3), uint8."""
+    """Make a random image, BGR, (H, W, 3), uint8."""
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def run_torch(model: SMCADETR, images: list[np.ndarray]) -> runtimes.Detections:
-    """Detect in PyTorch, with denormals as it is told to take them.
+    """Detect in PyTorch, with the configured handling of denormal numbers.
 
-    Every call of a session sets the calling thread to the session's own way with them.
+    Every call of an onnxruntime session changes the calling thread's setting to its own.
     """
     flush_denormals()
     return comparison.run_torch(model, images)
@@ -121,7 +121,7 @@ def run_torch(model: SMCADETR, images: list[np.ndarray]) -> runtimes.Detections:
 def peak_memory(
     name: str, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
 ) -> float | None:
-    """Memory of loading what is measured and of two passes, at its peak, in MiB."""
+    """Peak memory of loading the detector and of two forward passes, in MiB."""
     quiet()
     torch.set_num_threads(threads)
     image = random_image(*size)
@@ -140,7 +140,7 @@ def peak_memory(
 def images_per_second(
     name: str, folder: Path, threads: int, image: np.ndarray, seconds: float
 ) -> float:
-    """Throughput of as many streams as threads, one thread each, over about so many seconds."""
+    """Throughput with one stream per thread, measured for about the given number of seconds."""
     detect = start(name, folder, threads, streams=threads)
     detect([image])
 
@@ -160,7 +160,7 @@ def images_per_second(
 def measure(
     model: SMCADETR, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
 ) -> list[dict]:
-    """A row for PyTorch and for every form, at one size and number of threads."""
+    """Measure a row for PyTorch and for every form, at one size and number of threads."""
     torch.set_num_threads(threads)
     image = random_image(*size)
     calls: dict[str, Callable[[], object]] = {TORCH: partial(run_torch, model, [image])}
@@ -195,7 +195,7 @@ def measure(
 
 
 def table(rows: list[dict]) -> str:
-    """The rows in Markdown."""
+    """Format the rows in Markdown."""
     shown = []
     for row in rows:
         low, high = row['time_quartiles']
@@ -216,11 +216,11 @@ def evaluate(cfg: Config, model: SMCADETR, folder: Path, args: argparse.Namespac
 
 
 def plot(result: dict, path: Path) -> None:
-    """Draw AP against latency, a point a form: of the first size, with the most threads.
+    """Plot AP over latency at the first size and with the most threads, one point per form.
 
     Args:
-        result: With ``rows`` and ``ap``.
-        path: Picture to write; one with the suffix .svg appears beside it.
+        result: Results: ``rows`` and ``ap``.
+        path: Picture to write; a copy with the suffix .svg is written beside it.
     """
     threads = max(row['threads'] for row in result['rows'])
     rows = [
@@ -245,7 +245,7 @@ def plot(result: dict, path: Path) -> None:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Parse a command line's HxW."""
+    """Parse HxW from the command line."""
     height, width = text.split('x')
     if min(int(height), int(width)) < 1:
         raise ValueError
@@ -301,7 +301,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             rows = measure(model, folder, shape, threads, args)
             print(table(rows), flush=True)
             result['rows'] += rows
-            if args.json:  # What is measured stays, whatever happens to the rest.
+            if args.json:  # Keeps these rows even if a later measurement fails.
                 write_json(args.json, result)
     print(', '.join(f'{key} {value}' for key, value in result['settings'].items()))
     print(table(result['rows']))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: command line, rows that are kept, memory, processes, pages."""
+"""Utilities shared by the benchmarks: command line, saved rows, memory, processes, pages."""
 
 import argparse
 import gc
@@ -22,24 +22,24 @@ from mmsmca.files import write_json
 MIB = 2**20
 # tf32: float32 whose matrix products and convolutions may round to TF32; in float32 they may not.
 DTYPES = ('float32', 'tf32', 'bfloat16', 'float16')
-# How a measurement ends; behind the last two, the error.
+# Outcomes of a measurement; the last two are followed by the error.
 MEASURED, NO_MEMORY = 'measured', 'out of memory'
 NOT_AVAILABLE, FAILED = 'not available: ', 'failed: '
-# What PyTorch, CUDA, cuBLAS and cuDNN say.
+# Parts of the error messages of PyTorch, CUDA, cuBLAS and cuDNN.
 NO_MEMORY_MESSAGES = ('out of memory', "can't allocate memory", 'ALLOC_FAILED')
-# Errors of compilers go on for pages.
+# Messages are cut off here: those of compilers are pages long.
 MESSAGE_LENGTH = 300
 
 
 def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """Command line that the benchmarks have in common.
+    """Create the command-line parser that the benchmarks share.
 
     Args:
         description: What the benchmark measures.
         rounds: Default of ``--rounds``.
 
     Returns:
-        A parser of ``--rounds``, ``--memory-limit`` and ``--json``, whose help names the defaults.
+        Parser of ``--rounds``, ``--memory-limit`` and ``--json``, whose help shows the defaults.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -54,7 +54,7 @@ def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
 
 
 def add_torch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a benchmark of PyTorch runs on: ``--dtype``, ``--device`` and ``--threads``."""
+    """Add the arguments of PyTorch benchmarks: ``--dtype``, ``--device`` and ``--threads``."""
     parser.add_argument(
         '--dtype', choices=DTYPES, default='float32', help='half precision is by autocast'
     )
@@ -63,26 +63,26 @@ def add_torch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace, *others: str) -> dict:
-    """What rows say about how they were measured: the command line and the environment.
+    """Settings that are stored with every row: the command line and the environment.
 
     Args:
-        args: The command line, of :func:`argument_parser`.
-        others: Arguments that are no settings of a row, besides ``--json``.
+        args: Parsed command line of :func:`argument_parser`.
+        others: Arguments that are not settings of a row, besides ``--json``.
     """
     given = {key: value for key, value in vars(args).items() if key not in ('json', *others)}
     return {**given, **environment(vars(args).get('device', 'cpu'))}
 
 
 def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
-    """Rows that an earlier call wrote and this one continues.
+    """Read the rows of an earlier call that this one continues.
 
     Args:
-        path: Their file; None, or a file that does not exist yet, has none.
-        settings: What :func:`settings` gives now. All but the date have to be the rows'.
+        path: File of the rows; there are none if it is None or does not exist yet.
+        settings: Current :func:`settings`. All but the date have to match those of the rows.
 
     Raises:
-        UserError: If the file holds no rows, or they were measured otherwise. The message names
-            file, difference and remedy.
+        UserError: If the file holds no rows, or rows with other settings. The message names file,
+            difference and remedy.
     """
     if path is None or not Path(path).exists():
         return []
@@ -92,7 +92,7 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
         found = [dict(row) for row in rows]
     except (ValueError, TypeError) as error:
         raise UserError(f'{path} holds no rows of a benchmark: {remedy}') from error
-    # As they come out of a file: lists, no tuples.
+    # As read from a file: tuples become lists.
     for key, here in json.loads(json.dumps(settings)).items():
         there = next((row.get(key) for row in found if row.get(key) != here), here)
         if key != 'date' and there != here:
@@ -102,12 +102,12 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
 
 @contextmanager
 def outcome_in(row: dict, optional: bool = False) -> Iterator[None]:
-    """Let a row say how its measurement ended, so that an error does not end the others.
+    """Record the outcome of a measurement in its row, so that an error does not end the others.
 
     Args:
-        row: Its ``outcome`` becomes ``NO_MEMORY`` or, with the error behind it, ``FAILED`` after
-            one, and else ``MEASURED``, unless an earlier part of the measurement ended otherwise.
-        optional: Whether it may fail: then it is ``NOT_AVAILABLE``. Defaults to False.
+        row: After an error, its ``outcome`` becomes ``NO_MEMORY`` or ``FAILED`` with the message;
+            otherwise ``MEASURED``, unless an earlier part of the measurement has set it.
+        optional: Whether an error means ``NOT_AVAILABLE`` instead of ``FAILED``. Defaults to False.
     """
     try:
         yield
@@ -115,33 +115,33 @@ def outcome_in(row: dict, optional: bool = False) -> Iterator[None]:
     except Exception as error:
         message = (NOT_AVAILABLE if optional else FAILED) + one_line(error)
         row['outcome'] = NO_MEMORY if out_of_memory(error) else message[:MESSAGE_LENGTH]
-        error.__traceback__ = None  # Its frames hold on to tensors.
+        error.__traceback__ = None  # Its frames keep tensors alive.
         give_memory_back()
 
 
 def failures(rows: Sequence[dict]) -> list[str]:
-    """Outcomes of the rows whose measurement failed, for another reason than memory."""
+    """Outcomes of the rows whose measurement failed for reasons other than memory."""
     return [row['outcome'] for row in rows if row['outcome'].startswith(FAILED)]
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory did not suffice, whichever library says so."""
+    """Whether an error means a lack of memory, whichever library raised it."""
     return isinstance(error, RuntimeError) and any(
         message in str(error) for message in NO_MEMORY_MESSAGES
     )
 
 
 def give_memory_back() -> None:
-    """Free what nobody refers to any more, a GPU's memory too."""
+    """Free unreferenced objects, and return unused GPU memory."""
     gc.collect()
     torch.cuda.empty_cache()  # Without effect where there is no GPU.
 
 
 def in_fresh_process(function: Callable, *args: object) -> Any:
-    """Result of a module's function in a process of its own, where nothing was allocated before.
+    """Run a module-level function in a fresh process, without earlier allocations.
 
-    There, glibc returns whatever is freed at once, unless it is tiny. Otherwise it keeps some of
-    it, and how much differs from run to run.
+    In this process, glibc returns freed memory at once, tiny blocks excepted. By default it keeps
+    some of it, and the amount differs from run to run.
 
     Raises:
         BrokenProcessPool: If the process was killed, for example for its memory.
@@ -151,20 +151,20 @@ def in_fresh_process(function: Callable, *args: object) -> Any:
 
 
 def peak_memory(call: Callable[[], object], limit_gib: float | None = None) -> float | None:
-    """Memory that a call needs on a CPU on top of what this process has when it starts.
+    """Measure the memory that a call needs on a CPU on top of what this process already has.
 
-    That is the growth of the process's resident memory, from Linux's account of it. Only in a fresh
-    process does it tell anything: a later call reuses what an earlier one freed.
+    This is the growth of the resident memory that Linux reports. It is meaningful only in a fresh
+    process: a later call reuses what an earlier one freed.
 
     Args:
-        call: What to measure.
-        limit_gib: Most memory that the process may have, in GiB. Defaults to None: no limit.
+        call: Function to measure.
+        limit_gib: Memory limit of the process, in GiB. Defaults to None: no limit.
 
     Returns:
-        MiB at the peak, or None if the memory did not suffice.
+        Peak in MiB, or None if the call ran out of memory.
     """
     if limit_gib is not None:
-        import resource  # Windows has none.
+        import resource  # Not available on Windows.
 
         limit = round(limit_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -180,21 +180,21 @@ def peak_memory(call: Callable[[], object], limit_gib: float | None = None) -> f
 
 
 def _peak_resident() -> int:
-    """Most memory that this process had since the peak was reset, in bytes.
+    """Peak resident memory of this process since the peak was reset, in bytes.
 
-    Not ``ru_maxrss``: a process inherits its parent's, and it cannot be reset.
+    ``ru_maxrss`` is unsuitable: a process inherits its parent's, and it cannot be reset.
     """
     status = Path('/proc/self/status').read_text()
     return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
 
 class Section(NamedTuple):
-    """What a table of a page is about.
+    """A section of a page, with one table.
 
     Attributes:
         title: Heading.
-        text: What is measured, in Markdown.
-        columns: Head of every column, by key of the rows.
+        text: Description of the measurement, in Markdown.
+        columns: Column headings by key of the rows.
     """
 
     title: str
@@ -203,13 +203,13 @@ class Section(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is measured, and kept, at a time.
+    """A part of a benchmark that is measured and saved as a whole.
 
     Attributes:
-        section: Key of the section that it belongs to.
-        name: Tells it from all others.
-        measure: A module's function that returns rows, each with its ``outcome``.
-        arguments: Of that function.
+        section: Key of the section that the part belongs to.
+        name: Unique name.
+        measure: Module-level function that returns rows, each with its ``outcome``.
+        arguments: Arguments of that function.
     """
 
     section: str
@@ -219,19 +219,19 @@ class Part(NamedTuple):
 
 
 class Worker:
-    """A process that measures one part after the other, and a new one after a failure.
+    """A process that measures parts one after the other; a new one replaces it after a failure.
 
-    An error on a GPU may leave a process useless; one for every part would take longer than most.
+    A GPU error can make a process unusable, but starting one per part takes longer than most.
     """
 
     def __init__(self) -> None:
         self.pool: futures.ProcessPoolExecutor | None = None
 
     def measure(self, part: Part, seconds: float | None) -> list[dict]:
-        """Rows of a part.
+        """Measure the rows of a part.
 
         Raises:
-            concurrent.futures.TimeoutError: If it takes longer than ``seconds``.
+            concurrent.futures.TimeoutError: If this takes longer than ``seconds``.
         """
         if self.pool is None:
             self.pool = futures.ProcessPoolExecutor(1, mp_context=get_context('spawn'))
@@ -246,7 +246,7 @@ class Worker:
         return rows
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, whatever it is doing."""
         if self.pool is not None:
             for child in active_children():
                 child.kill()
@@ -261,21 +261,21 @@ def measure_parts(
     minutes: float | None = None,
     wrote: Callable[[list[dict]], object] = lambda rows: None,
 ) -> list[dict]:
-    """Measure what is not measured yet, and what failed before; what memory lacked is a result.
+    """Measure the parts that are new or failed before; a lack of memory counts as a result.
 
     Args:
-        parts: What to measure, in this order.
+        parts: Parts to measure, in this order.
         path: JSON file with the rows, written after every part.
-        settings: What :func:`settings` gives.
-        minutes: Time for all of it; a part that has not ended by then is ended and left for the
-            next call. Defaults to None: as long as it takes.
+        settings: Result of :func:`settings`.
+        minutes: Time limit for all parts; one that exceeds it is stopped and left for the next
+            call. Defaults to None: no limit.
         wrote: Called with the rows after every part.
 
     Returns:
-        The rows of all parts that are measured, with the settings, ``section`` and ``part``.
+        Rows of all measured parts, with the settings, ``section`` and ``part``.
 
     Raises:
-        UserError: If the file is there with rows that were measured otherwise.
+        UserError: If the file exists and has rows with other settings.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
     measured: dict[str, list[dict]] = {}
@@ -305,13 +305,13 @@ def measure_parts(
 
 
 def page(title: str, sections: dict[str, Section], rows: Sequence[dict], settings: dict) -> str:
-    """Write rows as a page of Markdown.
+    """Format rows as a Markdown page.
 
     Args:
         title: Heading of the page.
-        sections: By key, in the order of the page; one without rows is left out.
-        rows: What :func:`measure_parts` returns.
-        settings: What all rows have in common.
+        sections: Sections by key, in the order of the page; those without rows are left out.
+        rows: Rows of :func:`measure_parts`.
+        settings: Settings that all rows share.
     """
     lines = [f'# {title}', '', *(f'- {key}: {value}' for key, value in settings.items())]
     for key, section in sections.items():
@@ -323,11 +323,11 @@ def page(title: str, sections: dict[str, Section], rows: Sequence[dict], setting
 
 
 def markdown_table(rows: Sequence[dict], columns: dict[str, str]) -> str:
-    """Write rows as a Markdown table.
+    """Format rows as a Markdown table.
 
     Args:
-        rows: What to write. Missing values and None become a dash.
-        columns: Head of every column, by key of the rows.
+        rows: The rows. Missing values and None become a dash.
+        columns: Column headings by key of the rows.
     """
 
     def cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What is measured, on random inputs: a detector, or the co-attention of a decoder layer."""
+"""Benchmark cases on random inputs: their settings, and whole detectors as cases."""
 
 import logging
 import sys
@@ -28,14 +28,14 @@ MODES = {'train': 'training step', 'test': 'inference'}
 
 
 class Case(NamedTuple):
-    """What is timed.
+    """Functions to time, and what they run.
 
     Attributes:
-        train: A training step.
-        test: Inference.
-        model: The module that both run.
-        optim_wrapper: Its optimizer; None for a co-attention.
-        data: A batch, as data loaders give it; empty for a co-attention.
+        train: Function that runs a training step.
+        test: Function that runs inference.
+        model: Module that both run.
+        optim_wrapper: Optimizer wrapper of the module; None for a co-attention.
+        data: Batch, as from a data loader; empty for a co-attention.
     """
 
     train: Callable[[], object]
@@ -47,13 +47,13 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What everything is measured on.
+    """Setting of a measurement: batch size, precision, device and threads.
 
     Attributes:
-        batch: Images B; of several the last is smaller, so that attention gets a padding mask.
-        dtype: ``float32``, ``tf32``, or half precision, which is by autocast.
+        batch: Images B; if several, the last is smaller, so that attention gets a padding mask.
+        dtype: ``float32``, ``tf32``, or a half precision, which autocast applies.
         device: ``cpu`` or ``cuda``.
-        threads: Threads on a CPU.
+        threads: Number of threads on a CPU.
     """
 
     batch: int = 1
@@ -71,29 +71,29 @@ class Setting:
 
     @property
     def amp(self) -> torch.dtype | None:
-        """Precision of autocast, or None without it."""
+        """Precision of autocast; None without autocast."""
         return getattr(torch, self.dtype) if self.dtype in ('bfloat16', 'float16') else None
 
     def autocast(self) -> torch.autocast:
-        """The context that the forward pass runs in."""
+        """Context for the forward pass."""
         return torch.autocast(self.device, self.amp, enabled=self.amp is not None)
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector with its config's optimizer, from images to boxes.
+    """A whole detector, from images to boxes, with its config's optimizer.
 
     Attributes:
         config: Path of the config, or ``package::path``.
         shape: Height and width of the images, in pixels.
-        queries: ``model.num_queries`` instead of the config's, or None.
-        cfg_options: Settings of the config to change, by dotted key.
+        queries: Replacement for the config's ``model.num_queries``, or None.
+        cfg_options: Config overrides by dotted key.
         compiled: Parts that ``CompileHook`` compiles.
-        backend: Backend of ``torch.compile``, of FlexAttention too.
-        deformable: What computes deformable attention on a GPU: ``operator``, mmcv's, which leaves
-            bfloat16 to PyTorch code; ``float32``, the operator, in float32 where it would; or
-            ``pytorch``, that code, as where mmcv has no operators.
-        optional: Whether it may be unavailable, rather than fail.
+        backend: Backend of ``torch.compile``, also for FlexAttention.
+        deformable: Implementation of deformable attention on a GPU: ``operator`` is mmcv's, which
+            leaves bfloat16 to PyTorch code; ``float32`` runs the operator in float32 in that case;
+            ``pytorch`` always runs the PyTorch code, as if mmcv had no operators.
+        optional: Whether an error means that the detector is unavailable, not that it failed.
     """
 
     config: str
@@ -113,7 +113,7 @@ class Detector:
             cfg.model.num_queries = self.queries
         cfg.merge_from_dict(self.cfg_options)
         if setting.amp is not None:
-            # MMEngine's own runs on accelerators only.
+            # MMEngine's wrapper runs on accelerators only.
             amp = 'AmpOptimWrapper' if setting.device != 'cpu' else BFloat16OptimWrapper
             cfg.optim_wrapper.update(type=amp, dtype=setting.dtype)
         return cfg
@@ -125,16 +125,16 @@ class Detector:
         choose_deformable_attention(self.deformable)
         other_attention.BACKEND = self.backend
         cfg = self.load_config(setting)
-        # Optimizer and initialisation have a line to say about every layer.
+        # Optimizer and initialisation log a line for every layer.
         with quiet(logging.WARNING):
             model = MODELS.build(cfg.model).to(setting.device)
-            # As when training starts; other weights may give denormal gradients, which take longer.
+            # Weights that training starts from; others may give denormal gradients, which are slow.
             model.init_weights()
         for hook in cfg.get('custom_hooks', []):
-            # One that changes the model does so here.
+            # Hooks that change the model do so here.
             HOOKS.build(hook).before_run(SimpleNamespace(model=model))
         if self.compiled:
-            torch._dynamo.reset()  # Nothing is compiled yet, whatever was measured before.
+            torch._dynamo.reset()  # Discards code compiled for earlier measurements.
             hook = CompileHook(self.compiled, backend=self.backend)
             hook.before_run(SimpleNamespace(model=model))
         with quiet(logging.WARNING):
@@ -162,7 +162,7 @@ class Detector:
 
 
 def choose_deformable_attention(name: str) -> None:
-    """Let mmcv compute deformable attention by another code, see :class:`Detector`."""
+    """Choose mmcv's implementation of deformable attention, see :class:`Detector`."""
     on_gpu = has_operators() and torch.cuda.is_available()
     deformable_attention.IS_CUDA_AVAILABLE = on_gpu and name != 'pytorch'
     deformable_attention.multi_scale_deformable_attn_pytorch = (
@@ -176,7 +176,7 @@ def has_operators() -> bool:
 
 
 def _operator_in_float32(value: Tensor, shapes: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Mmcv's operator with the arguments of its PyTorch code."""
+    """Run mmcv's operator in float32, with the arguments of its PyTorch code."""
     starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
     arguments = value.float(), shapes, starts, places.float(), weights.float(), 64
     operator = deformable_attention.MultiScaleDeformableAttnFunction

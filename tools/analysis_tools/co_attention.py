@@ -1,4 +1,4 @@
-"""The co-attention of a decoder layer: SMCA's of one level, or SMCA-DINO's of all levels."""
+"""Co-attention of a decoder layer as a case: SMCA's to one level or SMCA-DINO's to all levels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ from mmsmca.models.layers.memory import LevelCells
 from mmsmca.models.layers.projections import merge_heads, split_heads
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
-# The package's two, attention without prior, and FlexAttention.
+# The package's two implementations, attention without prior, and FlexAttention.
 IMPLEMENTATIONS = ('explicit', 'folded', 'no_prior', 'flex')
 BETA = 8.0
-# Of SMCA-DINO's levels, as many as there are.
+# Strides of SMCA-DINO's levels; with fewer levels, the first ones.
 STRIDES = (8, 16, 32, 64)
 
 
@@ -28,15 +28,15 @@ class CoAttention:
 
     Attributes:
         implementation: One of :data:`IMPLEMENTATIONS`.
-        grids: Height and width of every feature map, in cells. One is SMCA's co-attention; several
-            are SMCA-DINO's, with one softmax over all of them, the finest first.
+        grids: Height and width of every feature map, in cells, the finest first. One map gives
+            SMCA's co-attention, several give SMCA-DINO's, with one softmax over all of them.
         queries: Queries Q per image.
         heads: Heads M.
         channels: Channels d per head.
-        padding: Padded share of the last image; at 0 there is no mask.
+        padding: Padded fraction of the last image; 0 means no mask.
         dropout: Probability that an attention weight is dropped.
-        size: Scales of SMCA's priors, or sides of SMCA-DINO's boxes in images. Defaults to None: as
-            in training, about 1, and between a fiftieth and three fifths.
+        size: Scales of SMCA's priors, or sides of SMCA-DINO's boxes relative to the image. Defaults
+            to None: as in training, about 1, or between 0.02 and 0.6.
         backend: Backend of ``torch.compile``, for FlexAttention.
     """
 
@@ -52,7 +52,7 @@ class CoAttention:
 
     @property
     def optional(self) -> bool:
-        """FlexAttention is not part of every PyTorch on every device."""
+        """Whether it may be unavailable: not every PyTorch and device has FlexAttention."""
         return self.compiled
 
     @property
@@ -62,34 +62,34 @@ class CoAttention:
 
     @property
     def is_level(self) -> bool:
-        """Whether it is SMCA's, of a single level."""
+        """Whether this is SMCA's co-attention, to a single level."""
         return len(self.grids) == 1
 
     @property
     def num_cells(self) -> int:
-        """Cells N of all maps."""
+        """Number of cells N of all maps."""
         return sum(height * width for height, width in self.grids)
 
     @property
     def content(self) -> int:
-        """Channels per head that queries and keys have: SMCA-DINO's prior takes part of them."""
+        """Channels per head of queries and keys, without those that SMCA-DINO's prior occupies."""
         if self.is_level or self.implementation == 'no_prior':
             return self.channels
         return self.channels - num_prior_channels(len(self.grids))
 
     def small(self) -> 'CoAttention':
-        """The same of next to no size."""
+        """Copy of minimal size."""
         return replace(self, grids=tuple((2, 2) for _ in self.grids), queries=1)
 
     def attend(self, images: int) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
-        """The attention itself under random priors.
+        """Create the attention function and random priors.
 
         Args:
             images: Images B.
 
         Returns:
-            Function of queries (B, M, Q, k), keys (B, M, N, k), values (B, M, N, d) and what the
-            prior is made of; and the latter, by name.
+            Function of queries (B, M, Q, k), keys (B, M, N, k), values (B, M, N, d) and the
+            tensors of the prior; and these tensors by name.
         """
         other_attention.BACKEND = self.backend
         if self.is_level:
@@ -110,7 +110,7 @@ class CoAttention:
         return attend_levels, prior._asdict()
 
     def build(self, setting: Setting) -> Case:
-        """Make inputs; a training step is forward and backward, to everything with a gradient."""
+        """Create inputs; a training step runs forward and computes all gradients."""
         setting.prepare()
         embed_dims = self.heads * self.channels
         tokens = (setting.batch, self.queries), (setting.batch, self.num_cells)
@@ -138,7 +138,7 @@ class CoAttention:
 
         def train() -> Tensor:
             out = run()
-            # Without prior, what it is computed from has no gradient.
+            # Without prior, its tensors have no gradient.
             torch.autograd.grad(out, inputs, upstream.to(out.dtype), allow_unused=True)
             return out
 
@@ -146,7 +146,7 @@ class CoAttention:
 
 
 def random_level_prior(of: CoAttention, images: int) -> tuple[LevelPrior, LevelCells]:
-    """Priors with centres all over a map, and its cells."""
+    """Random priors with centres all over a map, and the map's cells."""
     (grid,) = of.grids
     height, width = grid
     centers = torch.rand(images, of.heads, of.queries, 2) * torch.tensor([width, height])
@@ -162,7 +162,7 @@ def random_level_prior(of: CoAttention, images: int) -> tuple[LevelPrior, LevelC
 
 
 def random_joint_prior(of: CoAttention, images: int) -> tuple[JointPrior, Cells]:
-    """Priors as training starts with, of boxes all over the image, and the cells."""
+    """Priors as at the start of training, for random boxes all over the image, and the cells."""
     strides = STRIDES[: len(of.grids)]
     height, width = (side * strides[0] for side in of.grids[0])
     image_sizes = torch.tensor([[float(width), float(height)]]).repeat(images, 1)

@@ -1,4 +1,4 @@
-"""Time and memory of detectors and co-attentions, in turns."""
+"""Measure time and memory of detectors and co-attentions in turns."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from torch.utils.benchmark import timer
 
 from mmsmca.engine.timing import interleaved_times, paired_ratio, paired_spread
 
-# How PyTorch's names of its fused kernels begin.
+# Prefix of PyTorch's names of its fused kernels.
 KERNELS = '_scaled_dot_product_'
 
 
@@ -37,27 +37,27 @@ def measure(
 ) -> list[dict]:
     """Measure subjects in turns.
 
-    Memory is a detector's with its parameters and optimizer, a co-attention's without its inputs.
-    On a CPU it is measured in a process of its own, except that of what is compiled: the compiler
-    would be counted.
+    Memory includes the parameters and optimizer of a detector, but not the inputs of a
+    co-attention. On a CPU it is measured in a separate process, but not for compiled subjects,
+    because the compiler would be counted.
 
     Args:
-        subjects: What to measure, by name.
-        setting: What it is measured on.
-        rounds: Timings of each; at 0, memory only.
-        memory_limit: Most memory that a process may have on a CPU, in GiB. Defaults to None: memory
-            is not measured there.
-        modes: Which of :data:`.cases.MODES`. Defaults to all.
-        references: Names of subjects that ratios are to. Defaults to none.
-        known: Rows with memory that was measured before, by name. Defaults to none.
+        subjects: Subjects by name.
+        setting: Setting of the measurement.
+        rounds: Number of timings of each; 0 measures memory only.
+        memory_limit: Memory limit of a process on a CPU, in GiB. Defaults to None: memory is not
+            measured there.
+        modes: Keys of :data:`.cases.MODES`. Defaults to all.
+        references: Names of the subjects to compute ratios to. Defaults to none.
+        known: Rows with memory that was measured earlier, by name. Defaults to none.
 
     Returns:
-        A row per subject: its ``name`` and ``outcome``, and for every mode (``train`` as an
-        example) ``train_ms``, the median; ``train_mib``, the peak, None if memory did not suffice;
-        ``train_first_s``, the first call, and ``train_images_per_s``; to every reference
-        ``train_time_vs_...``, the median over the rounds of the ratio within one,
-        ``train_quartiles_vs_...`` and ``train_memory_vs_...``; and ``kernel``, the fused attention
-        that ran last in training. What could not be measured is missing.
+        A row per subject: its ``name`` and ``outcome``; for every mode (here ``train``) the median
+        ``train_ms``, the peak ``train_mib`` (None if memory did not suffice), the first call
+        ``train_first_s``, and ``train_images_per_s``; for every reference ``train_time_vs_...``,
+        the median over the rounds of the ratio within a round, ``train_quartiles_vs_...`` and
+        ``train_memory_vs_...``; and ``kernel``, the fused attention kernel that ran last in
+        training. What could not be measured is missing.
     """
     rows: dict[str, dict] = {name: dict(name=name) for name in subjects}
     calls: dict[str, dict] = {mode: {} for mode in modes}
@@ -97,16 +97,16 @@ def measure(
 def _start(
     subject: Detector | CoAttention, setting: Setting, row: dict, calls: dict[str, dict]
 ) -> None:
-    """Build a subject, call every mode for the first time, and add it to what is to be timed.
+    """Build a subject, call every mode for the first time, and add the calls to those to time.
 
-    A GPU's allocator counts exactly: there, memory is measured here.
+    Memory on a GPU is measured here, because its allocator counts exactly.
     """
     on_gpu = setting.device != 'cpu'
     allocated = torch.cuda.memory_allocated() if on_gpu else 0
     case = subject.build(setting)
     if on_gpu and isinstance(subject, CoAttention):
         allocated = torch.cuda.memory_allocated()
-    # Inference first: gradients and the optimizer's state stay once there are some.
+    # Inference first: gradients and optimizer state stay allocated once they exist.
     for mode in sorted(calls):  # test, train
         if row.get(f'{mode}_mib', 0) is None:
             continue
@@ -123,7 +123,7 @@ def _start(
         if spy is not None:
             row['kernel'] = spy.kernel
         if on_gpu:
-            call()  # With the state of the optimizer.
+            call()  # With the optimizer state.
             torch.cuda.synchronize()
             row[f'{mode}_mib'] = (torch.cuda.max_memory_allocated() - allocated) / MIB
         calls[mode][row['name']] = call
@@ -134,12 +134,12 @@ def _memory(
 ) -> float | None:
     """Peak memory of a subject on a CPU, in MiB; None if it exceeds the limit."""
     if isinstance(subject, CoAttention):
-        # The first call also loads code and starts threads: not what is measured.
+        # The first call also loads code and starts threads, which are not to be measured.
         getattr(subject.small().build(setting), mode)()
         return peak_memory(getattr(subject.build(setting), mode), limit_gib)
 
     def call_twice() -> None:
-        # The optimizer's state is there from the second step on.
+        # The optimizer state exists from the second step on.
         case = subject.build(setting)
         for _ in range(2):
             getattr(case, mode)()
@@ -148,10 +148,10 @@ def _memory(
 
 
 class KernelSpy(TorchDispatchMode):
-    """Hears which fused attention kernel PyTorch runs, which depends on device, precision, mask.
+    """Records which fused attention kernel PyTorch chooses for device, precision and mask.
 
     Attributes:
-        kernel: Name of the last one; None if none was run: attention weights were in memory.
+        kernel: Name of the last kernel; None if none ran, so that attention weights were in memory.
     """
 
     kernel: str | None = None

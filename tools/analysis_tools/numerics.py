@@ -1,4 +1,4 @@
-"""Whether a detector is right on a device and in a precision: parity, and steps of training."""
+"""Check a detector's correctness on a device and in a precision: parity and training steps."""
 
 import copy
 import inspect
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsmca.models.layers.memory import Memory
 
-# Parameters of the priors: where the queries look, and how far around.
+# Parameters of the priors: their centres and extents.
 PRIOR = ('spatial_prior.', 'center_head.')
 # The queries that a decoder starts from.
 QUERIES = ('query', 'query_pos', 'reference_points')
@@ -21,19 +21,19 @@ _references: dict[str, tuple] = {}
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss or a weight that is infinite or no number."""
+    """A loss or a weight that is infinite or NaN."""
 
 
 def parity(detector: Detector, setting: Setting) -> list[dict]:
     """Compare a detector with itself on the CPU in float64.
 
-    The decoder starts from the reference's queries, so that no near tie of two proposals reorders
-    them. Gradients are of a weighed sum of all scores and boxes.
+    The decoder starts from the reference's queries, so that near ties of proposals do not reorder
+    them. Gradients are those of a weighted sum of all scores and boxes.
 
     Args:
-        detector: The detector, as training starts, in evaluation mode; what starts at zero is
-            random.
-        setting: Device and precision; ``float64`` is one, too.
+        detector: The detector, with initial weights and in evaluation mode; parameters that
+            start at zero are made random.
+        setting: Device and precision, here also ``float64``.
 
     Returns:
         One row: ``outcome``, and relative errors in the Frobenius norm of the encoder's ``memory``,
@@ -47,7 +47,7 @@ def parity(detector: Detector, setting: Setting) -> list[dict]:
             _references.clear()
             case = detector.build(replace(setting, device='cpu', dtype='float32'))
             for p in case.model.parameters():
-                if not p.any():  # It would hide what is wrong behind it.
+                if not p.any():  # Zeros would mask errors in other layers.
                     torch.nn.init.normal_(p, std=0.02)
             on_cpu = replace(setting, device='cpu', dtype='float64')
             _references[key] = case, *_outputs_and_gradients(case, None, on_cpu)
@@ -58,7 +58,7 @@ def parity(detector: Detector, setting: Setting) -> list[dict]:
 
 
 def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """Norm of the difference over that of what is expected, of all tensors together."""
+    """Norm of the difference divided by the norm of ``expected``, over all tensors together."""
     a, b = (torch.cat([x.detach().double().cpu().flatten() for x in y]) for y in (actual, expected))
     return ((a - b).norm() / b.norm()).item()
 
@@ -66,7 +66,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 def _outputs_and_gradients(
     case: Case, queries: dict | None, setting: Setting
 ) -> tuple[dict, dict[str, list[Tensor]]]:
-    """Run a copy of the model; the queries it selected, and what :func:`parity` compares."""
+    """Run a copy of the model; return the decoder's queries and what :func:`parity` compares."""
     setting.prepare()
     dtype = torch.float64 if setting.dtype == 'float64' else torch.float32
     model = copy.deepcopy(case.model).to(setting.device, dtype).eval()
@@ -108,13 +108,13 @@ def training(detector: Detector, setting: Setting, steps: int) -> list[dict]:
 
     Args:
         detector: The detector.
-        setting: What it is trained on, and in which precision.
+        setting: Device, precision and batch size.
         steps: Number of steps.
 
     Returns:
-        One row: the ``outcome``, which is a failure where anything is not finite, the mean loss of
-        the first and of the last tenth of the steps, and, where losses are scaled, their scale in
-        the end and how many steps were skipped until it fitted.
+        One row: the ``outcome``, which is a failure if anything is not finite; the mean loss of the
+        first and of the last tenth of the steps; and, with loss scaling, the final scale and the
+        number of skipped steps.
     """
     row: dict = dict(config=detector.config, dtype=setting.dtype, steps=steps)
     with outcome_in(row):
@@ -126,7 +126,7 @@ def train(case: Case, steps: int) -> dict[str, float]:
     """Train for some steps.
 
     Returns:
-        What :func:`training` says of it.
+        Losses and loss scaling, as in the row of :func:`training`.
 
     Raises:
         NotFiniteError: If a loss or, in the end, a weight is not finite.

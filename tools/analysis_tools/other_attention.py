@@ -1,8 +1,8 @@
-"""What the co-attention is compared with: no prior, and the prior through PyTorch's FlexAttention.
+"""References for the co-attention: no prior, and the prior through PyTorch's FlexAttention.
 
-FlexAttention compiles a function of a logit's indices into its kernel. The detectors do not use it:
-it has to be compiled, needs a GPU for training, and is new in every version of PyTorch. Imported,
-both are values of ``cross_attn_cfg.implementation``: ``no_prior`` and ``flex``.
+FlexAttention compiles a function of a logit and its indices into its kernel. The detectors do not
+use it: it has to be compiled, needs a GPU for training, and changes with every PyTorch version.
+Importing this module adds ``no_prior`` and ``flex`` to ``cross_attn_cfg.implementation``.
 """
 
 import functools
@@ -19,13 +19,13 @@ from mmsmca.models.layers.joint_attention import Cells
 from mmsmca.models.layers.memory import LevelCells
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
-# Of torch.compile, for FlexAttention; uncompiled, it writes all logits to memory.
+# Backend of torch.compile for FlexAttention, which writes all logits to memory if not compiled.
 BACKEND = 'inductor'
 
 
 @functools.cache
 def compiled_flex_attention(backend: str) -> Callable[..., Tensor]:
-    """FlexAttention, compiled for every shape anew."""
+    """FlexAttention, recompiled for every shape."""
     return torch.compile(flex_attention, backend=backend, dynamic=False)
 
 
@@ -37,7 +37,7 @@ def level_flex_attention(
     cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """SMCA's attention of one level; arguments of :func:`.gaussian_attention`, but no dropout."""
+    """SMCA's attention to one level; arguments of :func:`.gaussian_attention`, without dropout."""
     (centers, scales, beta), ((_, width), padding) = prior, cells
     factors = scales.square() / beta
 
@@ -61,7 +61,7 @@ def joint_flex_attention(
     cells: Cells,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """SMCA-DINO's; arguments of :func:`.explicit_joint_attention`, but no dropout."""
+    """SMCA-DINO's attention; arguments of :func:`.explicit_joint_attention`, without dropout."""
     (centers, precisions, gates), padding = prior, cells.padding
     x, y = cells.coordinates.unbind(-1)
 

@@ -1,17 +1,17 @@
 """The common recipe of the small detectors, on the generated set shapes192.
 
-``tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1`` makes the data: 192 px drawn,
-96 px seen. Evaluation reads the split ``val``. What is chosen (a rate, a schedule, a width) is
-chosen on ``tune``: ``EVAL_SPLIT=tune`` in the environment of any tool.
+``tools/make_shapes.py data/shapes192 --size 192 --val 400 --seed 1`` makes the data: drawn at
+192 px, resized to 96 px. Evaluation uses the split ``val``. Settings (learning rate, schedule,
+width) are chosen on ``tune``: set ``EVAL_SPLIT=tune`` in the environment of any tool.
 
-MMEngine refuses two base files with one key, and every detector has MMDetection's config as a base:
-hence one name here, and ``globals().update(_base_.recipe)`` in the configs: each of its keys. A
-detector's model is ``single_scale`` or ``multi_scale``, and what else it needs.
+MMEngine rejects two base files with the same key, and each detector also has MMDetection's config
+as a base. So one name holds all keys here; configs call ``globals().update(_base_.recipe)``. A
+detector's model is ``single_scale`` or ``multi_scale``, plus what else it needs.
 """
 
 num_iters = 3000
 eval_interval = 500
-# ResNet-18 with a quarter of its channels, from scratch: "r18w16".
+# "r18w16": ResNet-18 with a quarter of its channels, trained from scratch.
 small_backbone = dict(
     depth=18,
     base_channels=16,
@@ -39,7 +39,7 @@ small_transformer = dict(
     test_cfg=dict(max_per_img=25),
 )
 
-# A dilated C5 of stride 16 for the detectors of one scale, strides 8, 16 and 32 for the others.
+# A dilated C5 of stride 16 for single-scale detectors, strides 8, 16 and 32 for the others.
 single_scale = dict(
     backbone=dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), **small_backbone),
     neck=dict(in_channels=[128], out_channels=128),
@@ -116,10 +116,10 @@ recipe = dict(
     test_dataloader=small_eval_dataloader,
     val_evaluator=small_evaluator,
     test_evaluator=small_evaluator,
-    # Nothing is pretrained: the backbone learns at the rate of the rest.
+    # Nothing is pretrained, so the backbone has the same learning rate as the rest.
     optim_wrapper=dict(
-        # One kernel for all parameters instead of a dozen each: a tenth of a step of models this
-        # small.
+        # One kernel for all parameters instead of a dozen per parameter: saves a tenth of a step
+        # in models this small.
         constructor='GroupedOptimWrapperConstructor',
         optimizer=dict(type='AdamW', lr=2.5e-4, weight_decay=1e-4, fused=True),
         clip_grad=dict(max_norm=0.1, norm_type=2),

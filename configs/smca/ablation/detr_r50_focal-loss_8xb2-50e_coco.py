@@ -1,6 +1,6 @@
 _base_ = '../smca_r50_8xb2-50e_coco.py'
 
-# The paper's baseline: SMCA's losses and recipe without its spatial prior, which is DETR.
+# The paper's baseline: DETR with SMCA's losses and recipe, that is, without the spatial prior.
 model = dict(
     type='DETR',
     decoder=dict(
@@ -15,7 +15,7 @@ model = dict(
     ),
     bbox_head=dict(
         type='DETRHead',
-        # Focal loss starts from a probability of 0.01; SMCA's head sees to it by itself.
+        # Focal loss needs an initial probability of 0.01, which SMCA's head sets by itself.
         init_cfg=dict(type='Xavier', bias_prob=0.01, override=dict(name='fc_cls')),
     ),
 )

@@ -1,7 +1,7 @@
 _base_ = '../smca-multi-scale_r50_8xb1-50e_coco.py'
 
-# Not in the paper, whose prior is the decoder's: every cell attends to all levels, under Gaussians
-# around it.
+# Not in the paper, where only the decoder has a prior: every cell attends to all levels under
+# Gaussians around it.
 model = dict(
     encoder=dict(
         _delete_=True,

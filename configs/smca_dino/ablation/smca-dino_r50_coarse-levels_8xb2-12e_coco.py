@@ -1,4 +1,4 @@
 _base_ = '../smca-dino_r50_8xb2-12e_coco.py'
 
-# Strides 16 to 64 alone. Queries are still selected on all levels.
+# The decoder attends to strides 16 to 64 only. Queries are still selected on all levels.
 model = dict(decoder=dict(start_levels=[1] * 6))

@@ -1,6 +1,6 @@
 _base_ = '../smca-dino_r50_8xb2-12e_coco.py'
 
-# DINO's.
+# DINO's own classification loss.
 model = dict(
     bbox_head=dict(
         loss_cls=dict(

@@ -1,6 +1,6 @@
 _base_ = '../smca-dino_r50_8xb2-12e_coco.py'
 
-# The paper's encoder, on the strides it can afford: attention among all cells.
+# The paper's encoder, without stride 8: attention among all cells would be too expensive.
 model = dict(
     backbone=dict(out_indices=(2, 3)),
     neck=dict(in_channels=[1024, 2048], num_outs=3),

@@ -1,4 +1,4 @@
 _base_ = '../smca-dino_r50_8xb2-12e_coco.py'
 
-# A hundredth of a cell, against boxes of no size.
+# Not quite zero, as boxes can be empty: a hundredth of a cell.
 model = dict(decoder=dict(layer_cfg=dict(spatial_prior_cfg=dict(floor=0.01))))

@@ -1,7 +1,7 @@
 """Checkpoints that are complete whenever they exist, however the run ends.
 
 MMEngine writes ``epoch_N.pth`` in place, after removing the checkpoint that exceeds
-``max_keep_ckpts`` or the best one that is to be replaced. A run that is killed meanwhile leaves a
+``max_keep_ckpts`` or the best one that is to be replaced. A run that is killed in between leaves a
 truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
 """
 
@@ -18,7 +18,7 @@ from mmsmca.files import written_whole
 
 @register_backend('AtomicBackend')
 class AtomicBackend(LocalBackend):
-    """The local disk, where files appear complete and are removed later."""
+    """The local disk, with files written whole or not at all, and removed later."""
 
     def __init__(self) -> None:
         self._outdated: list[str] = []
@@ -52,8 +52,8 @@ class AtomicBackend(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """``CheckpointHook`` that removes a checkpoint only when its successor is complete.
 
-    After its first checkpoint, a run that is killed at any moment leaves a complete one, and
-    besides at most one checkpoint too many and one file ``*.partial``.
+    After its first checkpoint, a run that is killed at any moment leaves a complete checkpoint, and
+    at most one surplus checkpoint and one ``*.partial`` file.
 
     Args:
         backend_args: None or dict(backend='local'), the local disk. Defaults to None.

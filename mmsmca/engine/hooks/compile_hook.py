@@ -1,4 +1,4 @@
-"""``torch.compile`` for the parts of a detector that are tensors in, tensors out."""
+"""``torch.compile`` for the parts of a detector that map tensors to tensors."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from mmengine.runner import Runner
 
 from mmsmca.engine.unwrap import unwrapped
 
-# Between them, Python loops over the images of a batch: masks from the images' sizes, the matching,
-# the detections.
+# The code between them loops over the images of a batch in Python: masks from image sizes, the
+# matching, the detections.
 PARTS = ('extract_feat', 'forward_encoder', 'forward_decoder')
 
 
@@ -18,7 +18,7 @@ PARTS = ('extract_feat', 'forward_encoder', 'forward_decoder')
 class CompileHook(Hook):
     """Compile backbone and neck, encoder, and decoder of a DETR-like detector.
 
-    MMEngine's option ``compile`` compiles the whole training step, with everything that differs
+    MMEngine's option ``compile`` compiles the whole training step, including everything that varies
     from batch to batch, and nothing for inference. This hook compiles for both::
 
         custom_hooks = [dict(type='CompileHook')]

@@ -19,10 +19,10 @@ GLIBC_VARIABLES = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'MALLOC_M
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors free, for later tensors.
+    """Make this process keep the memory of freed tensors for later ones.
 
-    glibc returns blocks of more than 32 MiB to the system at once. The next tensor of that size
-    gets new pages, each filled with zeros, which takes a fifth of a DETR's training step at 800 x
+    glibc immediately returns blocks of more than 32 MiB to the system. The next tensor of that size
+    gets new pages, and filling them with zeros takes a fifth of a DETR's training step at 800 x
     1333 pixels.
 
     Returns:
@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None:
         return False
-    # Older versions accept no threshold above 32 MiB, but can do without mmap.
+    # Older versions accept no mmap threshold above 32 MiB, but mmap can be disabled.
     return bool(
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_MAX, 0))
@@ -42,7 +42,7 @@ def keep_freed_memory() -> bool:
 
 
 def speed_up(model: nn.Module) -> None:
-    """Do to a detector and to this process what :class:`CPUSpeedHook` does.
+    """Apply the settings of :class:`CPUSpeedHook` to a detector and to this process.
 
     Args:
         model: The detector, with a ``backbone``.
@@ -65,7 +65,7 @@ class CPUSpeedHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Set the layout of the backbone's weights, which its maps follow, and the allocator.
+        """Set the layout of the backbone's weights, which its maps adopt, and the allocator.
 
         Args:
             runner: Runner of the training, validation or test.

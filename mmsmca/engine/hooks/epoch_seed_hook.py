@@ -20,7 +20,7 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> int:
         rank: Number of the process, from 0.
 
     Returns:
-        An integer from 0 to 2**31 - 1; neighbouring arguments give unrelated ones.
+        An integer from 0 to 2**31 - 1; neighbouring arguments give unrelated seeds.
     """
     return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]) >> 1
 
@@ -29,11 +29,11 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> int:
 class EpochSeedHook(Hook):
     """Seeds Python, NumPy and PyTorch before every training epoch, data loading included.
 
-    MMEngine's checkpoints have no state of the random generators: a resumed run draws dropout and
-    augmentation from the start of the seed's stream again. With this hook and a seed in
-    ``randomness``, it draws what the uninterrupted run draws, since everything follows from seed
-    and epoch, as the order of the images (``DefaultSampler``) does. For ``EpochBasedTrainLoop``
-    only: an iteration-based run has one epoch.
+    MMEngine's checkpoints do not store the state of the random generators: a resumed run draws
+    dropout and augmentation from the start of the seed's stream again. With this hook and a seed in
+    ``randomness``, it draws the same numbers as an uninterrupted run, since everything depends only
+    on seed and epoch, as the image order of ``DefaultSampler`` already does. For
+    ``EpochBasedTrainLoop`` only: an iteration-based run has one epoch.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -60,6 +60,6 @@ class EpochSeedHook(Hook):
         """
         seed = epoch_seed(runner.seed, runner.epoch, get_rank())
         set_random_seed(seed)
-        # MMEngine's `worker_init_fn` with another seed than the run's.
+        # MMEngine's `worker_init_fn` with this seed instead of the run's.
         loader = runner.train_dataloader
         loader.worker_init_fn = partial(loader.worker_init_fn, seed=seed)

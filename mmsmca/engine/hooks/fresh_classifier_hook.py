@@ -11,15 +11,15 @@ from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 class FreshClassifierHook(Hook):
     """Leaves out the classifier of a ``load_from`` checkpoint that has other classes.
 
-    MMEngine alone leaves it out only if the number of classes differs, and otherwise loads rows of
-    other classes. ``tools/train.py`` adds the hook to a run with ``load_from``.
+    By itself, MMEngine leaves it out only if the number of classes differs, and otherwise loads the
+    rows of other classes. ``tools/train.py`` adds the hook to a run with ``load_from``.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remove the classifier from what is loaded, and log it.
+        """Remove the classifier from the checkpoint if its classes differ, and log this.
 
         Args:
-            runner: Runner of the training, which does not resume.
+            runner: Runner of the training; nothing is removed if it resumes.
             checkpoint: The checkpoint, changed in place.
         """
         if runner._resume:

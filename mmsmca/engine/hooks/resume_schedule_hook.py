@@ -1,7 +1,7 @@
-"""A resumed training takes rate and schedule from the config, and says where they have changed.
+"""Resumed training with the learning rate and schedule of the config, logging what has changed.
 
-MMEngine restores them from the checkpoint: whoever resumes with another rate, schedule or length
-trains on with the old ones, and is not told.
+MMEngine restores both from the checkpoint: a run that is resumed with another rate, schedule or
+length continues with the old ones, without notice.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mmsmca.errors import ConfigError
 
-# Where a scheduler is, not what it does.
+# The progress of a scheduler, not its settings.
 PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose'}
 
 
@@ -21,28 +21,28 @@ PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose'}
 class ResumeScheduleHook(Hook):
     """Compare the optimizer's settings and the schedulers of a checkpoint with the config's.
 
-    What differs is logged as a warning. ``tools/train.py`` adds the hook to a resumed run; nothing
-    changes where nothing differs. Runs with several optimizers are left alone.
+    Differences are logged as a warning; without any, the hook changes nothing. ``tools/train.py``
+    adds it to a resumed run. Runs with several optimizers are left alone.
 
     Args:
-        keep: Whether the checkpoint's settings win. Defaults to False: the config's do, the
-            schedulers at the checkpoint's epoch and iteration.
+        keep: Whether to use the checkpoint's settings. Defaults to False: use the config's, with
+            schedulers advanced to the checkpoint's epoch and iteration.
     """
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Say what differs, and let the checkpoint have what wins.
+        """Log the differences, and write the settings to use into the checkpoint.
 
         Args:
             runner: Runner of the training.
-            checkpoint: What it resumes from, changed in place.
+            checkpoint: The checkpoint it resumes from, changed in place.
 
         Raises:
-            ConfigError: If the checkpoint's optimizer is another, or has other parameter groups.
+            ConfigError: If the checkpoint has another optimizer or other parameter groups.
         """
-        # Other runners shard what an optimizer holds.
+        # Other runners shard the optimizer's state.
         if not isinstance(runner, Runner) or not runner._resume:
             return
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
@@ -70,7 +70,7 @@ class ResumeScheduleHook(Hook):
         _advance(schedulers, meta['epoch'], meta['iter'])
         for group, mine in zip(saved, own, strict=True):
             group.update({key: value for key, value in mine.items() if key != 'params'})
-        # What MMEngine logs as the base of the rates; None of a single group.
+        # MMEngine logs these as the base rates; None with a single group.
         if base := runner.optim_wrapper.base_param_settings:
             checkpoint['optimizer']['base_param_settings'] = base
         checkpoint['param_schedulers'] = [s.state_dict() for s in schedulers]
@@ -110,7 +110,7 @@ def _changed_settings(saved: list[dict], own: list[dict]) -> list[str]:
     changed: dict[str, None] = {}
     for group, mine in zip(saved, own, strict=True):
         for key, value in mine.items():
-            # The rate of the moment follows from the initial one and the schedule.
+            # The current rate follows from the initial rate and the schedule.
             skipped = ('params', 'lr') if 'initial_lr' in mine else ('params',)
             if key in skipped or key not in group:
                 continue
@@ -138,7 +138,7 @@ def _shown(value: Any) -> Any:
 
 
 def _advance(schedulers: list, epochs: int, iterations: int) -> None:
-    """Step new schedulers as a training steps them, in its order."""
+    """Step new schedulers as often as training would have, in the same order."""
     by_iteration = [s for s in schedulers if not s.by_epoch]
     by_epoch = [s for s in schedulers if s.by_epoch]
     per_epoch = iterations // epochs if epochs else 0

@@ -1,4 +1,4 @@
-"""A small backbone whose ImageNet weights come with a package of pip's: no download."""
+"""A small backbone whose ImageNet weights come in a pip package, so nothing is downloaded."""
 
 from collections.abc import Sequence
 
@@ -10,26 +10,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsmca.errors import ConfigError
 
-# The last blocks of strides 8, 16 and 32, of 40, 112 and 320 channels.
+# Last blocks of strides 8, 16 and 32, with 40, 112 and 320 channels.
 LAST_BLOCKS = (4, 10, 15)
-# Stem and blocks up to stride 4, as ResNet's ``frozen_stages=1``.
+# Blocks up to stride 4, frozen together with the stem, as ResNet's ``frozen_stages=1`` does.
 FROZEN_BLOCKS = 3
 
 
 @MODELS.register_module()
 class EfficientNetLite(BaseModule):
-    """EfficientNet-Lite0 (https://github.com/tensorflow/tpu), with weights from ImageNet.
+    """EfficientNet-Lite0 (https://github.com/tensorflow/tpu), pretrained on ImageNet.
 
-    Statistics of the batch norms stay, stem and first blocks are not trained. Images have to be
-    normalised by a mean of 127 and a deviation of 128.
+    The stem, the first blocks and all batch norms, statistics included, are frozen. Images must be
+    normalised with a mean of 127 and a standard deviation of 128.
 
     Args:
-        out_indices: Which of the maps of strides 8, 16 and 32 to return. Defaults to all: 0, 1, 2.
-        pretrained: Whether the weights are ImageNet's. Defaults to True.
-        init_cfg: MMEngine's initialisation. Defaults to None.
+        out_indices: Which of the maps of strides 8, 16, 32 to return. Defaults to (0, 1, 2).
+        pretrained: Whether to load the ImageNet weights. Defaults to True.
+        init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ConfigError: If the packages of the extra ``stamps`` are not installed, or an index is none.
+        ConfigError: If ``out_indices`` is invalid, or the extra ``stamps`` is not installed.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class EfficientNetLite(BaseModule):
             frozen.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the maps.
+        """Compute the feature maps.
 
         Args:
             images: (batch, 3, height, width).
 
         Returns:
-            A map per index of ``out_indices``.
+            One map per index of ``out_indices``, finest first.
         """
         x = self.stem(images)
         maps = []
@@ -76,7 +76,7 @@ class EfficientNetLite(BaseModule):
         return tuple(maps)
 
     def train(self, mode: bool = True) -> 'EfficientNetLite':
-        """Switch to training; the batch norms stay as they are."""
+        """Set the training mode of all modules but the batch norms, which stay frozen."""
         super().train(mode)
         for norm in self._norms():
             norm.eval()

@@ -1,13 +1,13 @@
-"""Detections of a head with fewer queries than detections are asked for."""
+"""Predictions of a DETR head that has fewer scores than requested detections."""
 
 from torch import Tensor, nn
 
 
 class FewQueries:
-    """Mixin before one of MMDetection's DETR heads: gives all detections that there are.
+    """Mixin, placed before an MMDetection DETR head, that caps the number of detections.
 
-    MMDetection's heads fail where ``test_cfg.max_per_img`` exceeds the scores to choose from,
-    queries x classes (queries, with a softmax).
+    MMDetection's heads fail if ``test_cfg.max_per_img`` exceeds the number of scores to choose
+    from: queries x classes with a sigmoid, queries with a softmax.
     """
 
     test_cfg: dict

@@ -1,4 +1,4 @@
-"""A training that diverged, told by what there is to know of it."""
+"""A clear error for training that has diverged."""
 
 from mmengine.logging import MessageHub
 from torch import Tensor
@@ -7,9 +7,9 @@ from mmsmca.errors import DivergedError
 
 
 class FiniteMatching:
-    """Mixin before one of MMDetection's DETR heads: names NaN, the step and the learning rate.
+    """Mixin, placed before an MMDetection DETR head, that reports where training diverged.
 
-    SciPy's matching would end the training with "matrix contains invalid numeric entries".
+    Without it, SciPy's matcher fails with "matrix contains invalid numeric entries".
     """
 
     def _get_targets_single(self, cls_score: Tensor, bbox_pred: Tensor, *args, **kwargs):
@@ -24,7 +24,7 @@ REMEDY = 'lower optim_wrapper.optimizer.lr, warm up longer, or set optim_wrapper
 
 
 def _where() -> str:
-    """Step and learning rate of the running training, in words."""
+    """Step and learning rate of the current training run, as text."""
     hub = MessageHub.get_current_instance()
     step, rate = hub.runtime_info.get('iter'), hub.log_scalars.get('train/lr')
     if step is None or rate is None:

@@ -13,10 +13,10 @@ from .finite_matching import FiniteMatching
 
 @MODELS.register_module()
 class SMCAHead(FiniteMatching, FewQueries, ConditionalDETRHead):
-    """Head of SMCA: boxes are predicted as offsets from the queries' centres, in logits.
+    """SMCA's head: predicts boxes as offsets, in logit space, from the queries' centres.
 
-    Configuration, losses and predictions are those of MMDetection's ``ConditionalDETRHead``, whose
-    references are centres in [0, 1]; ours are their logits, which need no inverse sigmoid.
+    Configuration, losses and predictions are those of MMDetection's ``ConditionalDETRHead``. Its
+    references are centres in [0, 1]; here they are logits, which need no inverse sigmoid.
     """
 
     def forward(self, hidden_states: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,31 +24,31 @@ class SMCAHead(FiniteMatching, FewQueries, ConditionalDETRHead):
 
         Args:
             hidden_states: Outputs of the decoder layers, (layers, B, Q, C).
-            references: Logits of the queries' centres (x, y), (B, Q, 2), or every layer's own,
+            references: Logits of the queries' centres (x, y), (B, Q, 2), or one set per layer,
                 (layers, B, Q, 2).
 
         Returns:
             Class logits, (layers, B, Q, classes), and boxes (cx, cy, w, h) in [0, 1] of the image
             content, (layers, B, Q, 4).
         """
-        # Costs of the matching and losses are made of these: in half precision the logarithm of one
-        # minus a score is soon that of zero, and a box is half a pixel off in an image of 128.
+        # Matching costs and losses use these values. In half precision log(1 - score) soon becomes
+        # log(0), and a box is off by half a pixel in an image of 128 pixels.
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_cls.weight)
             boxes = widen(self.regress(hidden_states))
-            if references.dim() == 4:  # For predictions the last layer comes alone.
+            if references.dim() == 4:  # Prediction passes the last layer only.
                 references = references[-len(hidden_states) :]
             boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
             return widen(self.fc_cls(hidden_states)), boxes.sigmoid()
 
     def regress(self, hidden_states: Tensor) -> Tensor:
-        """Predict logits of boxes relative to the queries' centres.
+        """Predict box logits relative to the queries' centres.
 
         Args:
             hidden_states: Outputs of decoder layers, (..., C).
 
         Returns:
-            Logits (cx, cy, w, h), the first two to be added to the centre's, (..., 4).
+            Logits (cx, cy, w, h), (..., 4); the first two are added to those of the centre.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_reg.weight)

@@ -1,4 +1,4 @@
-"""What the detectors of SMCA and SMCA-DINO share: feature levels between neck and decoder."""
+"""Feature levels between neck and decoder, shared by the detectors of SMCA and SMCA-DINO."""
 
 import math
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from mmsmca.models.layers.memory import Memory, flatten_levels
 from mmsmca.models.layers.precision import widen
 from mmsmca.models.layers.values import check_count
 
-# Modules of the encoders that start as they say, not with Xavier's weights as the rest.
+# Encoder modules that keep their own initialisation instead of Xavier's.
 OWN_INITIALISATION = (MultiScaleDeformableAttention, JointCoAttention, CellPrior)
 
 
 class LevelDetector(DetectionTransformer):
-    """Mixin before one of MMDetection's DETRs: every map of the neck is a feature level.
+    """Mixin, placed before an MMDetection DETR, that makes each map of the neck a feature level.
 
-    Encoder and decoder are built from the registry; ``decoder.strides`` are the strides of the
-    encoded levels.
+    The encoder and the decoder are built from the registry; ``decoder.strides`` lists the strides
+    of the encoded levels.
 
     Attributes:
         ENCODER: Default of ``encoder.type``.
         DECODER: Default of ``decoder.type``.
-        EMBEDS_ONE_LEVEL: Whether a level embedding is learned where there is one level only.
+        EMBEDS_ONE_LEVEL: Whether to learn a level embedding even for a single level.
         neck_strides: Strides of the neck's maps, in pixels.
     """
 
@@ -39,14 +39,14 @@ class LevelDetector(DetectionTransformer):
     EMBEDS_ONE_LEVEL = False
 
     def _init_layers(self) -> None:
-        """Build what lies between the neck and the head.
+        """Build the modules between the neck and the head.
 
         Raises:
-            ValueError: If there is no query, the position encoding does not fit the channels, or
-                ``decoder.strides`` the maps that the backbone and the neck give.
+            ValueError: If there is no query, or if the position encoding does not fit the channels
+                or ``decoder.strides`` does not fit the maps of the backbone and the neck.
         """
         check_count('model.num_queries', self.num_queries)
-        # Under these names MMDetection keeps the configs first, then the modules.
+        # MMDetection uses these attributes for the configs first, then for the modules.
         encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
         self.positional_encoding = SinePositionalEncoding(**encoding)
         self.encoder = MODELS.build({'type': self.ENCODER, **encoder})
@@ -65,10 +65,10 @@ class LevelDetector(DetectionTransformer):
         self.neck_strides = neck_strides(self)
 
     def init_weights(self) -> None:
-        """Initialise as MMDetection's DETRs do (Xavier), except for what has its own way.
+        """Initialise like MMDetection's DETRs (Xavier), with a few exceptions.
 
-        Priors start as they say, sampling points as in Deformable DETR, the Gaussians of an encoder
-        around their cells.
+        Spatial priors, the attention of Deformable DETR's encoder, and the attention and Gaussians
+        of the Gaussian encoder keep their own initialisation.
         """
         DetectionTransformer.init_weights(self)
         for coder in self.encoder, self.decoder:
@@ -84,20 +84,20 @@ class LevelDetector(DetectionTransformer):
     def pre_transformer(
         self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList
     ) -> tuple[dict, dict]:
-        """Flatten the neck's maps and tell padding from content.
+        """Flatten the neck's maps and mask their padding.
 
         Args:
             img_feats: Maps of the neck, (B, C, H_j, W_j) each.
-            batch_data_samples: Their ``img_shape`` is the size of the image content,
+            batch_data_samples: Samples whose ``img_shape`` is the size of the image content and
                 ``batch_input_shape`` the padded size, (height, width) in pixels.
 
         Returns:
-            Arguments of the encoder: ``memory``, the levels. Those of the decoder that do not come
-            from the encoder: ``image_sizes``, width and height of each image's content, in pixels,
-            (B, 2), in float32 at least, as bfloat16 would round 1333 pixels to 1336.
+            Arguments of the encoder: ``memory``, the levels. Arguments of the decoder that do not
+            come from the encoder: ``image_sizes``, width and height of each image's content, in
+            pixels, (B, 2), at least in float32, as bfloat16 would round 1333 pixels to 1336.
 
         Raises:
-            ValueError: If the maps do not have the strides.
+            ValueError: If the sizes of the maps do not match the strides.
         """
         padded_size = tuple(batch_data_samples[0].batch_input_shape)
         sizes = [sample.img_shape[:2] for sample in batch_data_samples]
@@ -108,19 +108,19 @@ class LevelDetector(DetectionTransformer):
         for shape, stride in zip(shapes, self.neck_strides, strict=True):
             mask = like.new_ones((len(sizes), *shape), dtype=torch.bool)
             for i, (h, w) in enumerate(sizes):
-                # As many cells as the image has alone; interpolating a mask of the pixels, as DETR
-                # does, often gives one more where the stride does not divide the padded size.
+                # As many cells as without padding. Interpolating a pixel mask, as DETR does, often
+                # gives one more if the stride does not divide the padded size.
                 mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
             masks.append(mask)
         memory = self.flatten_maps(img_feats, masks)
-        # Attention without a mask is faster: give none where nothing is padded.
+        # Attention is faster without a mask, so pass none if nothing is padded.
         if all(size == padded_size for size in sizes):
             memory = memory._replace(mask=None)
         image_sizes = widen(like).new_tensor([(w, h) for h, w in sizes])
         return dict(memory=memory), dict(image_sizes=image_sizes)
 
     def flatten_maps(self, maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Memory:
-        """Make one sequence of the cells of the neck's maps, with the encoding of their positions.
+        """Flatten the neck's maps into one sequence of cells, with position encodings.
 
         Args:
             maps: Maps of the neck, (B, C, H_j, W_j) each.
@@ -147,17 +147,17 @@ class LevelDetector(DetectionTransformer):
 
 
 def neck_strides(detector: DetectionTransformer) -> Sequence[int]:
-    """Strides of the neck's maps, from those of the encoded levels.
+    """Derive the strides of the neck's maps from those of the encoded levels.
 
     Args:
-        detector: A detector, built; ``decoder.strides`` are the configured strides of the encoded
-            levels, in pixels.
+        detector: A built detector, whose ``decoder.strides`` are the configured strides of the
+            encoded levels, in pixels.
 
     Returns:
         One stride per map of the neck.
 
     Raises:
-        ValueError: If they do not fit the maps that backbone and neck give.
+        ValueError: If the configured strides do not fit the maps of the backbone and the neck.
     """
     encoder, strides = detector.encoder, detector.decoder.strides
     given = _measured_strides(detector, side=max(128, 4 * max(strides)))
@@ -172,17 +172,17 @@ def neck_strides(detector: DetectionTransformer) -> Sequence[int]:
 
 
 def _measured_strides(detector: DetectionTransformer, side: int) -> list[int] | None:
-    """Strides of the maps of an image of zeros; None if the image cannot be processed."""
+    """Measure the strides of the maps on an image of zeros; None if the forward pass fails."""
     modules = list(detector.modules())
     modes = [module.training for module in modules]
     try:
-        # Batch norm would learn from the image.
+        # In training mode, batch norm would update its statistics.
         for module in modules:
             module.training = False
         with torch.no_grad():
             maps = detector.extract_feat(torch.zeros(1, 3, side, side))
         return [round(side / x.shape[-1]) for x in maps]
-    except Exception:  # what does not fit together is told by the first real image
+    except Exception:  # the first real image will show what is wrong
         return None
     finally:
         for module, mode in zip(modules, modes, strict=True):

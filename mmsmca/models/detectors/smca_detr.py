@@ -14,20 +14,20 @@ class SMCADETR(LevelDetector, DETR):
     """Fast Convergence of DETR with Spatially Modulated Co-Attention, arXiv:2101.07448.
 
     MMDetection's :class:`DETR` with the encoder and the decoder built from the registry (``type``
-    defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level;
-    their strides are ``decoder.strides``. Once one is built, denormal numbers are zeros on the CPU
-    (:mod:`mmsmca.denormals`).
+    defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level, and
+    ``decoder.strides`` lists the strides of the encoded levels. Building a detector makes the CPU
+    flush denormal numbers to zero (:mod:`mmsmca.denormals`).
 
     Raises:
-        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
-            maps that the backbone and the neck give.
+        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` does
+            not fit the maps of the backbone and the neck.
     """
 
     ENCODER = 'SMCAEncoder'
     DECODER = 'SMCADecoder'
 
     def __init__(self, *args, **kwargs) -> None:
-        # Before anything is built: the first large tensors start PyTorch's threads.
+        # Before the first large tensors start PyTorch's threads, which inherit the setting.
         flush_denormals()
         super().__init__(*args, **kwargs)
 
@@ -35,7 +35,7 @@ class SMCADETR(LevelDetector, DETR):
         """Add the queries to the encoded levels.
 
         Returns:
-            Arguments of :meth:`forward_decoder`, and of the head: none.
+            Arguments of :meth:`forward_decoder`, and none for the head.
         """
         decoder_inputs, head_inputs = super().pre_decoder(memory.cells)
         return dict(decoder_inputs, memory=memory), head_inputs

@@ -1,4 +1,4 @@
-"""SMCA's prior under DINO's training."""
+"""DINO with SMCA's spatial prior."""
 
 from collections.abc import Sequence
 
@@ -16,40 +16,40 @@ from mmsmca.models.layers.precision import widen
 
 from .levels import LevelDetector
 
-# Side of the boxes that query selection starts from, in images, on a level of stride 8.
+# Side of query selection's initial boxes at stride 8, as a fraction of the image's side.
 ANCHOR = 0.05
 
 
 class NoDenoising:
-    """What MMDetection's ``CdnQueryGenerator`` is, for a training without denoising queries."""
+    """Stand-in for MMDetection's ``CdnQueryGenerator`` to train without denoising queries."""
 
     def __call__(self, batch_data_samples: SampleList) -> tuple[Tensor, Tensor, None, None]:
-        """Generate no queries, no boxes, no mask, and nothing to say of them."""
+        """Return empty queries and boxes, no mask and no meta information."""
         nothing = batch_data_samples[0].gt_instances.labels.new_empty(0, dtype=torch.float32)
         return nothing, nothing, None, None
 
 
 @MODELS.register_module()
 class SMCADINO(LevelDetector, DINO):
-    """DINO whose decoder looks where its boxes are by SMCA's prior: no custom operator.
+    """DINO whose decoder attends around its boxes under SMCA's prior, without custom operators.
 
-    MMDetection's :class:`DINO` (arXiv:2203.03605), its query selection, denoising and head, with
-    the encoder and the decoder built from the registry (``type`` defaults to ``SMCAHybridEncoder``
-    and ``SMCADINODecoder``). Every map of the neck is a feature level; their strides are
-    ``decoder.strides``. Once one is built, denormal numbers are zeros on the CPU
-    (:mod:`mmsmca.denormals`).
+    MMDetection's :class:`DINO` (arXiv:2203.03605) with its query selection, denoising and head; the
+    encoder and the decoder are built from the registry (``type`` defaults to ``SMCAHybridEncoder``
+    and ``SMCADINODecoder``). Every map of the neck is a feature level, and ``decoder.strides``
+    lists the strides of the encoded levels. Building a detector makes the CPU flush denormal
+    numbers to zero (:mod:`mmsmca.denormals`).
 
     Args:
-        as_two_stage: Whether queries start from the best boxes that the encoder proposes, or else
-            from boxes that are learned. Defaults to True.
-        dn_cfg: Config of the denoising, ``CdnQueryGenerator``'s. Defaults to None: no denoising,
-            which needs the head ``SMCADINOHead``.
-        args: Arguments of MMDetection's ``DeformableDETR``.
+        as_two_stage: Whether queries start from the encoder's best proposals; otherwise from
+            learned boxes. Defaults to True.
+        dn_cfg: Config of the denoising, see ``CdnQueryGenerator``. Defaults to None: no denoising,
+            which requires the head ``SMCADINOHead``.
+        args: Positional arguments of MMDetection's ``DeformableDETR``.
         kwargs: Its keyword arguments.
 
     Raises:
-        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` the
-            maps that the backbone and the neck give.
+        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` does
+            not fit the maps of the backbone and the neck.
     """
 
     ENCODER = 'SMCAHybridEncoder'
@@ -59,9 +59,9 @@ class SMCADINO(LevelDetector, DINO):
     def __init__(
         self, *args, as_two_stage: bool = True, dn_cfg: dict | None = None, **kwargs
     ) -> None:
-        # Before anything of it is built: the first large tensors start PyTorch's threads.
+        # Before the first large tensors start PyTorch's threads, which inherit the setting.
         flush_denormals()
-        # DINO's own constructor insists on two stages and on denoising.
+        # DINO's constructor requires two stages and denoising.
         DeformableDETR.__init__(self, *args, as_two_stage=as_two_stage, **kwargs)
         self.dn_query_generator = (
             NoDenoising()
@@ -83,7 +83,7 @@ class SMCADINO(LevelDetector, DINO):
             self.query_boxes = nn.Embedding(self.num_queries, 4)
 
     def init_weights(self) -> None:
-        """Initialise as DINO does, except for what has an initialisation of its own."""
+        """Initialise like DINO, except modules that have their own initialisation."""
         super().init_weights()
         for layer in self.decoder.layers:
             layer.cross_attn.init_weights()
@@ -92,7 +92,7 @@ class SMCADINO(LevelDetector, DINO):
         if self.as_two_stage:
             nn.init.xavier_uniform_(self.memory_trans_fc.weight)
         else:
-            # Centres everywhere, a tenth of the image's side wide.
+            # Uniformly distributed centres, sides a tenth of the image's.
             with torch.no_grad():
                 self.query_boxes.weight[:, :2].uniform_()
                 self.query_boxes.weight[:, 2:] = 0.1
@@ -101,17 +101,17 @@ class SMCADINO(LevelDetector, DINO):
     def pre_decoder(
         self, memory: Memory, batch_data_samples: SampleList | None = None
     ) -> tuple[dict, dict]:
-        """Choose the queries.
+        """Select the queries.
 
         Args:
             memory: The encoded levels.
-            batch_data_samples: With annotations in training, for the denoising.
+            batch_data_samples: Samples, in training with annotations, for the denoising.
 
         Returns:
             Arguments of :meth:`forward_decoder`, and of the head.
         """
         cells = memory.cells
-        # Half precision would choose other queries, and round their scores, which are trained on.
+        # Half precision would select other queries and round their scores, which enter the loss.
         with torch.autocast(cells.device.type, enabled=False):
             if self.as_two_stage:
                 cells = cells.type_as(self.level_embed)
@@ -125,7 +125,7 @@ class SMCADINO(LevelDetector, DINO):
     def _learned_queries(
         self, batch_size: int, batch_data_samples: SampleList | None
     ) -> tuple[dict, dict]:
-        """Queries whose first boxes do not depend on the image, denoising queries before them."""
+        """Queries with learned initial boxes, after the denoising queries in training."""
         query = self.query_embedding.weight.expand(batch_size, -1, -1)
         boxes = self.query_boxes.weight.expand(batch_size, -1, -1)
         dn_mask = None
@@ -142,13 +142,13 @@ class SMCADINO(LevelDetector, DINO):
         memory_mask: Tensor | None,
         spatial_shapes: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        """Transform the encoded cells, and place a box at each, for the selection of queries.
+        """Transform the encoded cells and place a box at each of them, for query selection.
 
-        Boxes are DINO's, but for sides that belong to a level's stride rather than its number. DINO
-        lets cells that cannot propose (padding, and the image's very border) compete by the score
-        that a cell of zeros gets. Here they are copies of the cell with the lowest score, so that
-        padding does not change what is selected. More of these fill up what an image with fewer
-        cells than queries lacks.
+        The boxes are DINO's, except that their sides depend on a level's stride, not on its index.
+        In DINO, cells that cannot propose a box (padding and the very border of the image) compete
+        with the score of an all-zero cell. Here they become copies of the cell with the lowest
+        score, so that padding does not change the selection. If there are fewer cells than queries,
+        further copies make up the difference.
 
         Args:
             memory: Encoded cells, (B, N, C).
@@ -156,8 +156,8 @@ class SMCADINO(LevelDetector, DINO):
             spatial_shapes: Height and width of every level, in cells.
 
         Returns:
-            Transformed cells, (B, N, C), and logits of boxes (cx, cy, w, h), (B, N, 4); at least as
-            many as queries.
+            Transformed cells, (B, N', C), and logits of boxes (cx, cy, w, h), (B, N', 4), where N'
+            is the larger of N and the number of queries.
         """
         levels = level_cells(spatial_shapes, memory_mask)
         boxes = torch.cat(
@@ -189,14 +189,14 @@ class SMCADINO(LevelDetector, DINO):
 
         Returns:
             Arguments of the head: ``hidden_states``, (layers, B, Q, C), and ``references``, a list
-            of boxes (cx, cy, w, h) in [0, 1], the first and every layer's, (B, Q, 4).
+            of boxes (cx, cy, w, h) in [0, 1], initial and after every layer, (B, Q, 4) each.
         """
         hidden_states, references = self.decoder(
             self_attn_mask=dn_mask, reg_branches=self.bbox_head.reg_branches, **decoder_inputs
         )
         if self.training and isinstance(self.dn_query_generator, CdnQueryGenerator):
-            # Without an object in the batch there are no denoising queries; their embedding gets a
-            # gradient all the same, as processes that train together wait for every one.
+            # A batch without objects has no denoising queries. Their embedding needs a gradient
+            # nevertheless: distributed training waits for the gradient of every parameter.
             hidden_states = hidden_states + self.dn_query_generator.label_embedding.weight.sum() * 0
         return dict(hidden_states=hidden_states, references=list(references))
 

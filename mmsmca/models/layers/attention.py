@@ -1,12 +1,12 @@
-r"""Gaussian-modulated attention over the cells of one feature level: one function, two ways.
+r"""Gaussian-modulated attention over the cells of one feature level, in two implementations.
 
 ==========  ====================  ===============================================================
 ``auto``    where                 why
 ==========  ====================  ===============================================================
-explicit    ``covariance``        folded, it is a polynomial of degree four, whose summands reach a
+explicit    ``covariance``        folded, it is a polynomial of degree four with terms up to a
             scales                million: the error in float32 was 3e-3 to 3e-2
-folded      everywhere else       faster, and nothing of size Q x H W in memory; on a CPU with
-                                  dropout the attention weights are, as in plain attention
+folded      everywhere else       faster, and nothing of size Q x H W in memory, except the weights
+                                  for dropout on a CPU, as in plain attention
 ==========  ====================  ===============================================================
 
 The measurements are in ``docs/performance.md``.
@@ -40,9 +40,9 @@ def gaussian_attention(
         key: Keys of the H * W cells, row by row, (B, M, H * W, d).
         value: (B, M, H * W, d).
         prior: Priors of the queries.
-        cells: The level's cells.
+        cells: Shape and padding of the level.
         dropout_p: Probability that an attention weight is dropped. Defaults to 0.
-        implementation: ``explicit``, ``folded`` or, choosing as the table above, ``auto``.
+        implementation: ``explicit``, ``folded`` or ``auto``, which chooses as in the table above.
             Defaults to ``auto``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The spatial prior tied to a box: where, and how far around it, a query looks."""
+"""The spatial prior tied to a box: where and how widely a query attends."""
 
 import math
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ class JointPrior(NamedTuple):
 
     .. math:: \log G_j(x) = g_j - \sum_{axes} a (x - c)^2
 
-    Coordinates are pixels divided by the finest stride r_1, "finest cells".
+    Coordinates are in "finest cells": pixels divided by the finest stride r_1.
 
     Attributes:
         centers: Centres (x, y) in finest cells, (B, M, Q, 2).
-        precisions: The factors a along x and y, in 1 / squared finest cells, (B, M, Q, 2).
-        gates: What is added to the logits of the cells of a level, (B, M, Q, L).
+        precisions: Factors a along x and y, in 1 / squared finest cells, (B, M, Q, 2).
+        gates: Terms g added to the logits of the cells of each level, (B, M, Q, L).
     """
 
     centers: Tensor
@@ -32,7 +32,7 @@ class JointPrior(NamedTuple):
 
 
 def directions(num_heads: int) -> Tensor:
-    """Where the heads look at first: all around, (x, y), the larger of which is 1; (M, 2)."""
+    """Evenly spread directions (x, y) of the heads, whose larger component is 1, (M, 2)."""
     angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
     ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
     return ring / ring.abs().amax(dim=-1, keepdim=True)
@@ -50,29 +50,29 @@ class BoxPrior(BaseModule):
         \sigma_m^2 = (e^{k_m} (w, h))^2 + f^2, \quad
         \log G_{m,j}(x) = g_{m,j} - \sum_{axes} (x - c_m)^2 / (2 \sigma_m^2)
 
-    where o, k and the gates g are linear in u and start independent of it: the heads look in
-    different directions, as Deformable DETR's sampling points do. Offsets are not bounded, as a box
-    that is too small must see beyond itself.
+    where o, k and the gates g are linear in u and initially independent of it: the heads start in
+    different directions, like Deformable DETR's sampling points. Offsets are not bounded, so that a
+    query with too small a box can attend beyond it.
 
     Args:
         embed_dims: Channels C. Defaults to 256.
         num_heads: Heads M. Defaults to 8.
         strides: Stride of every feature level, in pixels. Defaults to (8, 16, 32, 64).
-        offset: Initial distance of the heads' centres from the box's, in boxes, along the axis
-            on which it is larger. Defaults to 0.25.
-        width: Initial standard deviation in boxes, positive. Defaults to 0.25.
+        offset: Initial distance of the heads' centres from the box centre, in box sizes, along
+            the axis on which it is larger. Defaults to 0.25.
+        width: Initial standard deviation in box sizes, positive. Defaults to 0.25.
         floor: Part f of the standard deviation that does not depend on the box, in finest cells,
-            positive: a box smaller than a cell still sees it. Defaults to 0.5.
-        gated: Whether queries weigh the levels. At first all levels get equal mass then, though
-            each has a quarter of the cells of the one before: the gates start at
-            :math:`\log (r_j / r_1)^2`. Defaults to True.
+            positive: keeps boxes smaller than a cell visible. Defaults to 0.5.
+        gated: Whether queries weight the levels. The gates start at :math:`\log (r_j / r_1)^2`, so
+            that all levels have equal mass, though each has a quarter of the cells of the one
+            before. Defaults to True.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
         ValueError: If ``width``, ``floor`` or a stride is not positive.
     """
 
-    # Follows the box from layer to layer, see SMCADINODecoder.
+    # Whether the prior follows the box from layer to layer, see SMCADINODecoder.
     refined = True
 
     def __init__(
@@ -98,7 +98,7 @@ class BoxPrior(BaseModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Look around the box, whatever the query."""
+        """Place the Gaussians around the box, the same for every query."""
         for linear in filter(None, (self.offsets, self.widths, self.gates)):
             nn.init.zeros_(linear.weight)
         with torch.no_grad():
@@ -120,7 +120,7 @@ class BoxPrior(BaseModule):
         Returns:
             The priors.
         """
-        # Offsets of some cells do not survive half precision.
+        # Half precision is too coarse for offsets of several cells.
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.offsets.weight.dtype)
             offsets, widths = (

@@ -1,4 +1,4 @@
-"""Spatially modulated co-attention (paper, section 3.2 and 3.3)."""
+"""Spatially modulated co-attention (paper, sections 3.2 and 3.3)."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ SCALE_SELECTIONS = ('learned', 'uniform')
 
 @MODELS.register_module()
 class CoAttention(BaseModule):
-    r"""Co-attention of queries and feature cells, modulated by Gaussian priors, with residual.
+    r"""Co-attention of queries to cells under Gaussian priors, with a residual connection.
 
-    Every level gets a softmax of its own; each query weighs the levels (scale selection):
+    Each level has its own softmax, and each query weights the levels (scale selection):
 
     .. math::
 
@@ -32,14 +32,13 @@ class CoAttention(BaseModule):
 
     Args:
         embed_dims: Channels C. Defaults to 256.
-        num_heads: Heads M; has to divide the channels. Defaults to 8.
-        dropout: Probability of dropping an attention weight, and a channel of the output.
-            Defaults to 0.
-        batch_first: Kept for the configs of MMDetection's DETR; has to be True.
+        num_heads: Heads M; must divide the channels. Defaults to 8.
+        dropout: Dropout probability of attention weights and of the output. Defaults to 0.
+        batch_first: Kept for MMDetection's DETR configs; must be True.
         implementation: How the attention is computed, see :mod:`.attention`. Defaults to ``auto``.
         num_levels: Number of feature levels. Defaults to 1.
         scale_selection: Weights of the levels: ``learned`` (alpha, shared by the heads) or
-            ``uniform`` (1 / L). Without effect for one level. Defaults to ``learned``.
+            ``uniform`` (1 / L). No effect with a single level. Defaults to ``learned``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -58,7 +57,7 @@ class CoAttention(BaseModule):
         scale_selection: str = 'learned',
         init_cfg: dict | None = None,
     ) -> None:
-        flush_denormals()  # Also without a detector of ours around it.
+        flush_denormals()  # Also for use outside the detectors.
         super().__init__(init_cfg=init_cfg)
         if not batch_first:
             raise ValueError('cross_attn_cfg.batch_first=False: only True is supported')
@@ -87,11 +86,10 @@ class CoAttention(BaseModule):
         Args:
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
-            key: Content and position of the cells of all levels, one level after the other,
-                (B, N, C).
-            value: Their content, (B, N, C).
+            key: Cells of all levels, concatenated, plus their position encoding, (B, N, C).
+            value: The same cells without position encoding, (B, N, C).
             priors: Gaussian priors of the queries, one per level.
-            cells: The cells of every level.
+            cells: Shape and padding of every level.
             features: Prior features u, (B, Q, C).
 
         Returns:
@@ -117,12 +115,12 @@ class CoAttention(BaseModule):
         priors: Sequence[LevelPrior],
         cells: Sequence[LevelCells],
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the attention weights, which :meth:`forward` need not have in memory.
+        """Compute the attention logits, which :meth:`forward` need not materialise.
 
         Arguments are those of :meth:`forward`.
 
         Returns:
-            Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
+            Content logits and the log prior that is added to them, (B, M, Q, N) each.
         """
         log_priors = [
             gaussian_log_prior(prior, level.shape)
@@ -132,7 +130,7 @@ class CoAttention(BaseModule):
         return content, torch.cat(log_priors, dim=-1)
 
     def _select(self, levels: Sequence[Tensor], features: Tensor) -> Tensor:
-        """Weigh the levels' results, (B, M, Q, d) each, for every query."""
+        """Combine the levels' results, (B, M, Q, d) each, by every query's level weights."""
         if len(levels) == 1:
             return levels[0]
         if self.scale_selection is None:

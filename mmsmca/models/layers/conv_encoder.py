@@ -16,9 +16,9 @@ from .values import check_count
 
 
 class BidirectionalLayer(BaseModule):
-    """Encoder layer whose levels talk to themselves and to both their neighbours by convolutions.
+    """Encoder layer that mixes each level with itself and both neighbours by convolutions.
 
-    With level maps x_j and position encodings e_j, depthwise 5 x 5 convolutions DW, one a level and
+    With level maps x_j, position encodings e_j, depthwise 5 x 5 convolutions DW, one per level and
     direction, and 1 x 1 convolutions P that the levels share::
 
         a_j = DW_j(P1(x_j + e_j))
@@ -28,9 +28,9 @@ class BidirectionalLayer(BaseModule):
 
     Args:
         embed_dims: Channels C.
-        num_levels: Number of levels, each of twice the stride of the one before.
+        num_levels: Number of levels, each with twice the stride of the one before.
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
-        dropout: Probability of dropping a channel of the mixed maps.
+        dropout: Dropout probability of the mixed maps.
     """
 
     def __init__(self, embed_dims: int, num_levels: int, ffn_cfg: dict, dropout: float) -> None:
@@ -54,14 +54,14 @@ class BidirectionalLayer(BaseModule):
     def forward(
         self, maps: Sequence[Tensor], pos: Sequence[Tensor], masks: Sequence[Tensor | None]
     ) -> list[Tensor]:
-        """Encode maps.
+        """Encode the level maps.
 
         Args:
             maps: Level maps, (B, C, H_j, W_j) each.
             pos: Their position encodings.
-            masks: True where a cell is padding, (B, 1, H_j, W_j) or None each. Padding is set to
-                zero before every convolution that looks at neighbours, as what is beyond a map's
-                border is: an image gets what it would get alone.
+            masks: True where a cell is padding, (B, 1, H_j, W_j) or None each. Padding is zeroed
+                before every depthwise convolution, like the area beyond a map's border, so that an
+                image gets the same result as without padding.
 
         Returns:
             Maps of the same shapes.
@@ -78,13 +78,13 @@ class BidirectionalLayer(BaseModule):
         return [self._mix(x, m) for x, m in zip(maps, mixed, strict=True)]
 
     def _mix(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual, norms and FFN, over the channels of every cell."""
+        """Apply residual, norms and FFN to every cell."""
         cells = (x + self.dropout(self.project_out(mixed))).permute(0, 2, 3, 1)
         return self.norms[1](self.ffn(self.norms[0](cells))).permute(0, 3, 1, 2)
 
 
 def blank(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set padding to zero, so that a convolution sees there what it sees beyond a map's border.
+    """Set padding to zero, so that convolutions treat it like the area beyond a map's border.
 
     Args:
         x: Map, (B, C, H, W).
@@ -97,24 +97,24 @@ def blank(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor | None]) -> Tensor:
-    """Enlarge a level's map bilinearly to the next finer one, content to content.
+    """Enlarge a level's map bilinearly to the next finer level, content to content.
 
     Args:
         x: The coarser map, (B, C, H, W).
-        shape: Height and width of the finer one.
-        masks: Those of the finer and of the coarser one.
+        shape: Height and width of the finer map.
+        masks: Padding masks of the finer and of the coarser map.
 
     Returns:
-        Tensor of that height and width.
+        Map with the height and width of the finer one.
     """
     fine_mask, coarse_mask = masks
     if fine_mask is None or coarse_mask is None:
         return F.interpolate(x, size=shape, mode='bilinear', align_corners=True)
-    # Half precision would place the samples off by tenths of a cell.
+    # Half precision would shift the samples by tenths of a cell.
     dtype, x = x.dtype, widen(x)
     grids = []
     for axis, (coarse, fine) in enumerate(zip(x.shape[-2:], shape, strict=True)):
-        # Cells of content along the axis, an image each.
+        # Number of content cells along the axis, per image.
         contents = [
             (~mask).any(dim=3 - axis).sum(dim=(1, 2), dtype=x.dtype)
             for mask in (coarse_mask, fine_mask)
@@ -137,13 +137,13 @@ def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor | None]) -> 
 
 @MODELS.register_module()
 class SMCAConvEncoder(LevelEncoder):
-    """Stack of :class:`BidirectionalLayer`; the finest level leaves it at half its resolution.
+    """Stack of :class:`BidirectionalLayer` that outputs the finest level at half its resolution.
 
     Args:
         num_layers: Number of layers.
-        layer_cfg: ``ffn_cfg`` and, as for the other encoders, ``self_attn_cfg``, whose ``dropout``
-            is that of the mixed maps.
-        num_levels: Number of levels, at least 2, each of twice the stride of the one before.
+        layer_cfg: ``ffn_cfg`` and, as in the other encoders, ``self_attn_cfg``, whose ``dropout``
+            applies to the mixed maps.
+        num_levels: Number of levels, at least 2, each with twice the stride of the one before.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -188,11 +188,11 @@ class SMCAConvEncoder(LevelEncoder):
         return [strides[0] // 2, *strides[1:]]
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`.
+        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`.
 
         Returns:
-            The encoded cells. The first level has shape, mask and position encoding of the second,
-            whose stride it has now.
+            The encoded cells. The first level takes shape, mask and position encoding of the
+            second, which now has the same stride.
         """
         maps, pos, masks = memory.maps()
         for layer in self.layers:

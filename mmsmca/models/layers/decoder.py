@@ -17,7 +17,7 @@ from .precision import widen
 class SMCADecoderLayer(ModulatedDecoderLayer):
     """Decoder layer of SMCA: the prior is predicted before the self-attention.
 
-    Arguments are those of :class:`.ModulatedDecoderLayer`, keys otherwise those of MMDetection's
+    Arguments are those of :class:`.ModulatedDecoderLayer`; config keys follow MMDetection's
     ``DetrTransformerDecoderLayer``. ``cross_attn_cfg.type`` defaults to ``CoAttention``,
     ``spatial_prior_cfg.type`` to ``SpatialPrior``.
     """
@@ -40,10 +40,9 @@ class SMCADecoderLayer(ModulatedDecoderLayer):
         Args:
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
-            key: Content and position of the cells of all levels, one level after the other,
-                (B, N, C).
-            value: Their content, (B, N, C).
-            cells: The cells of every level.
+            key: Cells of all levels, concatenated, plus their position encoding, (B, N, C).
+            value: The same cells without position encoding, (B, N, C).
+            cells: Shape and padding of every level.
             centers: Centres (x, y) of the queries, in [0, 1] of the image content, (B, Q, 2).
             image_sizes: Width and height of each image's content, in pixels, (B, 2).
 
@@ -59,19 +58,19 @@ class SMCADecoderLayer(ModulatedDecoderLayer):
 
 @MODELS.register_module()
 class SMCADecoder(ModulatedDecoder):
-    """Stack of decoder layers over one or more feature levels, and the queries' centres.
+    """Stack of decoder layers over one or more feature levels, with prediction of the centres.
 
-    A query's centre is predicted once, from what the first layer sees, and in the paper never
-    refined: every layer moves its heads' Gaussians relative to it, and the head predicts boxes
-    relative to it. With ``refine``, every layer's box moves the centre for the next layer.
+    A query's centre is predicted once, from the input of the first layer. The paper never refines
+    it: every layer places its heads' Gaussians relative to it, and the head predicts boxes relative
+    to it. With ``refine``, every layer's box moves the centre for the next layer.
 
     Args:
         num_layers: Number of layers.
         strides: Stride of every feature level, in pixels: (32,) for C5, (16,) for DC5.
         layer_cfg: Config of every layer; ``type`` defaults to ``SMCADecoderLayer``.
-        refine: Whether a layer's Gaussians follow the box of the layer before, as the references of
-            Deformable DETR's refinement do; not in the paper. Defaults to False.
-        post_norm_cfg: Norm that all layers' outputs share. Defaults to ``dict(type='LN')``.
+        refine: Whether a layer's Gaussians follow the previous layer's box, as reference points do
+            in Deformable DETR's box refinement; not in the paper. Defaults to False.
+        post_norm_cfg: Norm shared by the outputs of all layers. Defaults to ``dict(type='LN')``.
         return_intermediate: As in :class:`.ModulatedDecoder`.
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
@@ -115,18 +114,18 @@ class SMCADecoder(ModulatedDecoder):
             memory: The encoded levels.
             image_sizes: Width and height of each image's content, without padding, in pixels,
                 (B, 2).
-            regress: The head's map from a layer's normalised output to logits of boxes relative to
-                the centre, (B, Q, C) to (B, Q, 4); needed for ``refine`` only. Defaults to None.
+            regress: The head's regression from a layer's normalised output, (B, Q, C), to box
+                logits relative to the centre, (B, Q, 4); used only by ``refine``. Defaults to None.
 
         Returns:
             The layers' normalised outputs, (layers, B, Q, C), and the logits of the centres that
             boxes are relative to, (B, Q, 2), or with ``refine`` (layers, B, Q, 2).
         """
         features = self.layers[0].spatial_prior.features(query, query_pos)
-        # Half precision would place a centre a tenth of a cell off, in a map of 40 cells.
+        # Half precision would shift a centre by a tenth of a cell on a map of 40 cells.
         with torch.autocast(features.device.type, enabled=False):
             references = widen(self.center_head(features))
-        # Activation checkpointing needs the tensors that a layer learns from one by one.
+        # Activation checkpointing needs tensors with gradients as separate arguments.
         cells_of_layer = memory.keys(), memory.cells, memory.levels()
         hidden_states, all_references = [], []
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""Deformable DETR's encoder under SMCA's decoder."""
+"""Deformable DETR's encoder for SMCA's decoder."""
 
 import torch
 from mmdet.models.layers import DeformableDetrTransformerEncoder
@@ -12,7 +12,7 @@ from .values import check_count
 
 @MODELS.register_module()
 class SMCADeformableEncoder(LevelEncoder, DeformableDetrTransformerEncoder):
-    """MMDetection's encoder of Deformable DETR, called as SMCA's encoders are.
+    """MMDetection's Deformable DETR encoder with the interface of SMCA's encoders.
 
     Configuration keys, weights and result are those of ``DeformableDetrTransformerEncoder``; the
     number of levels is ``layer_cfg.self_attn_cfg.num_levels``.
@@ -29,7 +29,7 @@ class SMCADeformableEncoder(LevelEncoder, DeformableDetrTransformerEncoder):
         self.num_levels = self.layers[0].self_attn.num_levels
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`."""
+        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
         spatial_shapes = torch.tensor(memory.shapes, device=memory.cells.device)
         sizes = spatial_shapes.prod(dim=1)
         cells = super().forward(
@@ -44,7 +44,7 @@ class SMCADeformableEncoder(LevelEncoder, DeformableDetrTransformerEncoder):
 
 
 def _valid_ratios(memory: Memory) -> Tensor:
-    """Fraction of every level that is content, along x and y: (B, L, 2)."""
+    """Fraction of every level that is not padding, along x and y, (B, L, 2)."""
     # Half precision would misplace the sampling points by tenths of a cell.
     dtype = torch.promote_types(memory.cells.dtype, torch.float32)
     ratios = []
@@ -54,6 +54,6 @@ def _valid_ratios(memory: Memory) -> Tensor:
             continue
         content = ~padding.unflatten(1, (height, width))
         cells = torch.stack([content.any(dim).sum(dim=1) for dim in (1, 2)], dim=-1)
-        # Reference points are divided by the ratio, even on a level that is all padding.
+        # At least one cell: reference points are divided by the ratio, even if all is padding.
         ratios.append(cells.clamp(min=1).to(dtype) / cells.new_tensor([width, height]))
     return torch.stack(ratios, dim=1)

@@ -15,9 +15,9 @@ from .modulated_decoder import ModulatedDecoder, ModulatedDecoderLayer
 
 @MODELS.register_module()
 class SMCADINODecoderLayer(ModulatedDecoderLayer):
-    """Decoder layer of SMCA-DINO: the prior is predicted after the self-attention, of a box.
+    """Decoder layer of SMCA-DINO: the prior follows the self-attention and is tied to a box.
 
-    Arguments are those of :class:`.ModulatedDecoderLayer`, keys otherwise those of MMDetection's
+    Arguments are those of :class:`.ModulatedDecoderLayer`; config keys follow MMDetection's
     ``DeformableDetrTransformerDecoderLayer``. ``cross_attn_cfg.type`` defaults to
     ``JointCoAttention``, ``spatial_prior_cfg.type`` to ``BoxPrior``.
     """
@@ -41,9 +41,9 @@ class SMCADINODecoderLayer(ModulatedDecoderLayer):
         Args:
             query: (B, Q, C).
             query_pos: Position encoding of the queries, (B, Q, C).
-            key: Content and position of the cells of the layer's levels, (B, N, C).
-            value: Their content, (B, N, C).
-            cells: Where the cells are.
+            key: Cells of the layer's levels plus their position encoding, (B, N, C).
+            value: The same cells without position encoding, (B, N, C).
+            cells: Coordinates and padding of the cells.
             boxes: Boxes (cx, cy, w, h) that the prior is tied to, in [0, 1] of the image content,
                 (B, Q, 4).
             image_sizes: Width and height of each image's content, in pixels, (B, 2).
@@ -60,18 +60,18 @@ class SMCADINODecoderLayer(ModulatedDecoderLayer):
 
 @MODELS.register_module()
 class SMCADINODecoder(ModulatedDecoder):
-    """Decoder layers that refine boxes, and look where the boxes are.
+    """Stack of decoder layers that refine boxes and attend around them.
 
-    Position encodings of the queries, refinement and the norm are those of MMDetection's
-    ``DinoTransformerDecoder``, with its state dict.
+    Query position encodings, box refinement and norm are those of MMDetection's
+    ``DinoTransformerDecoder``, including the state dict.
 
     Args:
         num_layers: Number of layers.
         strides: Stride of every feature level, in pixels.
         layer_cfg: Config of every layer; ``type`` defaults to ``SMCADINODecoderLayer``.
-        start_levels: Index of the finest level that each layer attends to: 1 leaves out the finest,
+        start_levels: Index of the finest level that each layer attends to: 1 leaves out level 0,
             which has three quarters of the cells. Defaults to None: 0 for every layer.
-        post_norm_cfg: Kept for the configs of MMDetection's DINO; has to be None.
+        post_norm_cfg: Kept for MMDetection's DINO configs; must be None.
         return_intermediate: As in :class:`.ModulatedDecoder`.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
@@ -112,12 +112,12 @@ class SMCADINODecoder(ModulatedDecoder):
 
         Args:
             query: Initial queries, (B, Q, C).
-            reference_points: Their boxes (cx, cy, w, h), in [0, 1] of the image content, (B, Q, 4).
+            reference_points: Their boxes (cx, cy, w, h) in [0, 1] of the image content, (B, Q, 4).
             self_attn_mask: True where a query must not see another, (Q, Q), or None.
             memory: The encoded levels.
             image_sizes: Width and height of each image's content, without padding, in pixels,
                 (B, 2).
-            reg_branches: The head's box regression of every layer (and of the encoder).
+            reg_branches: The head's regression branches, one per layer (and one for the encoder).
 
         Returns:
             The layers' normalised outputs, (layers, B, Q, C), and the boxes before the first and
@@ -127,10 +127,10 @@ class SMCADINODecoder(ModulatedDecoder):
         for start in set(self.start_levels):
             part = memory.from_level(start)
             cells = place_cells(part.shapes, self.strides[start:], image_sizes, part.mask)
-            # Activation checkpointing needs the tensors that a layer learns from one by one.
+            # Activation checkpointing needs tensors with gradients as separate arguments.
             cells_from[start] = part.keys(), part.cells, cells
         boxes, hidden_states, references = reference_points, [], [reference_points]
-        # The head has another regression, the encoder's, after the layers'.
+        # The head's last regression branch is the encoder's and not used here.
         for layer, start, reg_branch in zip(
             self.layers, self.start_levels, reg_branches, strict=False
         ):
@@ -147,7 +147,7 @@ class SMCADINODecoder(ModulatedDecoder):
             refined = (reg_branch(query) + inverse_sigmoid(boxes, eps=1e-3)).sigmoid()
             hidden_states.append(self.norm(query))
             references.append(refined)
-            # A layer learns from its own box and from the next layer's, which starts from it (look
-            # forward twice), not from where the next layer looks.
+            # Look forward twice: gradients reach a layer from its own box and from the next layer's
+            # box, which starts from it, but not through the next layer's prior.
             boxes = refined.detach()
         return torch.stack(hidden_states), torch.stack(references)

@@ -18,12 +18,12 @@ LAYER_KINDS = ('intra', 'multi')
 
 
 class LevelEncoder(BaseModule):
-    """What detectors ask every encoder for; an encoder's own is how it encodes.
+    """Interface that detectors expect of every encoder; subclasses implement the encoding.
 
     Attributes:
-        num_levels: Number of levels that the encoder is for.
-        NUM_LEVELS_KEY: Where the config says it.
-        DOUBLING: Whether every level has to have twice the stride of the one before.
+        num_levels: Number of levels that the encoder expects.
+        NUM_LEVELS_KEY: Config key of ``num_levels``, for messages.
+        DOUBLING: Whether every level must have twice the stride of the one before.
     """
 
     num_levels: int
@@ -34,8 +34,8 @@ class LevelEncoder(BaseModule):
         """Strides of the encoded levels, given those of the neck's maps: the same.
 
         Raises:
-            ValueError: If there are not ``num_levels`` of them, or one that has to be twice the one
-                before is not.
+            ValueError: If there are not ``num_levels`` strides, or if they have to double from
+                level to level (``DOUBLING``) and do not.
         """
         if self.num_levels != len(strides):
             raise ValueError(
@@ -58,15 +58,15 @@ class LevelEncoder(BaseModule):
 class SMCAEncoderLayer(BaseModule):
     """Post-norm encoder layer: self-attention within groups of cells, FFN.
 
-    The groups are levels for an intra-scale layer; a multi-scale layer has one group of all cells.
-    Configuration keys and, with shared weights, state dict are those of MMDetection's
+    In an intra-scale layer each level is a group; a multi-scale layer has one group of all cells.
+    Configuration keys and, with shared weights, the state dict are those of MMDetection's
     ``DetrTransformerEncoderLayer``.
 
     Args:
         self_attn_cfg: Arguments of :class:`SelfAttention`.
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
-        num_attentions: 1, shared by all groups, or one attention a group. Defaults to 1.
+        num_attentions: 1, shared by all groups, or one attention per group. Defaults to 1.
         num_ffns: 1, shared by all groups, or one FFN per group. Defaults to 1.
         init_cfg: MMEngine's initialisation config. Defaults to None.
     """
@@ -94,13 +94,13 @@ class SMCAEncoderLayer(BaseModule):
         key_padding_mask: Tensor | None,
         group_sizes: Sequence[int],
     ) -> Tensor:
-        """Encode cells.
+        """Encode the cells.
 
         Args:
             query: Cells, (B, N, C).
             query_pos: Their position encoding, (B, N, C).
             key_padding_mask: True where a cell is padding, (B, N), or None.
-            group_sizes: Numbers of cells that attend to each other, N in sum.
+            group_sizes: Number of cells in each group, N in total.
 
         Returns:
             Tensor of shape (B, N, C).
@@ -119,7 +119,7 @@ def _one_or_list(count: int, build: Callable[[], BaseModule]) -> BaseModule | Mo
 def _by_group(
     modules: BaseModule | ModuleList, sizes: Sequence[int], *inputs: Tensor | None
 ) -> Tensor:
-    """Apply the module, or each group's own, to every group of cells, and join the results."""
+    """Apply the shared module, or each group's own, to every group and concatenate the results."""
     own = modules if isinstance(modules, ModuleList) else [modules] * len(sizes)
     groups = [[None] * len(sizes) if x is None else x.split(sizes, dim=1) for x in inputs]
     return torch.cat([m(*group) for m, *group in zip(own, *groups, strict=True)], dim=1)
@@ -130,7 +130,7 @@ class SMCAEncoder(LevelEncoder):
     """Stack of intra-scale and multi-scale layers, without a norm after the last.
 
     ``layer_kinds=['intra', 'intra', 'multi', 'intra', 'intra']`` is the paper's
-    2Intra-Multi-2Intra. With one level the kinds are the same, and the encoder is DETR's.
+    2Intra-Multi-2Intra. With one level both kinds are the same, and the encoder is DETR's.
 
     Args:
         num_layers: Number of layers.
@@ -138,7 +138,7 @@ class SMCAEncoder(LevelEncoder):
         layer_kinds: ``intra`` (each level attends to itself) or ``multi`` (all cells attend to
             all), one per layer. Defaults to ``intra`` everywhere.
         num_levels: Number of levels. Defaults to 1.
-        share_attention: Whether the levels share an intra-scale layer's attention weights.
+        share_attention: Whether the levels share an intra-scale layer's attention parameters.
             Defaults to True.
         share_ffn: Whether the levels share an intra-scale layer's FFN. Defaults to True.
         init_cfg: MMEngine's initialisation config. Defaults to None.
@@ -187,7 +187,7 @@ class SMCAEncoder(LevelEncoder):
             memory: The levels, as the neck gives them.
 
         Returns:
-            The encoded cells, with positions, mask and shapes as they were.
+            The encoded cells, with unchanged positions, mask and shapes.
         """
         cells, sizes = memory.cells, memory.sizes()
         for kind, layer in zip(self.layer_kinds, self.layers, strict=True):

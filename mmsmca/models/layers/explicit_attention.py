@@ -1,4 +1,4 @@
-"""Gaussian-modulated attention as the paper writes it: the prior is a bias of the logits."""
+"""Gaussian-modulated attention as in the paper: the log prior is added to the logits."""
 
 import math
 
@@ -17,7 +17,7 @@ def gaussian_log_prior(prior: LevelPrior, shape: tuple[int, int]) -> Tensor:
     .. math:: \log G(x, y) = -[s_x^2 (x - c_x)^2 + s_y^2 (y - c_y)^2] / \beta
 
     A third scale, if given, adds :math:`s_{xy}^2 (x - c_x)^2 (y - c_y)^2` inside the bracket. The
-    paper divides by the squared scales, the authors' code multiplies; this follows the code.
+    paper divides by the squared scales, the authors' code multiplies by them, as does this one.
 
     Args:
         prior: Priors of the queries.
@@ -27,7 +27,7 @@ def gaussian_log_prior(prior: LevelPrior, shape: tuple[int, int]) -> Tensor:
         Tensor of shape (B, M, Q, H * W), nowhere positive.
     """
     (height, width), (centers, scales, beta) = shape, prior
-    # Both axes are separate until the last sum: little more than the result is in memory.
+    # The axes stay separate until the last sum, so little more than the result is in memory.
     dx2 = (torch.arange(width, device=centers.device) - centers[..., 0:1]).square()
     dy2 = (torch.arange(height, device=centers.device) - centers[..., 1:2]).square()
     weights = -scales.square() / beta
@@ -47,10 +47,10 @@ def explicit_attention(
     cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Gaussian-modulated attention with prior and attention weights in memory.
+    """Gaussian-modulated attention that materialises the prior and the attention weights.
 
-    Arguments and result are those of :func:`.gaussian_attention`, but for images whose cells are
-    all padding: what they get is finite, and means nothing.
+    Arguments and result are those of :func:`.gaussian_attention`, except that the result is finite
+    but meaningless for an image whose cells are all padding.
     """
     bias = gaussian_log_prior(prior, cells.shape)
     return biased_attention(query, key, value, bias, cells.padding, dropout_p)
@@ -64,7 +64,7 @@ def biased_attention(
     key_padding_mask: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
-    """Attention whose logits get a bias of shape (B, M, Q, N)."""
+    """Attention with a bias of shape (B, M, Q, N) added to the logits."""
     weights = masked_softmax(content_logits(query, key) + bias, key_padding_mask)
     return F.dropout(weights, dropout_p).to(value.dtype) @ value
 

@@ -1,18 +1,18 @@
-r"""Gaussian-modulated attention at the price of plain attention: the prior inside the dot product.
+r"""Gaussian-modulated attention at the cost of plain attention: a prior inside the dot product.
 
-With :math:`a = s^2 / \beta` the logarithm of the prior is, along one axis,
+With :math:`a = s^2 / \beta`, the logarithm of the prior is, along one axis,
 
 .. math:: -a (x - c)^2 = (2 a c) x + (-a) x^2 + (-a c^2) 1
 
-a dot product of what belongs to the query, (2 a c, -a, -a c^2), and what belongs to the key,
-(x, x^2, 1): two more channels per axis and one for both, and any fused kernel for plain attention
-computes SMCA, with nothing of size Q x H W in memory.
+a dot product of the query's terms, (2 a c, -a, -a c^2), and the key's terms, (x, x^2, 1). With two
+extra channels per axis and one shared by both, any fused kernel for plain attention computes SMCA,
+and nothing of size Q x H W is in memory.
 
-The softmax would drop the last term, which is the same for every key of a query. The arithmetic
-needs it: without it the logits of the cells that matter are of the size of a c^2, thousands on a
-large map, and what float32 rounds off there is multiplied by c^2 again in the gradient of a. For
-the same reason coordinates count from an origin near the query's centre, and half precision is
-computed in float32. The errors are in ``docs/performance.md``.
+The last term is the same for all keys of a query, so the softmax cancels it. Numerical precision
+still needs it: without it, the logits of the cells that matter are of the order of a c^2, thousands
+on a large map, and the gradient of a multiplies their float32 rounding errors by c^2 again. For the
+same reason, coordinates are relative to an origin near the query's centre, and half-precision
+inputs are computed in float32. ``docs/performance.md`` lists the errors.
 """
 
 import math
@@ -26,9 +26,9 @@ from .memory import LevelCells
 from .precision import widen
 from .spatial_prior import LevelPrior
 
-# Logit that takes a key out of the softmax, whatever the prior says.
+# Logit that excludes a key from the softmax, whatever its prior.
 PADDING = -1e9
-# Cells of a side that an origin serves: with s = 6, the summands stay near 10,000.
+# Side of the area that an origin serves, in cells: with s = 6, terms stay near 10,000.
 REACH = 96
 
 
@@ -40,9 +40,9 @@ def folded_attention(
     cells: LevelCells,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Gaussian-modulated attention through plain attention.
+    """Gaussian-modulated attention, computed as plain attention.
 
-    Arguments and result are those of :func:`.explicit_attention`; two scales only.
+    Arguments and result are those of :func:`.explicit_attention`, but for two scales only.
     """
     height, width = cells.shape
     centers, scales = widen(prior.centers), widen(prior.scales)
@@ -61,20 +61,20 @@ def attend_folded(
     key_padding_mask: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
-    """Plain attention with the channels of a prior, in float32 at least.
+    """Plain attention with extra channels for a prior, at least in float32.
 
-    In half precision the kernel would round the gradient of the logits, so that it does not sum to
-    zero over a query's keys, and multiply what remains by the squares of the coordinates.
+    A half-precision kernel would round the gradients of the logits: they would no longer sum to
+    zero over a query's keys, and the remainder would be multiplied by squared coordinates.
 
     Args:
         query: (B, M, Q, k).
         key: (B, M, N, k).
         value: (B, M, N, d).
-        query_prior: The prior's channels of the queries, (B, M, Q, P_i) each, in float32 at least.
-        key_prior: Those of the keys, (B or 1, 1, N, P_i) each.
-        key_padding_mask: True where a key is padding, (B, N), or None. It takes a channel: 1 for
-            the query, 0 or a large negative number for the key. What an image gets whose keys are
-            all padding is finite, and means nothing.
+        query_prior: Prior channels of the queries, (B, M, Q, P_i) each, at least in float32.
+        key_prior: Prior channels of the keys, (B or 1, 1, N, P_i) each.
+        key_padding_mask: True where a key is padding, (B, N), or None. It takes one channel: 1 for
+            queries, 0 or a large negative number for keys. If all keys of an image are padding, its
+            output is finite but meaningless.
         dropout_p: Probability that an attention weight is dropped.
 
     Returns:
@@ -85,12 +85,12 @@ def attend_folded(
     if key_padding_mask is not None:
         of_queries.append(torch.ones_like(of_queries[0][..., :1]))
         of_keys.append((key_padding_mask * PADDING).to(dtype)[:, None, :, None])
-    # Fused kernels want a multiple of eight channels.
+    # Fused kernels need a multiple of eight channels.
     missing = -(channels + sum(x.size(-1) for x in of_queries)) % 8
     of_queries.append(of_queries[0].new_zeros(batch, heads, num_queries, missing))
     of_keys.append(of_keys[0].new_zeros(1, 1, key.size(2), missing))
-    # Joined with the prior, queries and keys get its precision. The prior comes first: its summands
-    # are large and their sum is small, to which the content is added.
+    # Queries and keys take the precision of the prior. The prior comes first: its terms are large,
+    # but their sum, to which the content is added, is small.
     with torch.autocast(query.device.type, enabled=False):
         out = fused_attention(
             torch.cat((*of_queries, query.to(dtype) / math.sqrt(channels)), dim=-1),
@@ -104,16 +104,16 @@ def attend_folded(
 
 
 def place_origins(sizes: Tensor, grid_size: tuple[int, int], reach: int) -> Tensor:
-    """Place the origins that coordinates count from: every centre has one near it.
+    """Place coordinate origins so that every centre has one nearby.
 
     Args:
-        sizes: Width and height to be covered, in cells, (B, 2).
-        grid_size: Height and width of the map that has them all, padding included. Exported for
-            maps of any size, the graph has one origin: it has no gradients, which need more.
-        reach: Cells of a side that an origin serves.
+        sizes: Width and height to cover, in cells, (B, 2).
+        grid_size: Height and width of the map, padding included. A graph that is exported for maps
+            of any size has one origin: only gradients need more.
+        reach: Side of the area that an origin serves, in cells.
 
     Returns:
-        Coordinates (x, y) of the origins, whole numbers: n along either axis, (B, n, 2).
+        Integer coordinates (x, y) of the origins, n along each axis, (B, n, 2).
     """
     free = any(isinstance(side, torch.SymInt) for side in grid_size)
     count = 1 if free else math.ceil(max(grid_size) / reach)
@@ -124,19 +124,19 @@ def place_origins(sizes: Tensor, grid_size: tuple[int, int], reach: int) -> Tens
 def prior_channels(
     centers: Tensor, precisions: Tensor, coordinates: Tensor, origins: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Write the prior as a dot product of a query's and a key's channels.
+    """Write the log prior as a dot product of query channels and key channels.
 
-    Keys have channels for each of the origins, a query for the one that is nearest.
+    There are channels for each origin; a query uses only those of the nearest one.
 
     Args:
         centers: Centres (x, y) of the priors in cells, (B, M, Q, 2).
-        precisions: The factors a along x and y, in 1 / squared cells, (B, M, Q, 2).
-        coordinates: Those of the keys (x, y), in cells, (N, 2).
+        precisions: Factors a along x and y, in 1 / squared cells, (B, M, Q, 2).
+        coordinates: Coordinates (x, y) of the keys, in cells, (N, 2).
         origins: From :func:`place_origins`, (B or 1, n, 2).
 
     Returns:
         Channels of the queries, (B, M, Q, P_i) each, and of the keys, (B or 1, 1, N, P_i) each,
-        4 n + 1 of either. Their products sum up to the logarithm of the prior.
+        4 n + 1 in total for either. Their dot product is the logarithm of the prior.
     """
     a, offsets = precisions.unsqueeze(-2), centers.unsqueeze(-2) - origins[:, None, None]
     count = origins.size(1)
@@ -153,11 +153,11 @@ def prior_channels(
 
 
 def cell_coordinates(grid_size: tuple[int, int], like: Tensor) -> Tensor:
-    """Coordinates (x, y) of the cells of a grid, row by row, counted 0, 1, ... without a half.
+    """Coordinates (x, y) of the cells of a grid, row by row: 0, 1, ..., without a half-cell shift.
 
     Args:
         grid_size: Height and width of the feature map, in cells.
-        like: Tensor whose dtype and device the coordinates get.
+        like: Tensor that determines dtype and device of the coordinates.
 
     Returns:
         Tensor of shape (H * W, 2).

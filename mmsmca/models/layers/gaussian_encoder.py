@@ -1,4 +1,4 @@
-"""Self-attention over all levels under Gaussians: the prior in the encoder, not the paper's."""
+"""Encoder self-attention over all levels under a Gaussian prior; not part of the paper."""
 
 import math
 
@@ -17,14 +17,14 @@ from .memory import Memory
 from .precision import widen
 from .values import check_count
 
-# What the standard deviation is at least, in cells: half of one, as BoxPrior's at first.
+# Lower bound of the standard deviation, in cells: as BoxPrior's default floor.
 FLOOR = 0.5
 
 
 class CellPrior(nn.Module):
-    r"""Gaussians placed and scaled by a cell, as :class:`.BoxPrior`'s are by a box.
+    r"""Gaussians placed and scaled by a cell, as those of :class:`.BoxPrior` by a box.
 
-    For a cell at x_i, of a level of stride r, and head m, in finest cells,
+    For head m and a cell at x_i on a level of stride r, in finest cells,
 
     .. math::
 
@@ -32,7 +32,7 @@ class CellPrior(nn.Module):
         \sigma_m^2 = (e^{2 k_m} + f^2) (r / r_1)^2, \quad
         \log G_{m,j}(x) = g_{m,j} - \sum_{axes} (x - c_m)^2 / (2 \sigma_m^2)
 
-    where o, k and the gates g are parameters, the same for all cells and images.
+    where o, k and the gates g are learned parameters, shared by all cells and images.
 
     Args:
         num_heads: Heads M.
@@ -47,7 +47,7 @@ class CellPrior(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Look around the cell, one cell away or two by turns; all levels have equal mass."""
+        """Place the heads around the cell, alternately one and two cells away; equal level mass."""
         num_heads, num_levels = self.gates.shape
         cells_away = 1 + torch.arange(num_heads) % 2
         with torch.no_grad():
@@ -59,12 +59,12 @@ class CellPrior(nn.Module):
         """Place the Gaussians of every cell.
 
         Args:
-            cells: The cells.
+            cells: Coordinates and levels of the cells.
 
         Returns:
-            The priors of all cells, the same for all images: of batch size 1.
+            The priors of all cells, shared by all images: the batch size is 1.
         """
-        # Own cells to finest cells, (1, N, 1).
+        # Size of each cell in finest cells, (N, 1).
         stride = (2**cells.levels)[:, None].to(cells.coordinates.dtype)
         variances = (self.widths.exp().square() + FLOOR**2)[:, None] * stride.square()
         centers = cells.coordinates + self.offsets[:, None] * stride
@@ -77,7 +77,7 @@ class GaussianEncoderLayer(BaseModule):
 
     Args:
         num_levels: Number of levels.
-        self_attn_cfg: Arguments of :class:`.JointCoAttention`, whose content part starts at zero.
+        self_attn_cfg: Arguments of :class:`.JointCoAttention`, whose content logits start at zero.
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
     """
@@ -94,12 +94,12 @@ class GaussianEncoderLayer(BaseModule):
         self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(2))
 
     def forward(self, feat: Tensor, feat_pos: Tensor, cells: Cells) -> Tensor:
-        """Encode cells.
+        """Encode the cells.
 
         Args:
             feat: Cells of all levels, (B, N, C).
             feat_pos: Their position encoding, (B, N, C).
-            cells: Where they are.
+            cells: Their coordinates and padding.
 
         Returns:
             Tensor of shape (B, N, C).
@@ -113,16 +113,16 @@ class GaussianEncoderLayer(BaseModule):
 
 @MODELS.register_module()
 class SMCAGaussianEncoder(LevelEncoder):
-    """Stack of layers in which every cell attends to all levels, at first around itself.
+    """Stack of layers in which every cell attends to all levels, initially around itself.
 
-    Nobody has published it: SMCA's prior is the decoder's. It is folded as SMCA-DINO's is, so a
-    layer costs what a multi-scale layer of :class:`.SMCAEncoder` costs.
+    Unpublished: in SMCA only the decoder has a prior. It is folded as in SMCA-DINO, so a layer
+    costs as much as a multi-scale layer of :class:`.SMCAEncoder`.
 
     Args:
         num_layers: Number of layers.
-        layer_cfg: ``self_attn_cfg``, ``ffn_cfg`` and, if need be, ``norm_cfg`` of every
+        layer_cfg: ``self_attn_cfg``, ``ffn_cfg`` and, optionally, ``norm_cfg`` of every
             :class:`GaussianEncoderLayer`.
-        num_levels: Number of levels, each of twice the stride of the one before.
+        num_levels: Number of levels, each with twice the stride of the one before.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -144,8 +144,8 @@ class SMCAGaussianEncoder(LevelEncoder):
         self.embed_dims = self.layers[0].embed_dims
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`."""
-        # In finest cells, padding included.
+        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
+        # Width and height of the finest level, padding included.
         height, width = memory.shapes[0]
         size = widen(self.layers[0].prior.widths).new_tensor([[width, height]])
         strides = [2**level for level in range(self.num_levels)]

@@ -15,7 +15,7 @@ from .values import check_count
 class ConvLayer(BaseModule):
     """Convolution, LayerNorm over the channels of every cell, SiLU.
 
-    The norm is of a cell by itself: neither other images nor padding change what a cell gets.
+    Each cell is normalised by itself, so neither other images nor padding affect the norm.
 
     Args:
         in_channels: Channels of the input.
@@ -41,7 +41,7 @@ class ConvLayer(BaseModule):
 
 
 class FusionBlock(BaseModule):
-    """Fusion of two maps of a level: residual 3 x 3 convolutions beside a 1 x 1 shortcut.
+    """Fusion of two maps of one size: residual 3 x 3 convolutions beside a 1 x 1 shortcut.
 
     Args:
         embed_dims: Channels C.
@@ -55,13 +55,13 @@ class FusionBlock(BaseModule):
         self.convs = ModuleList(ConvLayer(embed_dims, embed_dims, 3) for _ in range(num_convs))
 
     def forward(self, x: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
-        """Fuse a level's map and what comes from its neighbour.
+        """Fuse a level's map with the resized map of its neighbour.
 
         Args:
             x: Map of the level, (B, C, H, W).
-            other: What comes from the neighbour, (B, C, H, W).
-            mask: True where a cell is padding, (B, 1, H, W), or None. Padding is set to zero before
-                every convolution that looks at neighbours, as what is beyond a map's border is.
+            other: Resized map of the neighbour, (B, C, H, W).
+            mask: True where a cell is padding, (B, 1, H, W), or None. Padding is zeroed before
+                every 3 x 3 convolution, like the area beyond a map's border.
 
         Returns:
             Map of the level, (B, C, H, W).
@@ -77,14 +77,14 @@ class FusionBlock(BaseModule):
 class SMCAHybridEncoder(LevelEncoder):
     """Attention on the coarsest level, then fusion of the levels top-down and bottom-up.
 
-    RT-DETR's hybrid encoder (arXiv:2304.08069) with norms that do not look beyond a cell. Only the
-    coarsest level pays for attention, in which everything sees everything.
+    RT-DETR's hybrid encoder (arXiv:2304.08069) with norms over the channels of each cell. Only the
+    coarsest level pays the cost of global self-attention.
 
     Args:
-        num_levels: Number of levels, each of twice the stride of the one before.
+        num_levels: Number of levels, each with twice the stride of the one before.
         layer_cfg: Arguments of every :class:`.encoder.SMCAEncoderLayer`, on the coarsest level.
         num_layers: Number of these layers. Defaults to 1.
-        num_convs: Number of 3 x 3 convolutions of a fusion. Defaults to 2.
+        num_convs: Number of 3 x 3 convolutions per fusion. Defaults to 2.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -115,7 +115,7 @@ class SMCAHybridEncoder(LevelEncoder):
         self.bottom_up = ModuleList(FusionBlock(channels, num_convs) for _ in steps)
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; as :meth:`.encoder.SMCAEncoder.forward`."""
+        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
         maps, pos, masks = memory.maps()
         maps[-1] = self._attend(maps[-1], pos[-1], masks[-1])
         for level in reversed(range(len(maps) - 1)):
@@ -137,6 +137,6 @@ class SMCAHybridEncoder(LevelEncoder):
 
 
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Give every cell of the finer level the value of the coarser cell that it lies in."""
+    """Give every cell of the finer level the value of the coarser cell that contains it."""
     height, width = shape
     return F.interpolate(x, scale_factor=2, mode='nearest')[..., :height, :width]

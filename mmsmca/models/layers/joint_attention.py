@@ -1,18 +1,18 @@
-r"""Gaussian-modulated attention with one softmax over the cells of all levels, two ways.
+r"""Gaussian-modulated attention with one softmax over all levels, in two implementations.
 
 ==========  =====================================================================================
-explicit    the prior is a bias of the logits, as the equations write it: the reference
-folded      the prior is part of the dot product: one call of the fused kernel for all levels, with
-            nothing of size Q x N in memory
+explicit    adds the prior to the logits, as in the equations: the reference implementation
+folded      makes the prior part of the dot product: one call of a fused kernel for all levels,
+            with nothing of size Q x N in memory
 ==========  =====================================================================================
 
-In coordinates that all levels share, with one width for all of them and a gate per level,
+In coordinates that all levels share, with one width for all levels and a gate g per level,
 
 .. math:: \log G_j(x) = g_j - a (x - c)^2
 
-along one axis. The Gaussian is folded as SMCA's is (:mod:`.folded_attention`). Only differences of
-gates matter, so the first level goes without, and every other has a channel: the gate for the
-query, a one for the cells of its level.
+along one axis. The Gaussian is folded as in SMCA (:mod:`.folded_attention`). Only differences
+between gates matter, so every level but the first has a channel for its gate: the query holds the
+gate relative to the first level's, and the cells of the level hold a one.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ from .box_prior import JointPrior
 from .explicit_attention import biased_attention
 from .folded_attention import attend_folded, cell_coordinates, place_origins, prior_channels
 
-# Finest cells of a side that an origin serves, 1,536 pixels of stride 8: as a is at most 2 where a
-# box has no area, the summands stay below 20,000.
+# Side of the area that an origin serves, in finest cells: 1,536 pixels at stride 8. As a is at most
+# 2, for a box without area, terms stay below 20,000.
 REACH = 192
 
 
 class Cells(NamedTuple):
-    """The cells of all levels, as the priors see them.
+    """The cells of all levels, as the priors need them.
 
     Attributes:
-        coordinates: Centres (x, y) in finest cells, (N, 2): that of cell i of level j is at
-            (i + 0.5) r_j / r_1.
-        levels: Number of each cell's level, (N,).
-        origins: What the coordinates of the folded prior count from, in finest cells: the middle
-            of each image's content, or of its parts, (B, n, 2).
+        coordinates: Centres (x, y) of the cells, in finest cells, (N, 2); cell i of level j has its
+            centre at (i + 0.5) r_j / r_1.
+        levels: Index of each cell's level, (N,).
+        origins: Origins of the folded prior's coordinates, in finest cells: the middle of each
+            image's content, or of parts of it, (B, n, 2).
         padding: True where a cell is padding, (B, N), or None.
         shapes: Height and width of every level, in cells.
     """
@@ -102,7 +102,7 @@ def explicit_joint_attention(
     cells: Cells,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attention under the priors, with priors and attention weights in memory.
+    """Attention under the priors, with materialised priors and attention weights.
 
     Args:
         query: (B, M, Q, k).
@@ -127,7 +127,7 @@ def folded_joint_attention(
     cells: Cells,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attention under the priors through plain attention.
+    """Attention under the priors, computed as plain attention.
 
     Arguments and result are those of :func:`explicit_joint_attention`.
     """
@@ -136,9 +136,9 @@ def folded_joint_attention(
 
 
 def num_prior_channels(num_levels: int) -> int:
-    """Channels that the folded prior takes: two per axis, one for both, gates and padding.
+    """Number of channels of the folded prior: two per axis, one for both, gates and padding.
 
-    Images of more than ``REACH`` finest cells take more, which the content does not have to leave.
+    Images larger than ``REACH`` finest cells take more, which do not come out of the content's.
 
     Args:
         num_levels: Number of levels.
@@ -150,7 +150,7 @@ def num_prior_channels(num_levels: int) -> int:
 
 
 def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[list[Tensor], list[Tensor]]:
-    """Write priors and gates as a dot product of a query's and a cell's channels.
+    """Write log priors and gates as a dot product of query channels and cell channels.
 
     Args:
         prior: Priors of the queries.
@@ -158,7 +158,7 @@ def joint_prior_channels(prior: JointPrior, cells: Cells) -> tuple[list[Tensor],
 
     Returns:
         Channels of the queries, (B, M, Q, P_i) each, and of the cells, (B or 1, 1, N, P_i) each.
-        Their products sum up to :func:`joint_log_prior`, less the gate of the first level.
+        Their dot product is :func:`joint_log_prior` minus the gate of the first level.
     """
     of_queries, of_cells = prior_channels(
         prior.centers, prior.precisions, cells.coordinates, cells.origins

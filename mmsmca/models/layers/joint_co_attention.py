@@ -1,4 +1,4 @@
-"""Co-attention over the cells of all levels in one softmax, under a prior tied to a box."""
+"""Co-attention with one softmax over the cells of all levels, under a prior tied to a box."""
 
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -13,22 +13,21 @@ from .values import check_choice, check_count
 
 @MODELS.register_module()
 class JointCoAttention(BaseModule):
-    r"""Co-attention of queries and the cells of all levels, modulated by priors, with residual.
+    r"""Co-attention to the cells of all levels, modulated by priors, with a residual connection.
 
     .. math:: C = softmax(K^T Q / \sqrt{k} + \log G) V, \quad \text{over the cells of all levels}
 
-    The prior has part of every head's channels: of d = C / M channels, 4 + L are the folded
-    prior's, and the other k are the content's, queries' and keys' alike. That way the attention
-    costs what plain attention costs.
+    The folded prior and the padding mask take 5 + L of the d = C / M channels of each head; the
+    other k are left for the content of queries and keys. So the attention costs as much as plain
+    attention.
 
-    The content part starts at zero: at first, attention is pooling under the Gaussians.
+    The content logits start at zero: at first, attention only pools under the Gaussians.
 
     Args:
         embed_dims: Channels C. Defaults to 256.
-        num_heads: Heads M; has to divide the channels. Defaults to 8.
+        num_heads: Heads M; must divide the channels. Defaults to 8.
         num_levels: Number of feature levels L. Defaults to 4.
-        dropout: Probability of dropping an attention weight, and a channel of the output.
-            Defaults to 0.
+        dropout: Dropout probability of attention weights and of the output. Defaults to 0.
         implementation: ``explicit`` or ``folded``, see :mod:`.joint_attention`. Defaults to
             ``folded``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
@@ -72,7 +71,7 @@ class JointCoAttention(BaseModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Let the content part start at zero, and the projections as Deformable DETR's."""
+        """Start with content logits of zero, and other projections as in Deformable DETR."""
         for linear in (self.key_proj, self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -93,11 +92,10 @@ class JointCoAttention(BaseModule):
         Args:
             query: (B, Q, C).
             query_pos: Position encoding of the queries, (B, Q, C).
-            key: Content and position of the cells of all levels, one level after the other,
-                (B, N, C).
-            value: Their content, (B, N, C).
+            key: Cells of all levels, concatenated, plus their position encoding, (B, N, C).
+            value: The same cells without position encoding, (B, N, C).
             prior: Priors of the queries.
-            cells: Where the cells are.
+            cells: Coordinates and padding of the cells.
 
         Returns:
             ``query`` plus the co-attention's output, (B, Q, C).
@@ -111,12 +109,12 @@ class JointCoAttention(BaseModule):
     def logits(
         self, query: Tensor, query_pos: Tensor, key: Tensor, prior: JointPrior, cells: Cells
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the attention weights, which :meth:`forward` need not have in memory.
+        """Compute the attention logits, which :meth:`forward` need not materialise.
 
         Arguments are those of :meth:`forward`.
 
         Returns:
-            Logits by content, and the logarithm of the prior that is added to them, (B, M, Q, N).
+            Content logits and the log prior that is added to them, (B, M, Q, N) each.
         """
         q = split_heads(self.query_proj(query + query_pos), self.num_heads)
         k = split_heads(self.key_proj(key), self.num_heads)

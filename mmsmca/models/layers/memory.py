@@ -1,4 +1,4 @@
-"""Feature levels as one sequence of cells, as encoder, query selection and decoder hand them on."""
+"""Feature levels as one sequence of cells, passed on by encoder, query selection and decoder."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LevelCells(NamedTuple):
-    """The cells of one level, as the priors see them.
+    """The cells of one level, as the priors need them.
 
     Attributes:
         shape: Height and width of the level, in cells.
@@ -20,7 +20,7 @@ class LevelCells(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The cells of all levels, one level after the other, before and after the encoder.
+    """The cells of all levels, one level after the other, before or after the encoder.
 
     Attributes:
         cells: The cells, (B, N, C).
@@ -35,23 +35,23 @@ class Memory(NamedTuple):
     shapes: Sequence[tuple[int, int]]
 
     def sizes(self) -> list[int]:
-        """Number of every level's cells."""
+        """Number of cells of every level."""
         return num_cells(self.shapes)
 
     def keys(self) -> Tensor:
-        """What attention tells the cells by: content and position, (B, N, C)."""
+        """Keys of the attention: cells plus their position encoding, (B, N, C)."""
         return self.cells + self.pos
 
     def levels(self) -> list[LevelCells]:
-        """Where the cells of every level are."""
+        """Shape and padding of every level."""
         return level_cells(self.shapes, self.mask)
 
     def encoded(self, cells: Tensor) -> 'Memory':
-        """The same levels with other cells, (B, N, C)."""
+        """The same levels with new cells, (B, N, C)."""
         return Memory(cells, self.pos, self.mask, self.shapes)
 
     def from_level(self, first: int) -> 'Memory':
-        """The levels without those before ``first``."""
+        """The levels from ``first`` on."""
         start = sum(self.sizes()[:first])
         mask = None if self.mask is None else self.mask[:, start:]
         return Memory(self.cells[:, start:], self.pos[:, start:], mask, self.shapes[first:])
@@ -71,12 +71,12 @@ class Memory(NamedTuple):
 
 
 def num_cells(shapes: Sequence[tuple[int, int]]) -> list[int]:
-    """Number of the cells of maps of these heights and widths."""
+    """Number of cells of maps with the given heights and widths."""
     return [height * width for height, width in shapes]
 
 
 def level_cells(shapes: Sequence[tuple[int, int]], mask: Tensor | None) -> list[LevelCells]:
-    """Where the cells of every level are; arguments are those of :class:`Memory`."""
+    """Shape and padding of every level; arguments are those of :class:`Memory`."""
     masks = [None] * len(shapes) if mask is None else mask.split(num_cells(shapes), dim=1)
     return [LevelCells(*level) for level in zip(shapes, masks, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What the decoders of SMCA and SMCA-DINO share: how they are built."""
+"""Construction of decoder layers and decoders, shared by SMCA and SMCA-DINO."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from .values import check_count, check_strides
 class ModulatedDecoderLayer(BaseModule):
     """Post-norm decoder layer: self-attention, co-attention under a spatial prior, FFN.
 
-    Configuration keys are those of MMDetection's decoder layers and ``spatial_prior_cfg``, and so
-    is the state dict, which has ``spatial_prior`` besides.
+    Configuration keys and state dict are those of MMDetection's decoder layers, extended by
+    ``spatial_prior_cfg`` and ``spatial_prior``.
 
     Args:
         self_attn_cfg: Arguments of :class:`.SelfAttention`.
@@ -28,7 +28,7 @@ class ModulatedDecoderLayer(BaseModule):
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If the prior has other heads than the co-attention.
+        ValueError: If the prior and the co-attention have different numbers of heads.
     """
 
     CROSS_ATTENTION: str
@@ -79,8 +79,8 @@ class ModulatedDecoder(BaseModule):
         layer_cfg: Config of every layer; ``type`` defaults to ``LAYER``.
         start_levels: Index of the finest level that each layer attends to. Defaults to None: 0 for
             every layer.
-        return_intermediate: Kept for the configs of MMDetection's decoders; has to be True, as
-            every layer's output is trained on.
+        return_intermediate: Kept for MMDetection's decoder configs; must be True, as the losses
+            need the output of every layer.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:

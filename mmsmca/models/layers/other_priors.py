@@ -1,4 +1,4 @@
-"""Priors that the ablations of SMCA-DINO put in the place of ``BoxPrior``."""
+"""Priors that replace ``BoxPrior`` in the ablations of SMCA-DINO."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from .values import check_positive
 
 @MODELS.register_module()
 class StaticPrior(BaseModule):
-    r"""The paper's prior over several levels: a centre that stays, scales that no box decides.
+    r"""The paper's prior over several levels: fixed centre, scales independent of the box.
 
     With the centre c of a query's first box and, for head m, offsets o and scales s linear in the
     features u,
 
     .. math:: \log G_m(x) = -\sum_{axes} s_m^2 (x - c - o_m)^2 / \beta
 
-    in cells of stride 32, on every level alike, without gates.
+    in cells of stride 32, the same on every level, without gates.
 
     Args:
         embed_dims: Channels C. Defaults to 256.
         num_heads: Heads M. Defaults to 8.
         strides: Stride of every feature level, in pixels. Defaults to (8, 16, 32, 64).
-        beta: Bandwidth in squared cells of stride 32, positive. Defaults to 8, the paper's.
+        beta: Bandwidth in squared cells of stride 32, positive. Defaults to 8, as in the paper.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -53,7 +53,7 @@ class StaticPrior(BaseModule):
         self.scales = nn.Linear(embed_dims, num_heads * 2)
 
     def init_weights(self) -> None:
-        """Set the scales to 1, whatever the query; offsets start as the paper's."""
+        """Set the scales to 1 for every query; offsets start as in :class:`.SpatialPrior`."""
         nn.init.zeros_(self.scales.weight)
         nn.init.ones_(self.scales.bias)
 
@@ -78,10 +78,10 @@ class StaticPrior(BaseModule):
 
 @MODELS.register_module()
 class NoPrior(BaseModule):
-    """No prior: attention to all cells of all levels by their content alone.
+    """No prior: attention to the cells of all levels by content alone.
 
     Args:
-        embed_dims: Without effect, as for every prior.
+        embed_dims: Unused; kept for the interface of the priors.
         num_heads: Heads M. Defaults to 8.
         strides: Stride of every feature level, in pixels. Defaults to (8, 16, 32, 64).
         init_cfg: MMEngine's initialisation config. Defaults to None.
@@ -101,7 +101,7 @@ class NoPrior(BaseModule):
         self.strides = tuple(strides)
 
     def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
-        """Give every cell the same; arguments as in :meth:`.BoxPrior.forward`.
+        """Treat all cells alike; arguments as in :meth:`.BoxPrior.forward`.
 
         Returns:
             The priors.

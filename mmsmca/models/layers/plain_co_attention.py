@@ -1,4 +1,4 @@
-"""Co-attention without a prior, which SMCA-DINO is compared with."""
+"""Co-attention without a prior, a baseline of SMCA-DINO."""
 
 import math
 
@@ -16,19 +16,18 @@ from .projections import AttentionProjections
 
 @MODELS.register_module()
 class PlainCoAttention(BaseModule):
-    r"""DETR's co-attention over the cells of all levels in one softmax, with residual.
+    r"""DETR's co-attention over the cells of all levels, with a residual connection.
 
     .. math:: C = softmax(K^T Q / \sqrt{d}) V, \quad \text{over the cells of all levels}
 
-    The place of :class:`.JointCoAttention` with all channels of a head for the content, and DETR's
-    initialisation: what attention does by itself, not what is left of it without a prior.
+    Replaces :class:`.JointCoAttention`, with all channels of a head for the content and DETR's
+    initialisation: plain attention itself, not joint co-attention stripped of its prior.
 
     Args:
         embed_dims: Channels C. Defaults to 256.
-        num_heads: Heads M; has to divide the channels. Defaults to 8.
-        num_levels: Without effect, as it is all the same to the content. Defaults to 4.
-        dropout: Probability of dropping an attention weight, and a channel of the output.
-            Defaults to 0.
+        num_heads: Heads M; must divide the channels. Defaults to 8.
+        num_levels: Unused, as content logits do not depend on levels. Defaults to 4.
+        dropout: Dropout probability of attention weights and of the output. Defaults to 0.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
@@ -60,7 +59,7 @@ class PlainCoAttention(BaseModule):
         """Attend to the cells of all levels; arguments as in :meth:`.JointCoAttention.forward`.
 
         Returns:
-            ``query`` plus the co-attention's output, (B, Q, C), whatever ``prior`` is.
+            ``query`` plus the co-attention's output, (B, Q, C), independent of ``prior``.
         """
         q = self.attn.query(query + query_pos)
         out = fused_attention(
@@ -76,10 +75,10 @@ class PlainCoAttention(BaseModule):
     def logits(
         self, query: Tensor, query_pos: Tensor, key: Tensor, prior: JointPrior, cells: Cells
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the attention weights; arguments are those of :meth:`forward`.
+        """Compute the attention logits; arguments are those of :meth:`forward`.
 
         Returns:
-            Logits by content, and what a prior adds to them, zeros, (B, M, Q, N).
+            Content logits, and zeros in place of a log prior, (B, M, Q, N) each.
         """
         content = content_logits(self.attn.query(query + query_pos), self.attn.key(key))
         return content, torch.zeros_like(content)

@@ -1,9 +1,9 @@
-"""Numbers that half precision does not hold: coordinates, sizes, what a decision is made by."""
+"""Full precision for coordinates, sizes and scores, for which half precision is too coarse."""
 
 import torch
 from torch import Tensor
 
 
 def widen(x: Tensor) -> Tensor:
-    """The tensor in float32, or as it is if it is in a higher precision already."""
+    """Convert a tensor to float32, unless it already has a higher precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The linear maps around multi-head attention."""
+"""Input and output projections of multi-head attention."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +17,14 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class AttentionProjections(nn.Module):
-    """In- and out-projection of multi-head attention, without the attention.
+    """Input and output projections of multi-head attention, without the attention itself.
 
     State dict, initialisation and result are those of :class:`torch.nn.MultiheadAttention`
     (``in_proj_weight``, ``in_proj_bias``, ``out_proj``), so that DETR checkpoints load.
 
     Args:
         embed_dims: Channels C.
-        num_heads: Heads M; has to divide the channels.
+        num_heads: Heads M; must divide the channels.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``embed_dims``.
@@ -37,7 +37,7 @@ class AttentionProjections(nn.Module):
         if embed_dims % num_heads:
             raise ValueError(f'num_heads={num_heads} has to divide embed_dims={embed_dims}')
         self.num_heads = num_heads
-        # Only the parameters and their names are used, the forward pass is ours.
+        # Only its parameters and their names are used, not its forward pass.
         reference = nn.MultiheadAttention(embed_dims, num_heads)
         self.in_proj_weight = reference.in_proj_weight
         self.in_proj_bias = reference.in_proj_bias
@@ -45,7 +45,7 @@ class AttentionProjections(nn.Module):
         self.out_proj.load_state_dict(reference.out_proj.state_dict())
 
     def _in_proj(self, x: Tensor, first: int, count: int) -> list[Tensor]:
-        """Apply ``count`` of the three stacked maps (query, key, value) from ``first`` on."""
+        """Apply ``count`` of the stacked projections (query, key, value) from ``first`` on."""
         channels = x.size(-1)
         rows = slice(first * channels, (first + count) * channels)
         projected = F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
@@ -56,7 +56,7 @@ class AttentionProjections(nn.Module):
         return self._in_proj(x, 0, 1)[0]
 
     def query_key(self, x: Tensor) -> list[Tensor]:
-        """Project (B, N, C) to queries and keys, (B, M, N, d) each, in one product."""
+        """Project (B, N, C) to queries and keys, (B, M, N, d) each, in one matrix product."""
         return self._in_proj(x, 0, 2)
 
     def key(self, x: Tensor) -> Tensor:

@@ -9,17 +9,16 @@ from .projections import AttentionProjections
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with residual, without materialised attention weights.
+    """Residual multi-head self-attention, without materialised attention weights.
 
-    Takes the place of ``mmcv.cnn.bricks.transformer.MultiheadAttention`` in MMDetection's DETR
-    layers, with its configuration keys and state dict (``attn.in_proj_weight``, ...).
+    Replaces ``mmcv.cnn.bricks.transformer.MultiheadAttention`` in MMDetection's DETR layers, with
+    the same configuration keys and state dict (``attn.in_proj_weight``, ...).
 
     Args:
         embed_dims: Channels C. Defaults to 256.
-        num_heads: Heads M; has to divide the channels. Defaults to 8.
-        dropout: Probability of dropping an attention weight, and a channel of the output.
-            Defaults to 0.
-        batch_first: Kept for the configs of MMDetection's DETR; has to be True.
+        num_heads: Heads M; must divide the channels. Defaults to 8.
+        dropout: Dropout probability of attention weights and of the output. Defaults to 0.
+        batch_first: Kept for MMDetection's DETR configs; must be True.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``embed_dims`` or ``batch_first`` is False.
@@ -50,7 +49,7 @@ class SelfAttention(nn.Module):
 
         Args:
             query: Tokens, (B, N, C).
-            query_pos: Their position encoding, (B, N, C); part of queries and keys, not of values.
+            query_pos: Position encoding, added to queries and keys but not to values, (B, N, C).
             key_padding_mask: True where a token is padding, (B, N). Defaults to None.
             attn_mask: True where a token must not see another, (N, N). Defaults to None.
 

@@ -1,4 +1,4 @@
-"""The dynamic spatial prior: where, and how far around it, a query looks (paper, section 3.2)."""
+"""The dynamic spatial prior: where and how widely a query attends (paper, section 3.2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from .precision import widen
 from .values import check_choice, check_positive, check_strides
 
-# Scales that a prior has per query (and head and level), before they are squared.
+# Number of scales s, before squaring, that a prior has per query (and head and level).
 SCALES = {
     'fixed': 0,  # s = 1
     'isotropic': 1,  # one for both axes, the paper's "single"
     'independent': 2,  # (s_x, s_y)
-    'covariance': 3,  # (s_x, s_y, s_xy), the third weighs dx^2 dy^2
+    'covariance': 3,  # (s_x, s_y, s_xy), the third weights dx^2 dy^2
 }
 
 
@@ -38,9 +38,9 @@ class LevelPrior(NamedTuple):
 class SpatialPrior(BaseModule):
     r"""Per-head offsets and scales of the Gaussian priors, predicted from the queries.
 
-    The centre of a query, shared by heads, levels and decoder layers, comes from outside; this adds
-    what a decoder layer predicts itself: for every head (and level) an offset from the centre, in
-    cells, and scales. Initial scales are 1 for every query.
+    The decoder provides the centre of a query, which all heads and levels share. For every head
+    (and level), this module predicts an offset from the centre, in cells, and scales. The scales
+    start at 1 for every query.
 
     Args:
         embed_dims: Channels C. Defaults to 256.
@@ -48,14 +48,14 @@ class SpatialPrior(BaseModule):
         strides: Stride of every feature level, in pixels. Defaults to (32,).
         scale: ``fixed``, ``isotropic``, ``independent`` or ``covariance``: see :data:`SCALES`.
             Defaults to ``independent``.
-        head_shared: One prior for all heads: no offsets, one (set of) scale(s). The paper's
-            ablation against multi-head modulation. Defaults to False.
-        beta: Bandwidth of the Gaussian in squared cells, positive; one for all levels or one a
-            level. Defaults to 8, the paper's.
+        head_shared: Whether all heads share one prior, without offsets: the paper's ablation of
+            multi-head modulation. Defaults to False.
+        beta: Bandwidth of the Gaussian in squared cells, positive; one for all levels or one per
+            level. Defaults to 8, as in the paper.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``scale``, ``beta`` or ``strides`` is not one of the above.
+        ValueError: If ``scale``, ``beta`` or ``strides`` is invalid.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class SpatialPrior(BaseModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Set the scales to 1, whatever the query."""
+        """Set the scales to 1 for every query."""
         if self.scales is not None:
             nn.init.zeros_(self.scales.weight)
             nn.init.ones_(self.scales.bias)
 
     def features(self, query: Tensor, query_pos: Tensor) -> Tensor:
-        """Prior features u, from which centre, offsets and scales are predicted.
+        """Compute the prior features u, from which centre, offsets and scales are predicted.
 
         Args:
             query: Input of the decoder layer, (B, Q, C).
@@ -118,7 +118,7 @@ class SpatialPrior(BaseModule):
                 (B, 2).
 
         Returns:
-            One :class:`LevelPrior` a level.
+            One :class:`LevelPrior` per level.
         """
         center_pixels = centers * image_sizes[:, None, :]
         offsets, scales = self._split(self.offsets, features), self._split(self.scales, features)
@@ -136,16 +136,16 @@ class SpatialPrior(BaseModule):
         return priors
 
     def _split(self, linear: nn.Linear | None, features: Tensor) -> Tensor | None:
-        """Predict from (B, Q, C) and split, level-major: (L, B, M or 1, Q, values)."""
+        """Apply ``linear`` to (B, Q, C) and split the result, (L, B, M or 1, Q, values)."""
         if linear is None:
             return None
         heads = 1 if self.offsets is None else self.num_heads
-        # Offsets of some cells do not survive half precision.
+        # Half precision is too coarse for offsets of several cells.
         with torch.autocast(features.device.type, enabled=False):
             split = widen(linear(features))
         split = split.unflatten(-1, (len(self.strides), heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 
     def _every_head(self, x: Tensor) -> Tensor:
-        """Give a prior that the heads share to each of them."""
+        """Expand a prior that the heads share to all of them."""
         return x.expand(-1, self.num_heads, -1, -1)

@@ -1,4 +1,4 @@
-"""Checks of configured values that several modules share."""
+"""Checks of config values, shared by several modules."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ def check_count(key: str, value: Any, least: int = 1) -> None:
     """Raise a ValueError if a value is not an integer, or is too small.
 
     Args:
-        key: Where the config says it.
-        value: What it says.
-        least: The smallest possible value. Defaults to 1.
+        key: Key of the value in the config.
+        value: The configured value.
+        least: The smallest allowed value. Defaults to 1.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f'{key}={value!r} has to be an integer, at least {least}')
@@ -25,7 +25,7 @@ def check_positive(key: str, value: Any) -> None:
 
 
 def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise a ValueError if a value is none of its choices; arguments as in `check_count`."""
+    """Raise a ValueError if a value is not one of ``choices``; see `check_count`."""
     if value not in choices:
         raise ValueError(f'{key}={value!r} is unknown, choose one of {list(choices)}')
 
@@ -34,13 +34,13 @@ def check_strides(strides: Any) -> tuple[int, ...]:
     """Check ``decoder.strides``.
 
     Args:
-        strides: What the config says.
+        strides: The configured value.
 
     Returns:
         One positive stride per level, in pixels.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If ``strides`` does not list positive integers.
     """
     listed = isinstance(strides, Sequence) and not isinstance(strides, str) and len(strides) > 0
     if not listed or any(not isinstance(s, Integral) or s <= 0 for s in strides):

@@ -9,17 +9,17 @@ from torch import Tensor
 
 @MODELS.register_module()
 class MatchabilityLoss(QualityFocalLoss):
-    r"""Classification with a target that knows the IoU q, and positives of full weight.
+    r"""Classification loss with targets that depend on the IoU q, and full weight for positives.
 
     .. math:: L = \begin{cases} -q^\gamma \log p - (1 - q^\gamma) \log (1 - p) & \text{matched} \\
         -p^\gamma \log (1 - p) & \text{else} \end{cases}
 
-    MMDetection's DETR heads give it labels and IoUs, as to ``QualityFocalLoss``, which it is.
+    As it is a ``QualityFocalLoss``, MMDetection's DETR heads pass it labels and IoUs.
 
     Args:
-        gamma: Exponent, of the IoU and of the negatives' weight. Defaults to 1.5.
+        gamma: Exponent of the IoU and of the weight of negatives. Defaults to 1.5.
         loss_weight: Factor of the loss. Defaults to 1.
-        use_sigmoid: Kept for the heads, which ask for it; has to be True.
+        use_sigmoid: Kept for the heads, which read it; must be True.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class MatchabilityLoss(QualityFocalLoss):
 
         Args:
             pred: Class logits, (N, classes).
-            target: Labels, (N,), the number of classes for no object; and IoUs of predicted and
-                matched boxes, (N,).
+            target: Labels, (N,), where the number of classes means no object; and IoUs between
+                predicted and matched boxes, (N,).
             weight: Weights of the N predictions, (N,). Defaults to None: 1.
-            avg_factor: What the sum is divided by. Defaults to None: N.
+            avg_factor: Divisor of the sum. Defaults to None: N.
             reduction_override: ``none``, ``mean`` or ``sum`` instead of ``mean``. Defaults to None.
 
         Returns:
-            The loss, a scalar unless ``none``.
+            The loss, a scalar unless the reduction is ``none``.
         """
         labels, quality = target
         positive = F.one_hot(labels, pred.size(1) + 1)[:, :-1].to(pred.dtype)

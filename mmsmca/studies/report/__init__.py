@@ -1,1 +1,1 @@
-"""Reports on studies, from what MMEngine's runner left on disk."""
+"""Reports on studies, from the files that MMEngine's runner writes."""

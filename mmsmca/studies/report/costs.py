@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and latency of a study's models, measured once and kept."""
+"""Parameters, multiply-adds and latency of a study's models, measured once and stored."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
     """Height and width that a config's test pipeline resizes landscape images to.
 
     Raises:
-        StudyError: If it has no ``Resize`` with a ``scale``.
+        StudyError: If the pipeline has no ``Resize`` with a ``scale``.
     """
     for transform in get_test_pipeline_cfg(cfg):
         if transform.type.endswith('Resize') and 'scale' in transform:
@@ -49,12 +49,12 @@ def measure(cfgs: dict[str, Config]) -> dict[str, Any]:
     """Measure models, each on a random image of its test size.
 
     Args:
-        cfgs: Config by name of the experiment.
+        cfgs: Configs by experiment name.
 
     Returns:
-        How it was measured, and by experiment ``parameters``, ``flops`` (multiply-adds, as
-        MMDetection's ``get_flops``), ``latency_ms`` (median, one image, all models in turns) and
-        ``image`` (height, width).
+        The measurement's environment and rounds, and by experiment ``parameters``, ``flops``
+        (multiply-adds, like MMDetection's ``get_flops``), ``latency_ms`` (median for one image, all
+        models in turns) and ``image`` (height, width).
 
     Raises:
         StudyError: If a config has no test image size.
@@ -63,7 +63,7 @@ def measure(cfgs: dict[str, Config]) -> dict[str, Any]:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     calls: dict[str, Callable[[], object]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    # The counter of multiply-adds and the initialisation have a line to say about every layer.
+    # The FLOP counter and the initialisation log a line for every layer.
     with quiet(logging.CRITICAL):
         for name, cfg in cfgs.items():
             image = image_size(cfg)
@@ -84,22 +84,22 @@ def _build(cfg: Config) -> BaseModel:
     if 'custom_imports' in cfg:
         import_modules_from_strings(**cfg.custom_imports)
     if 'backbone' in cfg.model:
-        cfg.model.backbone.init_cfg = None  # Downloads nothing.
+        cfg.model.backbone.init_cfg = None  # Avoids a download.
     model = MODELS.build(cfg.model).eval()
-    # As when training starts; other weights may give denormal numbers, which take longer.
+    # As at the start of training; other weights may give denormal numbers, which are slow.
     model.init_weights()
     return model
 
 
 def add_costs(report: Report, work_dir: Path, measured: bool = False) -> None:
-    """Add to a report what its models cost.
+    """Add the costs of its models to a report.
 
     Args:
         report: The report.
-        work_dir: Folder of the runs. Its ``costs.json`` has what was measured before, which counts
-            as long as the experiment's model is the same.
-        measured: Whether to measure what is not known. Latencies compare only if they were measured
-            in turns: then all of it is measured. Defaults to False.
+        work_dir: Folder of the runs. Earlier measurements in its ``costs.json`` are used as long as
+            the experiment's model has not changed.
+        measured: Whether to measure if any costs are missing. All models are then measured again,
+            as latencies are comparable only if measured in turns. Defaults to False.
     """
     cfgs = {run.experiment: run.cfg for run in reversed(report.runs) if run.cfg}
     path = work_dir / FILE
@@ -119,5 +119,5 @@ def add_costs(report: Report, work_dir: Path, measured: bool = False) -> None:
 
 
 def _digest(cfg: Config) -> str:
-    """Of the model and the size of its images."""
+    """Digest of the model and the size of its images."""
     return digest(Config(dict(model=cfg.model)), image=image_size(cfg))

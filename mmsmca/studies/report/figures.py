@@ -1,4 +1,4 @@
-"""Curves: AP over training, over training time, and against what it costs."""
+"""Figures: AP over training length and training time, and against costs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from .tables import time_unit  # noqa: E402
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-# Okabe and Ito's, told apart by the colour-blind too; the yellow is hardly seen on white.
+# Okabe and Ito's colour-blind-safe palette, without the yellow, which is too faint on white.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 MARKERS = 'osD^vPX'
 LINES = ('-', '--', ':', '-.')
@@ -36,27 +36,27 @@ STYLE: 'dict[RcKeyType, Any]' = {
     'svg.hashsalt': 'mmsmca',
     'savefig.dpi': 130,
 }
-# By experiment, (4, evaluations): where they are, and mean, lowest and highest AP in percent.
+# By experiment, (4, evaluations): x, and mean, lowest and highest AP in percent.
 Curves = Mapping[str, np.ndarray]
 
 
 def write_figures(report: Report, numbers: Sequence[Numbers], folder: Path) -> list[Path]:
-    """Draw what there is to draw, as PNG and SVG.
+    """Draw all figures that have data, as PNG and SVG.
 
     Args:
         report: The report.
-        numbers: Those of its experiments.
-        folder: Where to.
+        numbers: Numbers of the report's experiments.
+        folder: Folder to write to.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     files = []
     with plt.rc_context(STYLE):
         for name, figure in Figures(report, numbers).all():
             for suffix in FORMATS:
                 path = folder / f'{name}.{suffix}'
-                # Without the date an unchanged figure is an unchanged file.
+                # Without the date, an unchanged figure gives an unchanged file.
                 figure.savefig(path, metadata={'Date': None} if suffix == 'svg' else None)
                 files.append(path)
             plt.close(figure)
@@ -64,11 +64,11 @@ def write_figures(report: Report, numbers: Sequence[Numbers], folder: Path) -> l
 
 
 class Figures:
-    """The figures of a report, in which an experiment always looks the same.
+    """Figures of a report, with the same style for an experiment in all of them.
 
     Args:
         report: The report.
-        numbers: Those of its experiments.
+        numbers: Numbers of the report's experiments.
     """
 
     def __init__(self, report: Report, numbers: Sequence[Numbers]) -> None:
@@ -78,7 +78,7 @@ class Figures:
         self.spread = 'mean and range over the seeds' if len(set(seeds)) > 1 else 'one seed'
 
     def all(self) -> Iterator[tuple[str, Figure]]:
-        """Every figure that there is something to draw in, with its name."""
+        """Yield the name and the figure of everything that has data."""
         over: list[tuple[str, str, Curves]] = []
         known = {name: of.curve for name, of in self.numbers.items() if of.curve}
         if known:
@@ -97,7 +97,7 @@ class Figures:
             yield 'ap_over_cost', self._scatter(panels)
 
     def style(self, name: str) -> dict[str, Any]:
-        """An experiment's; where colours come again, the rest differs."""
+        """Style of an experiment; where colours repeat, marker and line differ."""
         i = list(self.numbers).index(name)
         lap = i // len(COLOURS)
         return dict(
@@ -133,7 +133,7 @@ class Figures:
         return figure
 
     def _multiples(self, curves: Curves, x_label: str) -> Figure:
-        """A panel for every experiment, in the order of their ends, with all others behind it."""
+        """One panel per experiment, sorted by final AP, with all others in the background."""
         names = _by_end(curves)
         figure, grid = _grid(len(names), min(4, len(names)), (2.5, 2.1), (0.6, 0.5), sharex=True)
         columns = grid.shape[1]
@@ -170,7 +170,7 @@ class Figures:
         return figure
 
     def cost_panels(self) -> dict[str, dict[str, float]]:
-        """Costs of the finished experiments by name of the cost, those that are known."""
+        """Known costs of the finished experiments, by name of the cost."""
         finished = [of for of in self.numbers.values() if of.ap is not None]
         totals = [of.total_seconds.mean for of in finished if of.total_seconds]
         unit, length = time_unit(max(totals, default=0))
@@ -226,7 +226,7 @@ def _grid(
     margin: tuple[float, float],
     sharex: bool = False,
 ) -> tuple[Figure, Any]:
-    """A figure of as many panels as needed, each of a size in inches, that share their AP axis."""
+    """Figure with a grid of panels, each of a size in inches, that share the AP axis."""
     rows = math.ceil(panels / columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(margin[0] + size[0] * columns, margin[1] + size[1] * rows),
@@ -238,12 +238,12 @@ def _grid(
 
 
 def _curve(points: Sequence[Point], x: str, unit: float = 1) -> np.ndarray:
-    """One of :data:`Curves`, over an attribute of its points."""
+    """Array of :data:`Curves` over one attribute of the points."""
     return np.array(
         [(getattr(p, x) / unit, 100 * p.AP, 100 * p.lowest, 100 * p.highest) for p in points]
     ).T
 
 
 def _by_end(curves: Curves) -> list[str]:
-    """Names in the order of the curves' ends, so that a legend reads as the figure does."""
+    """Names sorted by final AP, so that the legend has the same order as the curves' ends."""
     return sorted(curves, key=lambda name: -curves[name][1, -1])

@@ -1,4 +1,4 @@
-"""What one run logged: AP over iterations and time, memory."""
+"""Read the logs of a run: AP over iterations and time, and memory."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-# As the tables name them, and as MMDetection's CocoMetric logs them.
+# Names in the tables, and keys that MMDetection's CocoMetric logs.
 METRICS = {
     'AP': 'coco/bbox_mAP',
     'AP50': 'coco/bbox_mAP_50',
@@ -18,7 +18,7 @@ METRICS = {
     'AP_M': 'coco/bbox_mAP_m',
     'AP_L': 'coco/bbox_mAP_l',
 }
-# Times the median time per iteration, beyond which the process did not run.
+# Multiple of the median time per iteration above which the process was not running.
 STOPPED = 10.0
 
 
@@ -29,8 +29,8 @@ class Evaluation:
     Attributes:
         iteration: Iterations trained by then.
         epoch: Epochs trained by then; None if the run counts iterations.
-        metrics: By the names of ``METRICS``, between 0 and 1. None where nothing could be
-            measured: COCO's evaluation gives -1 where there are no objects of a size.
+        metrics: Metrics by the names of ``METRICS``, between 0 and 1; None where COCO's evaluation
+            gives -1, as there are no objects of a size.
         seconds: Training time by then, evaluations excluded; None if no times were logged.
     """
 
@@ -42,15 +42,15 @@ class Evaluation:
 
 @dataclass
 class Log:
-    """What a run logged.
+    """Log of a run.
 
     Attributes:
-        evaluations: In the order of training.
-        iterations: Last iteration that was logged.
-        peak_memory_mib: Most memory of a GPU, in MiB; None if none was logged.
-        problems: What could not be read, by file name.
-        last: The last logged line of training; empty if there is none.
-        epoch_length: Iterations of an epoch, from where epochs begin; None while there is but one.
+        evaluations: Evaluations in the order of training.
+        iterations: Last logged iteration.
+        peak_memory_mib: Largest GPU memory, in MiB; None if none was logged.
+        problems: Messages about unreadable lines, one per file.
+        last: Last logged line of training; empty if there is none.
+        epoch_length: Iterations per epoch, from where epochs begin; None until the second begins.
     """
 
     evaluations: list[Evaluation]
@@ -62,19 +62,19 @@ class Log:
 
 
 def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
-    """Read every ``scalars.json`` of a run; where those of a resumed run overlap, the later wins.
+    """Read all ``scalars.json`` of a run; if those of a resumed run overlap, the later one wins.
 
     Args:
         folder: MMEngine's work directory of the run.
-        train_cfg: Of the run's config.
-        log_interval: Iterations from one logged line to the next. Defaults to MMEngine's 10.
+        train_cfg: ``train_cfg`` of the run's config.
+        log_interval: Iterations between two logged lines. Defaults to MMEngine's 10.
 
     Returns:
-        The log. Lines that cannot be read are left out, and counted in ``problems``.
+        The log. Unreadable lines are left out and counted in ``problems``.
     """
     by_epoch = 'max_epochs' in train_cfg
-    lines: dict[int, dict] = {}  # Of training, by iteration.
-    evaluations: dict[int, Evaluation] = {}  # By epoch, or else by iteration.
+    lines: dict[int, dict] = {}  # Training lines by iteration.
+    evaluations: dict[int, Evaluation] = {}  # By epoch or by iteration.
     problems = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
         records, unreadable = _records(path)
@@ -123,7 +123,7 @@ def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
 
 
 def _records(path: Path) -> tuple[list[dict], int]:
-    """Lines of training and of evaluation in their order, and how many could not be read."""
+    """Training and evaluation lines in order, and the number of unreadable lines."""
     records, unreadable = [], 0
     for line in path.read_text(errors='replace').splitlines():
         try:
@@ -146,16 +146,16 @@ def _metrics(record: dict) -> dict[str, float | None]:
 
 
 def _evaluated_at(reached: int, train_cfg: Mapping) -> int:
-    """Iteration of an evaluation that comes after the last logged line and before the next one.
+    """Iteration of an evaluation between the last logged line and the next one.
 
-    MMEngine numbers evaluations by epochs: each is step 0 where the run counts iterations.
+    MMEngine logs evaluations by epoch, so that their step is 0 if the run counts iterations.
     """
     interval = train_cfg.get('val_interval', 1)
     return min(math.ceil(reached / interval) * interval, train_cfg.get('max_iters', math.inf))
 
 
 def _epoch_length(lines: dict[int, dict]) -> int | None:
-    """Iterations per epoch, from where the epochs' first lines are; None of a single epoch."""
+    """Iterations per epoch, from the first line of each epoch; None for a single epoch."""
     starts = {lines[i]['epoch']: i for i in sorted(lines, reverse=True) if 'epoch' in lines[i]}
     if len(starts) < 2:
         return None
@@ -164,13 +164,13 @@ def _epoch_length(lines: dict[int, dict]) -> int | None:
 
 
 def _clock(lines: dict[int, dict]) -> Callable[[int], float | None]:
-    """Training time until an iteration: logged time per iteration, cumulated.
+    """Training time until an iteration, as a function: the cumulative logged time per iteration.
 
-    MMEngine counts what an evaluation takes after its last image, and saving a checkpoint beside
-    it, as waiting for the next training batch. After an evaluation the run's median waiting time
-    stands for that. Where iterations take :data:`STOPPED` times the run's median, the process was
-    stopped meanwhile, or the machine asleep: the median stands for them. What is after the last
-    line takes as long as before it.
+    MMEngine counts the end of an evaluation, after its last image, and the checkpoint saved with it
+    as time spent waiting for the next training batch. This wait is replaced by the run's median
+    wait. If iterations take more than :data:`STOPPED` times the run's median, the process was
+    stopped or the machine was asleep, and the median replaces them. Iterations after the last
+    logged line are assumed to take as long as those before it.
     """
     timed = {i: lines[i] for i in sorted(lines) if 'time' in lines[i]}
     if not timed:

@@ -1,4 +1,4 @@
-"""Published numbers: MMDetection's of its own models, and those of this package's configs."""
+"""Published results of MMDetection's models and of this package's configs."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,9 +20,9 @@ class Published:
     """A published result, on COCO val2017.
 
     Attributes:
-        name: Of the model.
-        metrics: Those that are published, by the names of ``METRICS``, between 0 and 1.
-        epochs: Length of the training.
+        name: Name of the model.
+        metrics: Published metrics by the names of ``METRICS``, between 0 and 1.
+        epochs: Training length in epochs; None if it is not given.
         source: Who published it.
     """
 
@@ -33,14 +33,14 @@ class Published:
 
 
 def find_published(reference: str) -> Published | None:
-    """What was published of a config.
+    """Find the published result of a config.
 
     Args:
-        reference: MMDetection's config as ``mmdet::detr/detr_r50_8xb2-150e_coco.py``; or the name
-            of one of ours, ``smca/smca_r50_8xb2-50e_coco.py``, folders as you like.
+        reference: MMDetection's config, as in ``mmdet::detr/detr_r50_8xb2-150e_coco.py``, or one of
+            ours, as in ``smca/smca_r50_8xb2-50e_coco.py``, whose folder is ignored.
 
     Returns:
-        None if the metafile lists the config without a box AP: nothing was published of it.
+        The result; None if the metafile lists the config without one.
 
     Raises:
         StudyError: If there is no such config.
@@ -49,7 +49,7 @@ def find_published(reference: str) -> Published | None:
     if config != reference:
         rows = _read(Path(mmdet.__path__[0], '.mim/configs', config).with_name('metafile.yml'))
     else:
-        # Of the wheel, or of the checkout.
+        # In a wheel, or in a checkout.
         package = Path(__file__).parents[2]
         wheel = package / '.mim/configs'
         configs = wheel if wheel.is_dir() else package.parent / 'configs'

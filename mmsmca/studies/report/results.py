@@ -1,4 +1,4 @@
-"""What runs left: in a study's folder, any of MMDetection's work directories, or a report.json."""
+"""Results of runs, from a study's folder, any MMDetection work directory or a report.json."""
 
 import os
 import re
@@ -23,30 +23,30 @@ from mmsmca.studies.record import (
 from .logs import Evaluation, read_log
 from .published import Published, find_published
 
-# What may differ between the configs of runs of one experiment.
+# Settings that may differ between the configs of one experiment's runs.
 SEED = re.compile(r'\bseed=\d+|^(?:work_dir|resume) = .*$', re.MULTILINE)
-# Where training resumed, load_from is where; else it is what the weights were at first.
+# load_from is the checkpoint to resume from if training resumed, else the initial weights.
 RESUMED = re.compile(r'^resume = True$', re.MULTILINE)
 LOAD_FROM = re.compile(r'^load_from = .*$', re.MULTILINE)
 
 
 @dataclass
 class Result:
-    """What a run left.
+    """Result of a run, read from its files.
 
     Attributes:
-        experiment: Name of its experiment.
-        seed: None if its config has none.
-        name: Its folder, relative to what is reported on.
-        finished: Whether it trained to its end.
-        length: Iterations or epochs it is to train; None if unknown.
-        by_epoch: Whether it counts epochs rather than iterations.
-        iterations: The last that was logged.
-        evaluations: In the order of training.
-        peak_memory_mib: Most memory of a GPU; without one, of the training process.
-        failure: The last attempt's exit code and last line, if it failed.
-        attempts: Every start, with revision, versions and hardware.
-        cfg: Its config as it ran; None if there is none to read. It is not part of the JSON.
+        experiment: Name of the experiment.
+        seed: Random seed; None if the config has none.
+        name: Folder of the run, relative to the folder that is reported on.
+        finished: Whether training is complete.
+        length: Total iterations or epochs to train; None if unknown.
+        by_epoch: Whether the run counts epochs rather than iterations.
+        iterations: Last logged iteration.
+        evaluations: Evaluations in the order of training.
+        peak_memory_mib: Largest GPU memory or, without a GPU, memory of the training process.
+        failure: Exit code and last output line of the last attempt, if it failed.
+        attempts: All attempts, with revision, versions and hardware.
+        cfg: Config of the last attempt; None if it cannot be read. Not written to the JSON.
     """
 
     experiment: str
@@ -69,7 +69,7 @@ class Result:
 
     @property
     def state(self) -> str:
-        """How far it came, in words."""
+        """Progress or failure of the run, for readers."""
         if self.finished:
             return 'finished' if self.evaluations else 'finished, but no evaluation can be read'
         if not (self.attempts or self.iterations or self.failure):
@@ -89,23 +89,23 @@ class Result:
 
 @dataclass
 class Report:
-    """What is reported on; :func:`.statistics.numbers` computes the rest from it.
+    """Data of a report; :func:`.statistics.numbers` computes the rest from it.
 
     Attributes:
         study: Name of the study, or of the folder.
-        baseline: Name of the experiment that others are compared to.
-        experiments: Names, in the study's order.
-        runs: What the runs left.
-        problems: Files that could not be read.
-        budget: Title of the budget that all runs have; empty if the study names none.
-        chosen: What was chosen on which data, as the study says.
-        published: What was published of the experiments, by name.
-        calibration: Time per iteration that budgets in training time are computed with, as
-            ``calibration.json`` has it; empty if there is none.
-        costs: Parameters, multiply-adds and latency, as ``costs.json`` has them.
-        splits: Annotation files that the runs were evaluated on, by name.
-        date: When the runs were read.
-        command: That read them.
+        baseline: Name of the experiment that the others are compared with.
+        experiments: Names of the experiments, in the study's order.
+        runs: Results of the runs.
+        problems: Messages about files that cannot be read and data that is left out.
+        budget: Title of the budget of all runs; empty if the study has none.
+        chosen: The study's statement of what was chosen on which data.
+        published: Published results by experiment name.
+        calibration: Content of ``calibration.json``: times per iteration, from which budgets in
+            training time are computed; empty if there is none.
+        costs: Parameters, multiply-adds and latency, as in ``costs.json``.
+        splits: Names of the annotation files that the runs were evaluated on.
+        date: Time at which the runs were read.
+        command: Command line that read the runs.
     """
 
     study: str
@@ -123,26 +123,26 @@ class Report:
     command: str = ''
 
     def runs_of(self, experiment: str) -> list[Result]:
-        """Runs of an experiment that logged something."""
+        """Runs of an experiment that have logged something."""
         return [run for run in self.runs if run.experiment == experiment and run.iterations]
 
     @property
     def unit(self) -> str:
-        """What the length of training is counted in."""
+        """Unit of training length: ``'epochs'`` or ``'iterations'``."""
         logged = [run for run in self.runs if run.iterations]
         return 'epochs' if logged and all(run.by_epoch for run in logged) else 'iterations'
 
     @property
     def unfinished(self) -> list[Result]:
-        """Runs that count in no number."""
+        """Runs without final metrics."""
         return [run for run in self.runs if not run.final]
 
     @classmethod
     def read(cls, path: Path) -> 'Report':
-        """The report that a ``report.json`` holds.
+        """Read a report from a ``report.json``.
 
         Raises:
-            StudyError: If it is no such file.
+            StudyError: If the file is not a report.
         """
         try:
             content = read_json(path) or {}
@@ -155,15 +155,15 @@ class Report:
 
 
 def read_reports(source: Path, baseline: str | None = None) -> dict[str, Report]:
-    """Read all runs of a folder, or those that an earlier report knew.
+    """Read all runs of a folder, or those of an earlier report.
 
     Args:
-        source: Work directory of a study (with ``study.json``), of a run, or a folder of several,
-            however deep; or a ``report.json``.
-        baseline: Name of an experiment. Defaults to the study's, or the first by name.
+        source: Work directory of a study (with ``study.json``) or of a run, a folder with several
+            runs at any depth, or a ``report.json``.
+        baseline: Name of the baseline. Defaults to the study's, or the first experiment by name.
 
     Returns:
-        A report for each budget of a study, by its name; else one, with an empty name.
+        Reports by name of the study's budgets; without budgets, a single one with an empty name.
 
     Raises:
         StudyError: If there are no runs, no such baseline, or ``study.json`` cannot be read.
@@ -210,10 +210,10 @@ class _Reader:
     def __init__(self, work_dir: Path) -> None:
         self.work_dir = work_dir
         self.problems: list[str] = []
-        self.configs: dict[str, Config] = {}  # By their text without the seed.
+        self.configs: dict[str, Config] = {}  # By text without seed.
 
     def study(self, study: Study, budget: Budget | None) -> Report:
-        """Only a study's own runs, or those of a budget."""
+        """Report on a study's own runs, or on those of one budget."""
         rows = [row for row in study.runs if budget is None or budget.name in row.budgets]
         runs = [self.run(self.work_dir / row.dir, row) for row in rows]
         published = {}
@@ -231,9 +231,9 @@ class _Reader:
         return report
 
     def folder(self) -> Report:
-        """Every run below the folder; those whose configs differ in the seed only belong together.
+        """Report on all runs below the folder, grouped by their configs without the seed.
 
-        An experiment is named as its folder, or as what its runs' folders begin with.
+        An experiment is named after its run's folder or the common prefix of its runs' folders.
         """
         folders = {path.parents[2] for path in self.work_dir.glob('**/vis_data/scalars.json')}
         if not folders:
@@ -256,13 +256,13 @@ class _Reader:
         return self.report(self.work_dir.resolve().name, list(experiments), all_runs)
 
     def report(self, name: str, experiments: list[str], runs: list[Result]) -> Report:
-        """A report on runs, with the first experiment as the baseline."""
+        """Report on runs, with the first experiment as the baseline."""
         files = {(r.cfg.get('val_evaluator') or {}).get('ann_file') for r in runs if r.cfg}
         splits = sorted(Path(file).name for file in files if isinstance(file, str))
         return Report(name, experiments[0], experiments, runs, self.problems, splits=splits)
 
     def run(self, folder: Path, row: Run | None = None) -> Result:
-        """Read a run, of a study or not; what cannot be read is noted."""
+        """Read a run, in a study or not, and note files that cannot be read."""
         name = os.path.relpath(folder, self.work_dir)
         name = folder.resolve().name if name == '.' else name
         cfg = self.config(folder)
@@ -309,7 +309,7 @@ class _Reader:
             try:
                 config = Config.fromfile(dump, import_custom_modules=False)
                 config.train_cfg.get('type')
-            except Exception as error:  # It is Python: anything can be raised.
+            except Exception as error:  # It is Python code and can raise anything.
                 reason = ' '.join(f'{type(error).__name__}: {error}'.split())
                 self.unreadable(dump, reason)
                 return None
@@ -317,7 +317,7 @@ class _Reader:
         return self.configs[key]
 
     def json(self, path: Path) -> dict | None:
-        """A JSON file's object; None if it is not there, or broken, which is noted."""
+        """Read a JSON object; None if the file is missing, or broken, which is noted."""
         content = read_json(path)
         if content is None and path.exists():
             self.unreadable(path, 'no JSON object')
@@ -339,7 +339,7 @@ def _seed(folder: Path) -> int | None:
 
 
 def _without_seed(folder: Path) -> str | None:
-    """The last attempt's config less what may differ, with the weights of the first."""
+    """Text of the last config without what may differ, with the first one's initial weights."""
     dumps = sorted(folder.glob('*/vis_data/config.py'))
     if not dumps:
         return None

@@ -13,19 +13,19 @@ from .logs import METRICS
 from .published import Published
 from .results import Report, Result
 
-# Of the baseline's final AP, which itself is reached too.
+# Fractions of the baseline's final AP to reach, besides that AP itself.
 FRACTIONS = (0.5, 0.75, 0.9)
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Value:
-    """Mean of some numbers.
+    """Mean and standard deviation of some numbers.
 
     Attributes:
-        mean: Of the numbers.
-        std: Their sample standard deviation (n - 1); None of a single number.
-        n: How many.
+        mean: Mean.
+        std: Sample standard deviation (n - 1); None for a single number.
+        n: Number of values.
     """
 
     mean: float
@@ -34,7 +34,7 @@ class Value:
 
 
 def value(numbers: Iterable[float | None]) -> Value | None:
-    """Mean and deviation of the numbers that are there; None if none is."""
+    """Mean and deviation of the known numbers; None if all are None."""
     known = [number for number in numbers if number is not None]
     if not known:
         return None
@@ -43,17 +43,17 @@ def value(numbers: Iterable[float | None]) -> Value | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of an experiment's final AP to the baseline's, paired: seed by seed.
+    """Difference between an experiment's final AP and the baseline's, paired by seed.
 
     Attributes:
-        seeds: The differences by seed, of the seeds that both have. None are paired: the mean is
-            the difference of the means.
-        mean: Of the differences.
-        low: Lower end of their mean's 95 % t interval; None for a single seed, and where all
-            differences are the same, as nothing can be estimated from them.
-        high: Its upper end.
-        p: Of the paired t test.
-        p_holm: The same after Holm's correction over the experiments of the report.
+        seeds: Differences by seed, for the seeds that both have. If empty, ``mean`` is the
+            difference of the means.
+        mean: Mean of the differences.
+        low: Lower end of the mean's 95 % t interval; None for a single seed, and if all
+            differences are equal, as their spread cannot be estimated.
+        high: Upper end of the interval.
+        p: p value of the paired t test.
+        p_holm: p value after Holm's correction over the experiments of the report.
     """
 
     seeds: dict[int, float]
@@ -65,19 +65,19 @@ class Difference:
 
     @property
     def supported(self) -> bool:
-        """Whether the seeds support that there is a difference, after Holm's correction."""
+        """Whether the difference is significant at 5 % after Holm's correction."""
         return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
 
 def difference(runs: Sequence[Result], baseline: Sequence[Result]) -> Difference | None:
-    """Difference of the final APs of two experiments, without Holm's correction.
+    """Difference between the final APs of two experiments, without Holm's correction.
 
     Args:
         runs: Finished runs of one experiment.
-        baseline: Those of the other, which is subtracted.
+        baseline: Finished runs of the experiment to subtract.
 
     Returns:
-        The difference; None if one of them has no AP.
+        The difference; None if either experiment has no AP.
     """
     ours, theirs = ({run.seed: run.final['AP'] for run in side} for side in (runs, baseline))
     pairs = {
@@ -90,7 +90,7 @@ def difference(runs: Sequence[Result], baseline: Sequence[Result]) -> Difference
         return Difference({}, means[0].mean - means[1].mean) if means[0] and means[1] else None
     seeds = {seed: ap - other for seed, (ap, other) in pairs.items()}
     found = Difference(seeds, fmean(seeds.values()))
-    # APs have three decimals: what differs by less differs by rounding.
+    # APs have three decimals: smaller differences are rounding errors.
     if len(seeds) < 2 or np.ptp(list(seeds.values())) < 1e-9:
         return found
     test = stats.ttest_rel(*zip(*pairs.values(), strict=True))
@@ -99,7 +99,7 @@ def difference(runs: Sequence[Result], baseline: Sequence[Result]) -> Difference
 
 
 def holm(differences: dict[str, Difference]) -> dict[str, Difference]:
-    """The differences with their p values after Holm's correction for their number."""
+    """Add p values after Holm's correction for the number of tested differences."""
     tested = sorted((d.p, name) for name, d in differences.items() if d.p is not None)
     corrected, largest = dict(differences), 0.0
     for i, (p, name) in enumerate(tested):
@@ -110,13 +110,13 @@ def holm(differences: dict[str, Difference]) -> dict[str, Difference]:
 
 @dataclass(frozen=True)
 class Point:
-    """An experiment at one evaluation.
+    """One evaluation on the AP curve of an experiment.
 
     Attributes:
         iteration: Iterations trained by then.
-        step: Epochs or iterations, whatever the report counts.
+        step: Epochs or iterations, whichever the report counts.
         seconds: Training time by then, mean over the runs; None if it was not logged.
-        AP: Mean over the runs.
+        AP: Mean AP over the runs.
         lowest: AP of the worst run.
         highest: AP of the best run.
     """
@@ -130,10 +130,10 @@ class Point:
 
 
 def curve(runs: Sequence[Result], unit: str) -> list[Point]:
-    """An experiment over its training: at the evaluations that all runs have.
+    """AP of an experiment over training, at the evaluations that all runs have.
 
     Args:
-        runs: The finished ones count; if there are none, those under way.
+        runs: Runs of the experiment. If any are finished, the others are ignored.
         unit: "epochs" or "iterations".
     """
     runs = [r for r in runs if r.finished and r.evaluations] or [r for r in runs if r.evaluations]
@@ -158,9 +158,9 @@ class Reached:
 
     Attributes:
         AP: The AP, between 0 and 1.
-        step: First evaluation at which the mean over the runs is at or above it; None if never.
+        step: Step of the first evaluation whose mean over the runs reaches it; None if never.
         seconds: Training time by then.
-        seeds: The same of every finished run by itself.
+        seeds: ``step`` of every finished run by itself.
     """
 
     AP: float
@@ -170,11 +170,11 @@ class Reached:
 
 
 def reached(runs: Sequence[Result], ap: float, unit: str) -> Reached:
-    """When finished runs, their mean and each of them, first have an AP at or above another.
+    """When finished runs, on average and each by itself, first reach an AP.
 
     Args:
         runs: Finished runs of an experiment.
-        ap: Between 0 and 1.
+        ap: AP to reach, between 0 and 1.
         unit: "epochs" or "iterations".
     """
 
@@ -187,23 +187,23 @@ def reached(runs: Sequence[Result], ap: float, unit: str) -> Reached:
 
 @dataclass(frozen=True)
 class Numbers:
-    """All numbers of an experiment: APs between 0 and 1, seconds, MiB.
+    """All numbers of an experiment: APs between 0 and 1, times in seconds, memory in MiB.
 
     Attributes:
-        name: Of the experiment.
+        name: Name of the experiment.
         seeds: Number of finished runs.
-        lengths: Iterations or epochs that its runs train.
+        lengths: Distinct lengths of its runs, in iterations or epochs.
         final: Metrics of the last evaluation, over the finished runs.
-        difference: To the baseline; None of the baseline itself.
-        reached: When it reaches the APs of the report.
-        iteration_seconds: Median of a run over the stretches between its evaluations.
+        difference: Difference to the baseline; None for the baseline itself.
+        reached: When the experiment reaches the APs of the report.
+        iteration_seconds: Time per iteration; per run, the median between evaluations.
         total_seconds: Training time until the last evaluation, over the finished runs.
-        peak_memory_mib: The most of its runs.
-        parameters: Of the model.
+        peak_memory_mib: Largest peak memory of its runs.
+        parameters: Number of parameters of the model.
         flops: Multiply-adds for one image.
-        latency_ms: Of inference on one image.
-        published: What was published of it, if the study names it.
-        curve: AP over its training.
+        latency_ms: Latency of inference on one image, in milliseconds.
+        published: Published result, if the study names one.
+        curve: AP over training.
     """
 
     name: str
@@ -229,12 +229,12 @@ class Numbers:
 
 
 def numbers(report: Report, levels: Sequence[float] | None = None) -> list[Numbers]:
-    """The numbers of a report's experiments, in its order.
+    """Compute the numbers of a report's experiments, in the report's order.
 
     Args:
-        report: What was read.
-        levels: APs, between 0 and 1, to reach. Defaults to None: fractions of the baseline's final
-            AP. That itself is always the last of them.
+        report: The report.
+        levels: APs to reach, between 0 and 1. Defaults to None: fractions of the baseline's final
+            AP. The final AP itself is always appended.
     """
     finished = {name: [r for r in report.runs_of(name) if r.final] for name in report.experiments}
     baseline = finished[report.baseline]

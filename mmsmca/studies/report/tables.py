@@ -18,11 +18,11 @@ class Table:
     """A table of text.
 
     Attributes:
-        name: For references.
-        title: A line of what it is.
-        head: Of the columns.
-        rows: Cells, as many as there are columns.
-        note: What one has to know to read it.
+        name: Label for cross-references.
+        title: Title, one line.
+        head: Headings of the columns.
+        rows: Rows of cells, one cell per column.
+        note: Text below the table that explains it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Table:
 
 
 def percent(number: Value | float | None, signed: bool = False) -> str:
-    """An AP, in percent; with its deviation if it has one."""
+    """Format an AP in percent, with its deviation if it has one."""
     if number is None:
         return DASH
     if isinstance(number, Value):
@@ -43,9 +43,9 @@ def percent(number: Value | float | None, signed: bool = False) -> str:
 
 
 def plain(number: Value | float | None, unit: float = 1) -> str:
-    """A number in a unit, to three digits but never rounded before its decimal point.
+    """Format a number in a unit to three digits, or to more before the decimal point.
 
-    As :func:`percent`, with its deviation if it has one.
+    Like :func:`percent`, it appends the deviation if there is one.
     """
     if number is None:
         return DASH
@@ -59,14 +59,14 @@ def plain(number: Value | float | None, unit: float = 1) -> str:
 
 
 def time_unit(seconds: float) -> tuple[str, int]:
-    """Unit that suits times of up to some seconds, and its length."""
+    """Unit suited to times of up to some seconds, and its length in seconds."""
     if seconds >= 7200:
         return 'hours', 3600
     return ('minutes', 60) if seconds >= 120 else ('seconds', 1)
 
 
 def tables(report: Report, numbers: Sequence[Numbers]) -> list[Table]:
-    """All tables of a report; those that have nothing to show are left out."""
+    """All tables of a report; empty ones are left out."""
     found = [
         results(report, numbers),
         costs(report, numbers),
@@ -79,7 +79,7 @@ def tables(report: Report, numbers: Sequence[Numbers]) -> list[Table]:
 
 
 def results(report: Report, numbers: Sequence[Numbers]) -> Table:
-    """AP at the end of training."""
+    """Table of the APs at the end of training."""
     has_published = any(of.published for of in numbers)
     unequal = not report.budget and len({length for of in numbers for length in of.lengths}) > 1
     with_length = report.budget or unequal
@@ -135,7 +135,7 @@ def _published_ap(found: Published | None) -> str:
 
 
 def costs(report: Report, numbers: Sequence[Numbers]) -> Table:
-    """What training and inference take."""
+    """Table of the costs of training and inference."""
     totals = [of.total_seconds.mean for of in numbers if of.total_seconds]
     unit, length = time_unit(max(totals, default=0))
     head = [
@@ -167,14 +167,14 @@ def costs(report: Report, numbers: Sequence[Numbers]) -> Table:
         )
     else:
         note += 'Parameters, GFLOPs and latency have not been measured (`--costs` does).'
-    # A column of dashes says nothing.
+    # Drops columns that contain only dashes.
     keep = [i for i in range(len(head)) if any(row[i] != DASH for row in rows)]
     rows = [[row[i] for i in keep] for row in rows] if len(keep) > 1 else []
     return Table('costs', 'Costs', [head[i] for i in keep], rows, note)
 
 
 def calibration(report: Report) -> Table:
-    """Time per iteration that budgets in training time were computed with."""
+    """Table of the times per iteration that budgets in training time are computed from."""
     measured = report.calibration.get('experiments', {})
     rows, note = [], ''
     for name in report.experiments:
@@ -194,7 +194,7 @@ def calibration(report: Report) -> Table:
 
 
 def convergence(report: Report, numbers: Sequence[Numbers]) -> Table:
-    """When APs are reached."""
+    """Table of the training needed to reach APs."""
     (baseline,) = (of for of in numbers if of.name == report.baseline)
     head = ['experiment', *(f'AP {percent(level.AP)}' for level in baseline.reached)]
     with_final = baseline.ap is not None
@@ -230,7 +230,7 @@ def _step(step: int | None, seeds: list[int | None]) -> str:
 
 
 def published(numbers: Sequence[Numbers]) -> Table:
-    """Published numbers of the experiments that the study names some of."""
+    """Table of the published results that the study names."""
     rows = [
         [
             of.name,
@@ -251,7 +251,7 @@ def published(numbers: Sequence[Numbers]) -> Table:
 
 
 def missing(report: Report) -> Table:
-    """Runs that are not finished."""
+    """Table of the runs that are not finished."""
     rows = [
         [run.experiment, DASH if run.seed is None else str(run.seed), run.name, run.state]
         for run in report.unfinished

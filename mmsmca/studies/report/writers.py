@@ -1,4 +1,4 @@
-"""A report as files: Markdown, LaTeX, and CSV and JSON for programs."""
+"""Format a report as Markdown and LaTeX, and as CSV and JSON for programs."""
 
 import csv
 import io
@@ -23,12 +23,12 @@ LATEX = str.maketrans(
 
 
 def markdown(report: Report, tables: Sequence[Table], figures: Sequence[str] = ()) -> str:
-    """Tables and figures, and what could not be read.
+    """Format tables, figures and the list of unreadable files as Markdown.
 
     Args:
         report: The report.
-        tables: Those of :func:`.tables.tables`.
-        figures: Names of picture files beside it.
+        tables: Tables of :func:`.tables.tables`.
+        figures: Names of image files in the same folder.
     """
     parts = [f'# {report.study}']
     for table in tables:
@@ -42,7 +42,7 @@ def markdown(report: Report, tables: Sequence[Table], figures: Sequence[str] = (
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """The tables; they need the package booktabs."""
+    """Format the tables as LaTeX, which needs the package booktabs."""
     parts = ['% \\usepackage{booktabs}']
     for table in tables:
         body = tabulate(table.rows, table.head, tablefmt='latex_booktabs', disable_numparse=True)
@@ -57,7 +57,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def json_text(report: Report, numbers: Sequence[Numbers]) -> str:
-    """What was read, from which the report can be written again, and what was computed from it."""
+    """Format the report's data, from which it can be rewritten, and its numbers as JSON."""
     units = dict(AP='0 to 1', seconds='training, without evaluations', memory='MiB')
     content = dict(units=units, **to_json(report), numbers=[to_json(of) for of in numbers])
     for of, entry in zip(numbers, content['numbers'], strict=True):
@@ -67,7 +67,7 @@ def json_text(report: Report, numbers: Sequence[Numbers]) -> str:
 
 
 def csv_text(report: Report, numbers: Sequence[Numbers]) -> str:
-    """A row for each experiment: APs between 0 and 1, seconds, MiB."""
+    """Format the numbers as CSV, a row per experiment: APs between 0 and 1, seconds, MiB."""
     rows: list[dict[str, Any]] = []
     final = next(of.ap for of in numbers if of.name == report.baseline)
     for of in numbers:
