@@ -77,7 +77,7 @@ MIN_VISIBLE = 0.5
 MIN_PIXELS = 16
 PLACE_ATTEMPTS = 20
 MIN_CROP = 0.4  # side of a background, as a fraction of the shorter side of a photograph's half
-MAX_HEIGHT = 1024  # of a photograph in memory, in pixels
+MAX_HEIGHT = 1024  # of a picture in memory, in pixels
 # A quarter of the objects of each class is for validation, another quarter for tuning.
 MIN_OBJECTS = 4
 MIN_BACKGROUNDS = 2

@@ -51,6 +51,7 @@ class StaticPrior(BaseModule):
         self.beta = beta
         self.offsets = nn.Linear(embed_dims, num_heads * 2)
         self.scales = nn.Linear(embed_dims, num_heads * 2)
+        self.init_weights()
 
     def init_weights(self) -> None:
         """Set the scales to 1 for every query; offsets start as in :class:`.SpatialPrior`."""

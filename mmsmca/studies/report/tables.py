@@ -257,4 +257,5 @@ def missing(report: Report) -> Table:
         for run in report.unfinished
     ]
     head = ['experiment', 'seed', 'run', 'state']
-    return Table('missing', 'Not finished', head, rows, 'These count in no number above.')
+    note = 'No AP above includes these runs; times per iteration and memory do.'
+    return Table('missing', 'Not finished', head, rows, note)
