@@ -15,7 +15,7 @@ SUPPORTED_VERSIONS = {
     'mmcv': SpecifierSet('>=2.0.0rc4,<3', prereleases=True),
     'mmdet': SpecifierSet('>=3.3,<4', prereleases=True),
 }
-REMEDY = "pip install 'mmsmca[lite]' installs a set that works together"
+REMEDY = "pip install 'mmsmca[lite]' installs versions that work together"
 
 
 def check_openmmlab() -> None:

@@ -25,10 +25,10 @@ def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
     """
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
-        remedy = '' if overwrite is None else ', or replace this one by --overwrite'
-        raise UserError(f'{path} exists: delete it or name another destination{remedy}')
+        remedy = '' if overwrite is None else ', or pass --overwrite to replace it'
+        raise UserError(f'{path} exists: delete it or choose another destination{remedy}')
     if not path.parent.is_dir():
-        raise UserError(f'{path.parent} is no folder: create it first')
+        raise UserError(f'{path.parent} is not a folder: create it first')
 
 
 @contextmanager

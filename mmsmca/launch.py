@@ -39,7 +39,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add('config', help='config file')
     if name == 'test':
         add('checkpoint', help='checkpoint file')
-    add('--work-dir', help='folder of logs and results; default: work_dirs/NAME_OF_CONFIG')
+    add('--work-dir', help='folder for logs and results; default: work_dirs/NAME_OF_CONFIG')
     add(
         '--cfg-options',
         nargs='+',
@@ -61,21 +61,21 @@ def parser(name: str) -> argparse.ArgumentParser:
             '--resume',
             nargs='?',
             const='auto',
-            help='resume from a checkpoint; without a path from the latest in the work directory',
+            help='resume from a checkpoint; without a path, from the latest in the work directory',
         )
         add(
             '--resume-schedule',
             choices=('config', 'checkpoint'),
             default='config',
-            help='whose rate and schedule a resumed training takes where they differ; '
+            help='which learning rate and schedule to use when resuming, if they differ; '
             'default: config',
         )
-        add('--no-trial-step', action='store_true', help='start without trying a training step')
+        add('--no-trial-step', action='store_true', help='skip the trial training step')
     else:
         add('--out', help='file for the predictions, .pkl')
         add('--show', action='store_true', help='show the predictions')
         add('--show-dir', help='folder, below the work directory, for images of the predictions')
-        add('--wait-time', type=float, default=2, help='seconds that --show shows an image')
+        add('--wait-time', type=float, default=2, help='seconds to show each image with --show')
         add('--tta', action='store_true', help='test-time augmentation')
     return parser
 
@@ -173,10 +173,8 @@ def _first_on_machine(launcher: str) -> bool:
 def _check_arguments(args: Namespace) -> None:
     if args.work_dir is not None and os.path.isfile(args.work_dir):
         raise ConfigError(
-            f'--work-dir {args.work_dir} is a file. Name a folder; it is created if need be.'
+            f'--work-dir {args.work_dir} is a file. Specify a folder; it is created if needed.'
         )
     out = vars(args).get('out')
     if out is not None and not out.endswith(('.pkl', '.pickle')):
-        raise ConfigError(
-            f'--out {out} has to end in .pkl or .pickle, the format it is written in.'
-        )
+        raise ConfigError(f'--out {out} must end in .pkl or .pickle, the format it is written in.')

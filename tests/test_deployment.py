@@ -410,7 +410,7 @@ model = dict(
         ('gone.py', [], 'config gone.py does not exist'),
         ('empty.py', [], 'config empty.py has no model'),
         ('detr.py', [], 'model.type=DETR'),
-        ('deformable.py', [], 'deformable attention is no standard operator'),
+        ('deformable.py', [], 'deformable attention is not a standard operator'),
         ('smca.py', ['model.decoder.num_layers=2'], 'decoder.layers.2'),
         ('smca.py', ['model.bbox_head.num_classes=80'], 'model.bbox_head.num_classes is 80'),
         ('smca.py', ['test_dataloader.dataset.pipeline.1.keep_ratio=False'],
@@ -444,7 +444,7 @@ def test_missing_checkpoint_and_folder(trained: Path, capsys):
     assert run_tool('export_onnx.py', config, 'gone.pth', trained / 'x.onnx') == 2
     assert 'gone.pth does not exist' in capsys.readouterr().err
     assert run_tool('export_onnx.py', config, 'gone.pth', trained / 'no/folder/x.onnx') == 2
-    assert 'is no folder: create it first' in capsys.readouterr().err
+    assert 'is not a folder: create it first' in capsys.readouterr().err
 
 
 def test_average_precision_of_the_truth_is_one(trained: Path):
@@ -574,7 +574,7 @@ def test_inference_example_refuses(exported: Path, exported_ir: Path, tmp_path: 
     junk.write_bytes(b'junk')
     cv2.imwrite(str(line), np.zeros((1, 500, 3), np.uint8))
     for arguments, named in (
-        ((exported, 'gone.jpg'), 'gone.jpg does not exist or is no image'),
+        ((exported, 'gone.jpg'), 'gone.jpg does not exist or is not an image'),
         ((exported_ir, line), 'line.png has 1 x 500 pixels, resized 0 x 128'),
         ((junk.rename(tmp_path / 'junk'), 'gone.jpg'), 'junk cannot be loaded by onnxruntime'),
         ((tmp_path / 'gone.xml', 'gone.jpg'), 'gone.xml cannot be loaded by OpenVINO'),

@@ -35,7 +35,7 @@ def largest_objects(cfg: Config, names: list[str]) -> list[tuple[str, Tensor]]:
     for name in names:
         if name not in by_name:
             raise VisualizationError(
-                f'image {name} is not among the {len(dataset)} of {dataset.ann_file}'
+                f'image {name} is not among the {len(dataset)} images of {dataset.ann_file}'
             )
         boxes = torch.tensor(
             [i['bbox'] for i in by_name[name]['instances'] if not i['ignore_flag']]
@@ -71,7 +71,7 @@ def parse_args() -> argparse.Namespace:
         action='append',
         required=True,
         metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
-        help='a detector and its title; several times',
+        help='a detector and its title; can be repeated',
     )
     parser.add_argument(
         '--images',

@@ -29,8 +29,8 @@ def main() -> None:
     options.add_argument(
         '--num-classes',
         type=int,
-        help="80: of the authors' 92 rows by category id, keep COCO's categories in MMDetection's "
-        'order; there is no way back. Default: keep all rows',
+        help="80: of the authors' 92 rows by category id, keep those of COCO's categories in "
+        "MMDetection's order; this cannot be undone. Default: keep all rows",
     )
     options.add_argument(
         '--warm-start',

@@ -30,7 +30,7 @@ def read(path: str) -> np.ndarray:
     """Read an image as BGR, (H, W, 3), uint8."""
     image = cv2.imread(path)
     if image is None:
-        raise ValueError(f'{path} does not exist or is no image that OpenCV reads')
+        raise ValueError(f'{path} does not exist or is not an image that OpenCV can read')
     return image
 
 
@@ -42,7 +42,7 @@ def resize(path: str, image: np.ndarray, scale: Sequence[int]) -> np.ndarray:
     if not height or not width:
         raise ValueError(
             f'{path} has {image.shape[0]} x {image.shape[1]} pixels, resized {height} x {width}: '
-            'cut it into pieces that are less long'
+            'cut it into shorter pieces'
         )
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
@@ -118,7 +118,7 @@ def start(
         raise ValueError(f'{path} cannot be loaded by {name}: {reason}') from error
     if not {'classes', 'scale'} <= stored.keys():
         tool = 'export_openvino.py' if openvino else 'export_onnx.py'
-        raise ValueError(f'{path} has no classes and scale: export it with tools/{tool}')
+        raise ValueError(f'{path} lacks its classes or scale: export it with tools/{tool}')
     return run, json.loads(stored['classes']), json.loads(stored['scale'])
 
 
@@ -128,11 +128,11 @@ def check_destination(images: Sequence[str], out_dir: Path) -> None:
     for image in images:
         path = Path(image)
         if path.resolve() == (out_dir / path.name).resolve():
-            raise ValueError(f'--out-dir {out_dir} is the folder of {image}: name another one')
+            raise ValueError(f'--out-dir {out_dir} is the folder of {image}: choose another one')
         if path.name in names:
             raise ValueError(
-                f'{names[path.name]} and {image} have the same name, so that one would be drawn '
-                'over the other: detect in them one after the other, in different folders'
+                f'{names[path.name]} and {image} have the same name, so that one drawing would '
+                'overwrite the other: run them one at a time, with different --out-dir'
             )
         names[path.name] = image
 
@@ -158,15 +158,19 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('model', help='exported detector, .onnx or .xml')
     parser.add_argument('images', nargs='+', help='image files')
-    parser.add_argument('--batch-size', type=positive, default=1, help='images at once; default: 1')
-    parser.add_argument('--threshold', type=float, default=0.3, help='least score; default: 0.3')
-    parser.add_argument('--threads', type=positive, default=0, help='default: one a core')
-    parser.add_argument('--streams', type=positive, default=1, help='batches at a time; default: 1')
+    parser.add_argument(
+        '--batch-size', type=positive, default=1, help='images per batch; default: 1'
+    )
+    parser.add_argument('--threshold', type=float, default=0.3, help='minimum score; default: 0.3')
+    parser.add_argument('--threads', type=positive, default=0, help='default: one per core')
+    parser.add_argument(
+        '--streams', type=positive, default=1, help='batches in parallel; default: 1'
+    )
     parser.add_argument(
         '--precision', choices=('f32', 'bf16'),
-        help="OpenVINO's, where the file does not say; default: what is fast here",
+        help="OpenVINO's, where the file sets none; default: the fast one on this machine",
     )  # fmt: skip
-    parser.add_argument('--out-dir', type=Path, help='folder to draw the detections in')
+    parser.add_argument('--out-dir', type=Path, help='folder for images with the detections drawn')
     return parser.parse_args()
 
 
@@ -209,7 +213,7 @@ def detect(args: argparse.Namespace) -> None:
     rate = len(args.images) / (time.perf_counter() - begin)
     median = statistics.median(latencies) * 1e3
     print(
-        f'latency: {median:.1f} ms a batch of {args.batch_size} (median of {len(latencies)}); '
+        f'latency: {median:.1f} ms per batch of {args.batch_size} (median of {len(latencies)}); '
         f'{rate:.1f} images/s, reading and writing included'
     )
 

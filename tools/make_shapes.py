@@ -10,7 +10,9 @@ from mmsmca.errors import command
 @command
 def main() -> None:
     arguments = parser(Shapes, __doc__, 'data/shapes128')
-    arguments.add_argument('--variant', choices=VARIANTS, default='easy', help='what tells a class')
+    arguments.add_argument(
+        '--variant', choices=VARIANTS, default='easy', help='what defines a class'
+    )
     generate(Shapes, arguments.parse_args())
 
 

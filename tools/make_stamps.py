@@ -15,7 +15,7 @@ def main() -> None:
         '--objects',
         metavar='DIR',
         default=argparse.SUPPRESS,
-        help='folder with a folder of cut-out pictures per class (default: a Debian package)',
+        help='folder with a subfolder of cut-out pictures per class (default: a Debian package)',
     )
     arguments.add_argument(
         '--backgrounds',

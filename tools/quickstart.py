@@ -67,7 +67,7 @@ def train_and_evaluate() -> None:
     start = time.monotonic()
     run('make_shapes.py', DATA_DIR)
     minutes = training_minutes(Config.fromfile(CONFIG))
-    print(f'At this speed, all of the training takes about {minutes:.0f} minutes.', flush=True)
+    print(f'At this speed, the whole training takes about {minutes:.0f} minutes.', flush=True)
     run('train.py', CONFIG, '--work-dir', WORK_DIR, '--resume')
     test_dir = WORK_DIR / 'test'
     run('test.py', CONFIG, last_checkpoint(), '--work-dir', test_dir)
@@ -94,7 +94,7 @@ def draw_detections() -> None:
 def main() -> None:
     """Run what is missing, then print the results and where to find them."""
     if RESULT.exists():
-        print(f'Already trained and evaluated; delete {WORK_DIR} to begin anew.')
+        print(f'Already trained and evaluated; delete {WORK_DIR} to start over.')
     else:
         train_and_evaluate()
     metrics = json.loads(RESULT.read_text())

@@ -30,19 +30,19 @@ def parse_args() -> Namespace:
     )
     parser.add_argument(
         'work_dir', type=Path,
-        help='of a study, of a run, or a folder with several runs; or a report.json',
+        help='that of a study or a run, or a folder with several runs; or a report.json',
     )  # fmt: skip
     parser.add_argument(
-        '--out', type=Path, help='folder for the report, default WORK_DIR/report, or that of the '
+        '--out', type=Path, help='folder for the report; default: WORK_DIR/report, or that of the '
         'report.json',
     )  # fmt: skip
     parser.add_argument(
-        '--baseline', metavar='EXPERIMENT', help="default the study's, or the first by name"
+        '--baseline', metavar='EXPERIMENT', help="default: the study's, or the first by name"
     )
     parser.add_argument(
         '--ap', nargs='+', type=float, metavar='AP',
-        help="APs between 0 and 1 to reach, default half, 3/4 and 9/10 of the baseline's final "
-        'one, which itself always is among them',
+        help="APs to reach, between 0 and 1; default: half, 3/4 and 9/10 of the baseline's final "
+        'AP, which is always included',
     )  # fmt: skip
     parser.add_argument(
         '--costs', action='store_true',
@@ -79,7 +79,7 @@ def main() -> None:
             raise StudyError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
     is_report = args.work_dir.is_file()
     if is_report and args.costs:
-        raise StudyError('--costs measures the models of runs: name the folder with the runs')
+        raise StudyError('--costs measures the models of runs: specify their folder')
     out = args.out or (args.work_dir.parent if is_report else args.work_dir / 'report')
     for budget, report in read_reports(args.work_dir, args.baseline).items():
         if not is_report:

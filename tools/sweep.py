@@ -20,35 +20,35 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('study', type=Path, help='file of the study, see configs/studies')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the study>')
-    parser.add_argument('--jobs', type=positive, default=1, help='runs at one time (default: 1)')
+    parser.add_argument('--jobs', type=positive, default=1, help='runs at a time (default: 1)')
     parser.add_argument(
-        '--gpus-per-job', type=int, help='default: 1 where there is a GPU or with --slurm, else 0'
+        '--gpus-per-job', type=int, help='default: 1 if there is a GPU or with --slurm, else 0'
     )
     parser.add_argument(
         '--share-gpus',
         action='store_true',
-        help='put several runs on one GPU, in turn, where there are fewer GPUs than --jobs need',
+        help='put several runs on one GPU, in turn, if there are fewer GPUs than --jobs needs',
     )
     parser.add_argument(
         '--slurm',
         nargs='*',
         metavar='KEY=VALUE',
-        help="submit to Slurm with these parameters of submitit's, as partition=gpu time=2880",
+        help='submit to Slurm with these submitit parameters, such as partition=gpu time=2880',
     )
-    parser.add_argument('--only', nargs='+', metavar='EXPERIMENT', help='these experiments alone')
-    parser.add_argument('--seeds', nargs='+', type=int, help='these seeds alone')
-    parser.add_argument('--budgets', nargs='+', metavar='BUDGET', help='these budgets alone')
+    parser.add_argument('--only', nargs='+', metavar='EXPERIMENT', help='only these experiments')
+    parser.add_argument('--seeds', nargs='+', type=int, help='only these seeds')
+    parser.add_argument('--budgets', nargs='+', metavar='BUDGET', help='only these budgets')
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     parser.add_argument(
         '--no-trial-step',
         action='store_true',
-        help='start without the trial of one training step of each experiment',
+        help='skip the trial training step of each experiment',
     )
     parser.add_argument(
         '--calibrate',
         action='store_true',
         help='measure the time per iteration of every experiment, for budgets in training '
-        'time, and stop; give the --jobs of the sweep, and let nothing else run',
+        'time, and stop; use the same --jobs as for the sweep, and run nothing else',
     )
     parser.add_argument('--retry-failed', action='store_true', help='start failed runs again')
     return parser.parse_args()

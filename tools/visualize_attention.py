@@ -44,10 +44,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('image', help='image file')
     parser.add_argument('--out', type=Path, required=True, help='directory for the pictures')
     parser.add_argument(
-        '--queries', type=int, nargs='+', help='numbers of the queries; default: the best ones'
+        '--queries', type=int, nargs='+', help='indices of the queries; default: the best ones'
     )
     parser.add_argument(
-        '--best', type=int, default=3, help='how many, of the highest score; default: 3'
+        '--best', type=int, default=3, help='number of queries with the highest scores; default: 3'
     )
     parser.add_argument(
         '--layer', type=int, default=-1, help='decoder layer, from 0; default: the last'

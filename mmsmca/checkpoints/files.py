@@ -50,14 +50,14 @@ def read(path: str | Path) -> dict:
             f'checkpoint {path} holds a {unsafe[1]}: code is never executed, only data is read. '
             "Save its weights alone: torch.save({'state_dict': ...}, file)."
             if unsafe
-            else f'checkpoint {path} cannot be read: it is truncated, no checkpoint of PyTorch, or '
-            f'holds code, which is never executed ({type(error).__name__}). Copy it again, or name '
-            'another.'
+            else f'checkpoint {path} cannot be read: it is truncated, is not a PyTorch checkpoint, '
+            f'or holds code, which is never executed ({type(error).__name__}). Copy it again, or '
+            'specify another.'
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}, not the weights of a model. '
-            'Name a checkpoint as training writes it to its work directory.'
+            'Specify a checkpoint that training wrote to its work directory.'
         )
     return checkpoint
 
@@ -84,8 +84,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             checkpoint = safetensors.torch.load_file(path)
         except Exception as error:  # also a ValueError on bytes that are no header
             raise CheckpointError(
-                f'checkpoint {path} cannot be read: it is truncated or no safetensors file '
-                f'({error}). Copy it again, or name another.'
+                f'checkpoint {path} cannot be read: it is truncated or not a safetensors file '
+                f'({error}). Copy it again, or specify another.'
             ) from error
     else:
         checkpoint = read(path)
@@ -97,8 +97,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         or not all(isinstance(value, Tensor) for value in state_dict.values())
     ):
         raise CheckpointError(
-            f'{path} holds no named tensors, neither under "model", nor "state_dict", nor at the '
-            'top: it is not a checkpoint of a model'
+            f'{path} holds no named tensors under "model", under "state_dict" or at the top level: '
+            'it is not a checkpoint of a model'
         )
     # DistributedDataParallel adds this prefix.
     wrapped = all(name.startswith('module.') for name in state_dict)
@@ -158,6 +158,6 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         what = 'is a folder' if path.is_dir() else 'does not exist'
         raise CheckpointError(
-            f'checkpoint {path.absolute()} {what}. Give the path of a checkpoint, as training '
-            'writes it to its work directory.'
+            f'checkpoint {path.absolute()} {what}. Give the path of a checkpoint that '
+            'training wrote to its work directory.'
         )

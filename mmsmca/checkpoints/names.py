@@ -102,8 +102,8 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
     found = [name for name, projection in projections.items() if projection in state_dict]
     if not found or not any('.norm4.' in name for name in state_dict):
         raise CheckpointError(
-            'this is not an SMCA of the authors, single-scale or convolutional multi-scale: '
-            'it lacks their input_proj or the norm4 of their decoder layers'
+            "this is not one of the authors' SMCA models, single-scale or convolutional "
+            'multi-scale: it lacks their input_proj or the norm4 of their decoder layers'
         )
     architecture = found[0]
     _check_complete(state_dict, [reference for reference, _ in NAMES[architecture]])
@@ -114,8 +114,8 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
     num_scales, rest = divmod(scales, max(num_heads, 1) * levels)
     if num_heads < 1 or rest or num_scales >= len(SCALES):
         raise CheckpointError(
-            f'{layer}: point2 and point3 give {num_heads} heads on {levels} levels {scales} '
-            'scales, which fits none of the priors'
+            f'{layer}: point2 and point3 give {num_heads} heads, {levels} levels and '
+            f'{scales} scales, which match none of the priors'
         )
     num_queries, embed_dims = _tensor(state_dict, 'query_embed.weight', 2).shape
     return dict(
@@ -177,13 +177,13 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             has no counterpart, or ``num_classes`` has reduced the classifier.
     """
     if not any('.spatial_prior.' in name for name in state_dict):
-        raise CheckpointError('this is not an SMCA of ours or of the authors: no spatial_prior')
+        raise CheckpointError("this is neither our SMCA nor the authors': it has no spatial_prior")
     architecture = 'multi_scale_conv' if 'encoder.halve.weight' in state_dict else 'single_scale'
     if architecture == 'single_scale' and 'level_embed' in state_dict:
         raise CheckpointError(
-            'the authors have no names for this architecture: they released single scale and '
-            'multi scale with the convolutional encoder (SMCAConvEncoder), this one has several '
-            'levels under another encoder'
+            'the authors have no names for this architecture: they released the single-scale '
+            'model and the multi-scale model with the convolutional encoder (SMCAConvEncoder); '
+            'this one has several levels with another encoder'
         )
     _check_complete(state_dict, [ours for _, ours in NAMES[architecture]])
     rows = _tensor(state_dict, 'bbox_head.fc_cls.weight', 2).size(0)
@@ -228,7 +228,7 @@ def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -
         else:
             renamed[new] = tensor
     if unplaced:
-        raise CheckpointError(f'no place for: {", ".join(unplaced)}')
+        raise CheckpointError(f'tensors without a counterpart: {", ".join(unplaced)}')
     return renamed
 
 

@@ -56,7 +56,7 @@ DETR_DIFFERS = {
     'bbox_head.fc_reg': 'boxes are relative to the image there, to the centre of the query here',
 }
 SMCA_DIFFERS = {'bbox_head.fc_cls': 'the classifier starts fresh, for other classes'}
-REFINEMENT = 'every decoder layer has a head of its own there and refines the box before it'
+REFINEMENT = "every decoder layer has its own head there and refines the previous layer's box"
 # Tensors that identify a model. SMCA comes first, as it has the tensors that identify DETR, too.
 SOURCES = {
     'SMCA': ('decoder.layers.0.spatial_prior.norm.weight', 'bbox_head.fc_reg.weight'),
@@ -133,7 +133,7 @@ def model_tensors(config: str) -> dict[str, Tensor]:
     except Exception as error:  # a config is Python code: anything can be wrong with it
         raise CheckpointError(f'the model of {config} cannot be built: {error}') from error
     if 'decoder.center_head.layers.0.weight' not in state_dict:
-        raise CheckpointError(f'the model of {config} is not an SMCA: name a config of one')
+        raise CheckpointError(f'the model of {config} is not an SMCA: specify the config of one')
     return state_dict
 
 
@@ -153,7 +153,7 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
     """
     kind = next((k for k, names in SOURCES.items() if source.keys() >= set(names)), None)
     if kind is None:
-        raise CheckpointError(f'this is none of the models to start from: {", ".join(SOURCES)}')
+        raise CheckpointError(f'this is not one of the models to start from: {", ".join(SOURCES)}')
     candidates, differs, unused = _candidates(kind, source, model)
     misfits = {**_misfits(candidates, model), **differs}
     state_dict, loaded = {}, {}
@@ -164,7 +164,7 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
             state_dict[name] = candidate.tensor
             loaded[name] = candidate.source + candidate.excerpt
     if not loaded:
-        raise CheckpointError(f'nothing of this {kind} fits the config')
+        raise CheckpointError(f'nothing in this {kind} fits the config')
     fresh = {
         name: misfits.get(_part(name), 'a counter, not stored there')
         for name in model
@@ -224,7 +224,7 @@ def _from_deformable(
             candidates[ours] = Candidate(source, coco_rows(tensor), " (rows of COCO's categories)")
         else:
             candidates[ours] = candidate
-    reason = REFINEMENT if refines else 'shared by the decoder layers: the first is taken'
+    reason = REFINEMENT if refines else 'shared by the decoder layers: the first is used'
     unused.update(dict.fromkeys(others, reason))
     head = ('bbox_head.fc_cls', 'bbox_head.reg_ffn', 'bbox_head.fc_reg')
     return candidates, dict.fromkeys(head, REFINEMENT) if refines else {}
@@ -251,7 +251,7 @@ def _misfits(candidates: Mapping[str, Candidate], model: Mapping[str, Tensor]) -
             continue
         if name not in in_both:
             where = 'there' if name in theirs else 'here'
-            misfits[part] = f'{part} is built otherwise: {name} is only {where}'
+            misfits[part] = f'{part} is built differently: {name} is only {where}'
         elif theirs[name] != ours[name]:
             misfits[part] = f'{name} has shape {theirs[name]} there, {ours[name]} here'
     return misfits

@@ -78,15 +78,15 @@ def check_checkpoint(
     if not isinstance(state, dict):
         raise ConfigError(
             f"checkpoint {path} holds a {type(state).__name__} as 'state_dict', not the weights of "
-            'a model. Name a checkpoint as training writes it to its work directory.'
+            'a model. Specify a checkpoint that training wrote to its work directory.'
         )
     names = [str(name).removeprefix('module.') for name in state]
     # A model without a backbone wraps another model, whose weights have other names.
     if 'backbone' in cfg.model and not any(name.split('.')[0] in cfg.model for name in names):
         raise ConfigError(
             f'checkpoint {path} holds no weights of {cfg.model.type} (top level: '
-            f'{few(list(checkpoint))}). Name a checkpoint of this model; one of the reference '
-            'implementation is converted with tools/convert_checkpoint.py.'
+            f'{few(list(checkpoint))}). Specify a checkpoint of this model; convert one of the '
+            'reference implementation with tools/convert_checkpoint.py.'
         )
     if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
         raise ConfigError(
@@ -102,7 +102,7 @@ def check_checkpoint(
     if difference and not (fine_tuning and any(map(CLASSIFIER.search, names))):
         raise ConfigError(
             f'checkpoint {path} {difference}. Use a checkpoint of a model trained on these '
-            'categories, or set the config to its.'
+            'categories, or change the config to match it.'
         )
     _check_weights(path, state, model, fine_tuning)
 
@@ -132,7 +132,7 @@ def _check_weights(
     for name, weight in weights.items():
         if torch.is_tensor(weight) and not weight.isfinite().all():
             raise ConfigError(
-                f'checkpoint {path} holds NaN or infinity in {name}: its training has diverged. '
+                f'checkpoint {path} holds NaN or infinity in {name}: its training diverged. '
                 'Use an earlier checkpoint, and train with a lower learning rate.'
             )
     if fine_tuning:
@@ -143,8 +143,8 @@ def _check_weights(
         there = tuple(weights[name].shape) if name in weights else None
         if there != tuple(own.shape):
             raise ConfigError(
-                f'checkpoint {path} is of another model: {name} is '
-                f'{"missing" if there is None else f"of shape {there}"}, and of shape '
+                f'checkpoint {path} is from another model: {name} '
+                f'{"is missing" if there is None else f"has shape {there}"}, but has shape '
                 f'{tuple(own.shape)} in the config. Use the config that it was trained with; a '
-                'copy lies in the work directory of that training.'
+                'copy is in the work directory of that training run.'
             )

@@ -79,13 +79,13 @@ def read_coco(path: str, key: str) -> CocoFile:
     # COCO's files for its test images have no annotations.
     annotations = _entries(where, content, 'annotations') if 'annotations' in content else []
     if not images:
-        raise DataError(f'{where} lists no images. Name an annotation file that does.')
+        raise DataError(f'{where} lists no images. Specify an annotation file that does.')
     names = {category['id']: category['name'] for category in categories}
     unknown = {entry['category_id'] for entry in annotations} - names.keys()
     if unknown:
         raise DataError(
-            f'{where} uses the category ids {few(sorted(unknown, key=str))}, which its list '
-            "'categories' does not have. Add them there."
+            f'{where} uses the category ids {few(sorted(unknown, key=str))}, which are not in '
+            "its 'categories' list. Add them there."
         )
     used = _check_boxes(where, annotations, {i['id']: i for i in images})
     boxed: dict[str, set[int | str]] = {name: set() for name in names.values()}
@@ -129,7 +129,7 @@ class Kind(NamedTuple):
 
 ID = Kind('a number or a string', lambda value: isinstance(value, str) or _is_number(value))
 NAME = Kind('a name', lambda value: isinstance(value, Hashable))
-PATH = Kind("a path below the images' folder", lambda value: isinstance(value, str) and value != '')
+PATH = Kind('a path inside the image folder', lambda value: isinstance(value, str) and value != '')
 PIXELS = Kind('a positive number of pixels', lambda value: _is_number(value) and value > 0)
 BOX = Kind('four finite numbers: x, y, width, height in pixels', _is_box)
 AREA = Kind('a finite number', _is_number)
@@ -148,12 +148,12 @@ def _read_json(path: str, where: str) -> Any:
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError) or 'BOM' in str(error):
             raise DataError(
-                f'{where} is not plain UTF-8, which JSON is read as: it begins with a byte order '
-                'mark, or has another encoding. Save it as UTF-8 without a byte order mark.'
+                f'{where} is not plain UTF-8, as JSON must be: it begins with a byte order mark or '
+                'uses another encoding. Save it as UTF-8 without a byte order mark.'
             ) from error
         raise DataError(
             f'{where} cannot be read as JSON ({error}). '
-            'Restore the file; it may have been copied in part.'
+            'Restore the file; it may be an incomplete copy.'
         ) from error
 
 
@@ -168,7 +168,7 @@ def _entries(where: str, content: object, name: str) -> list[dict]:
     if not isinstance(found, list):
         raise DataError(
             f"{where} is not a COCO annotation file: it has no list '{name}'. "
-            "Name an instances file in COCO's format, or convert yours to it."
+            'Specify an instances file in COCO format, or convert yours to it.'
         )
     for i, entry in enumerate(found):
         lacking = sorted(LISTS[name].keys() - (entry if isinstance(entry, dict) else {}).keys())
@@ -180,14 +180,14 @@ def _entries(where: str, content: object, name: str) -> list[dict]:
         for key, kind in LISTS[name].items():
             if not kind.fits(entry[key]):
                 raise DataError(
-                    f'{where}: {name}[{i}].{key} is {entry[key]!r} (id {entry["id"]}), and must be '
+                    f'{where}: {name}[{i}].{key} is {entry[key]!r} (id {entry["id"]}), but must be '
                     f'{kind.words}. Correct the file, or remove the entry.'
                 )
     repeated = duplicates(entry['id'] for entry in found)
     if repeated:
         raise DataError(
-            f"{where} has several entries of '{name}' with the same id: {few(repeated)}. All but "
-            'the last would be lost. Number them anew, all different.'
+            f"{where} has several entries in '{name}' with the same id: {few(repeated)}. All but "
+            'the last would be lost. Give each a unique id.'
         )
     return found
 
@@ -216,32 +216,32 @@ def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, di
     total = len(annotations)
     if fractions == total - len(orphans) > 0:
         raise DataError(
-            f'{where}: all {fractions} boxes lie between 0 and 1: they are fractions of the image. '
-            'Multiply them by its width and height; COCO counts pixels.'
+            f'{where}: all {fractions} boxes lie between 0 and 1: they are fractions of the image '
+            'size. Multiply them by its width and height; COCO boxes are in pixels.'
         )
     if corners == total - len(orphans) > 0 and (corner_areas == corners or beyond * 4 >= corners):
         raise DataError(
-            f'{where}: all {corners} boxes look like corners (x1, y1, x2, y2): as x, y, width and '
-            f'height {beyond} of them leave their image. Write x, y, x2 - x1, y2 - y1.'
+            f'{where}: all {corners} boxes look like corners (x1, y1, x2, y2): read as x, y, width '
+            f'and height, {beyond} of them extend beyond their image. Write x, y, x2 - x1, y2 - y1.'
         )
     if beyond * 2 > total:
         warnings.warn(
-            f'{where}: {beyond} of the {total} boxes leave their image. Check that they are x, y, '
-            'width and height in pixels of the image that the file lists.',
+            f'{where}: {beyond} of the {total} boxes extend beyond their image. Check that they '
+            'are x, y, width and height, in pixels of the image size that the file lists.',
             stacklevel=3,
         )
     if orphans:
         warnings.warn(
-            f'{where}: {len(orphans)} of the {total} annotations are of images that it does not '
-            f"list (ids {few(orphans)}), and are passed over. List their images in 'images', or "
+            f'{where}: {len(orphans)} of the {total} annotations are for images that it does not '
+            f"list (ids {few(orphans)}), and are ignored. List their images in 'images', or "
             'remove the annotations.',
             stacklevel=3,
         )
     if empty:
         warnings.warn(
-            f'{where}: {len(empty)} of the {total} annotations have a box outside of the image or '
-            f'less than a pixel wide or high, or no area (ids {few(empty)}). Training passes them '
-            'over, evaluation counts them as objects not found. Correct or remove them.',
+            f'{where}: {len(empty)} of the {total} annotations have a box outside the image or '
+            f'less than a pixel wide or high, or no area (ids {few(empty)}). Training ignores '
+            'them, but evaluation counts them as objects not found. Correct or remove them.',
             stacklevel=3,
         )
     return used

@@ -101,16 +101,16 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
             _check_categories(key, classes, file, evaluator.ann_file)
             if not evaluator.get('format_only') and not file.objects(classes):
                 raise DataError(
-                    f'{key}.ann_file: {evaluator.ann_file} has no object of the classes '
-                    f'{few(classes)} to evaluate against but crowds: AP would be -1. Name a file '
-                    'that has.'
+                    f'{key}.ann_file: {evaluator.ann_file} has no objects of the classes '
+                    f'{few(classes)} to evaluate against except crowds: AP would be -1. Specify a '
+                    'file that has some.'
                 )
             unknown = _read_once(files, dataset.ann_file, key).image_ids - file.image_ids
             if unknown:
                 raise DataError(
                     f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
                     f'images of {dataset_key} (ids {few(sorted(unknown, key=str))}). Set '
-                    f"{key}.ann_file to the data set's, {dataset.ann_file}."
+                    f'{key}.ann_file to that of the data set, {dataset.ann_file}.'
                 )
 
 
@@ -137,7 +137,8 @@ def _build_unread(key: str, node: ConfigDict) -> BaseDetDataset:
         return DATASETS.build(dict(node, pipeline=[], lazy_init=True))
     except Exception as error:
         raise ConfigError(
-            f'{key}: {described(error)}. Correct its keys in the config, or --cfg-options {key}.*.'
+            f'{key}: {described(error)}. Correct its keys in the config or with '
+            f'--cfg-options {key}.*.'
         ) from error
 
 
@@ -145,11 +146,11 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
     for name in metainfo:
         meant = difflib.get_close_matches(name.lower(), META, n=1, cutoff=0.8)
         if meant and name not in META:
-            raise ConfigError(f'{key}.metainfo.{name}: nothing reads it. Call it {meant[0]}.')
+            raise ConfigError(f'{key}.metainfo.{name}: nothing reads it. Rename it to {meant[0]}.')
     classes = metainfo.get('classes')
     if classes is None or isinstance(classes, str):
         raise ConfigError(
-            f'{key}.metainfo.classes is {classes!r}, and must be the sequence of the category '
+            f'{key}.metainfo.classes is {classes!r}, but must be a sequence of category '
             "names: metainfo=dict(classes=('first', 'second')); a single one is ('first',)."
         )
     if duplicates(classes):
@@ -177,7 +178,7 @@ def _check_ann_file(key: str, ann_file: str) -> None:
         raise DataError(
             f'{key}.ann_file: annotation file {os.path.abspath(ann_file)} does not exist. Put it '
             f'there, or set {settable} (--cfg-options) to where it is; the data set and its '
-            'evaluator each name their own.'
+            'evaluator each have their own.'
         )
 
 
@@ -185,11 +186,13 @@ def _check_paths(key: str, dataset: CocoDataset) -> None:
     _check_ann_file(key, dataset.ann_file)
     if 'img' not in dataset.data_prefix:
         raise ConfigError(
-            f"{key}.data_prefix has no key 'img'. Set it to the folder of the images: "
+            f"{key}.data_prefix has no key 'img'. Set it to the image folder: "
             "data_prefix=dict(img='train2017/')."
         )
     for name in dataset.data_prefix.keys() - {'img', 'seg'}:
-        raise ConfigError(f"{key}.data_prefix.{name}: nothing reads it. Call it 'img' or 'seg'.")
+        raise ConfigError(
+            f"{key}.data_prefix.{name}: nothing reads it. Rename it to 'img' or 'seg'."
+        )
     folder = os.path.abspath(dataset.data_prefix['img'])
     if not os.path.isdir(folder):
         raise DataError(
@@ -215,7 +218,7 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
     repeated = duplicates(in_file)
     if repeated:
         raise DataError(
-            f'{key}.ann_file: {path} has several categories of the name {few(repeated)}. '
+            f'{key}.ann_file: {path} has several categories named {few(repeated)}. '
             'Merge them, or give them different names.'
         )
     lacking = [name for name in classes if name not in in_file]
@@ -228,9 +231,9 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
         )
     # MMDetection numbers classes in the order of the file, but names them in that of `classes`.
     raise DataError(
-        f'{key}.ann_file: {path} lists the categories in another order than '
+        f'{key}.ann_file: {path} lists the categories in a different order from '
         f'{dataset}.metainfo.classes: {first_difference(in_file, classes)}, so labels would get '
-        'wrong names. List them in the order of the file, the same for every data set.'
+        "the wrong names. List them in the file's order, the same for every data set."
     )
 
 
@@ -247,9 +250,9 @@ def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
         )
     if file.unusable_ids:
         raise DataError(
-            f'{where} has annotations with the ids {few(file.unusable_ids)}. An evaluation counts '
-            'only 1, 2, ... as found: 0 is "no match", others are cut to integers. Number the '
-            'annotations from 1.'
+            f'{where} has annotations with the ids {few(file.unusable_ids)}. Evaluation counts '
+            'only 1, 2, ... as found: 0 means "no match", and others are truncated to integers. '
+            'Number the annotations from 1.'
         )
     # faster-coco-eval's compiled code accepts only numbers.
     if file.string_ids and _class_of(evaluator, METRICS) is not CocoMetric:
@@ -277,7 +280,7 @@ def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> None:
     lost = f'{key}.filter_cfg drops {" and ".join(reasons)} of the {len(file.image_ids)} images'
     if not kept:
         raise DataError(
-            f'{lost} of {dataset.ann_file}, and none is left. Correct the filter, or name other '
+            f'{lost} of {dataset.ann_file}, and none is left. Correct the filter, or use other '
             'images.'
         )
     objects = file.objects(classes)
@@ -285,7 +288,7 @@ def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> None:
         after = f' after the filters ({lost})' if reasons else ''
         raise DataError(
             f'{where} has no annotations to train on{after}: no box of the classes {few(classes)} '
-            'that is in its image and no crowd. Name an annotation file that has.'
+            'lies inside its image and is not a crowd. Specify an annotation file that has some.'
         )
     if small or len(empty) > len(file.image_ids) / 2:
         warnings.warn(f'{lost} of {dataset.ann_file}; {len(kept)} are left.', stacklevel=3)
@@ -319,5 +322,5 @@ def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
         raise DataError(
             f'{key}: {len(missing)} of the {len(file.file_names)} images that {dataset.ann_file} '
             f'lists do not exist: {few(missing)}. Restore them, point {key}.data_prefix.img to '
-            'their folder, or take them out of the annotation file.'
+            'their folder, or remove them from the annotation file.'
         )

@@ -167,7 +167,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         return f'; did you mean {close[0]}?'
     # The first names of a long list are no help.
     return (
-        f'. It is one of {few(known, 12)}.' if 0 < len(known) < 100 else '. Correct or remove it.'
+        f'. Choose one of {few(known, 12)}.' if 0 < len(known) < 100 else '. Correct or remove it.'
     )
 
 
@@ -270,7 +270,7 @@ def _check_runner(cfg: Config) -> None:
     seed = (cfg.get('randomness') or {}).get('seed')
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
         raise ConfigError(
-            f'randomness.seed is {seed!r}, and must be an integer from 0 to {2**32 - 1}.'
+            f'randomness.seed is {seed!r}, but must be an integer from 0 to {2**32 - 1}.'
         )
 
 
@@ -336,12 +336,12 @@ def _check_values(key: str, node: dict, hints: dict[str, Any]) -> None:
         wrong = allowed and value is not None and not isinstance(value, tuple(allowed))
         if wrong and isinstance(value, (str, int, float)):
             shown = ' or '.join(word for kind, word in WORDS.items() if kind in allowed)
-            raise ConfigError(f'{key}.{name} is {value!r}, and must be {shown}.')
+            raise ConfigError(f'{key}.{name} is {value!r}, but must be {shown}.')
         least = 1 if name in COUNTS else 0 if name == 'num_workers' else None
         if least is not None and isinstance(value, (int, float)):
             if value != hints.get(f'{name} default') and (value < least or value % 1):
                 raise ConfigError(
-                    f'{key}.{name} is {value!r}, and must be an integer, at least {least}.'
+                    f'{key}.{name} is {value!r}, but must be an integer of at least {least}.'
                 )
 
 
@@ -362,14 +362,14 @@ def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
     if isinstance(clip, dict):
         by = clip.get('type', 'norm')
         if by not in ('norm', 'value'):
-            raise ConfigError(f"{key}.clip_grad.type is {by!r}, and must be 'norm' or 'value'.")
+            raise ConfigError(f"{key}.clip_grad.type is {by!r}, but must be 'norm' or 'value'.")
         known = _names(getattr(torch.nn.utils, f'clip_grad_{by}_')) - {'parameters'} | {'type'}
         _check_names(f'{key}.clip_grad', clip, known)
         for name in ('max_norm', 'clip_value'):
             value = clip.get(name, 1)
             if not (isinstance(value, (int, float)) and value > 0):
                 raise ConfigError(
-                    f'{key}.clip_grad.{name} is {clip[name]!r}, and must be positive.'
+                    f'{key}.clip_grad.{name} is {clip[name]!r}, but must be positive.'
                 )
     paramwise = wrapper.get('paramwise_cfg') or {}
     name = wrapper.get('constructor') or 'DefaultOptimWrapperConstructor'
@@ -385,7 +385,7 @@ def _check_optimizer(wrapper: dict, model: BaseModel) -> None:
         # Configs inherit custom_keys for parameters that their model does not have.
         misspelt = difflib.get_close_matches(part, parts, n=1, cutoff=0.8)
         if misspelt and not any(part in name for name in names):
-            raise ConfigError(f'{place}: no parameter is called so{suggestion(part, parts)}')
+            raise ConfigError(f'{place}: no parameter has this name{suggestion(part, parts)}')
         _check_names(place, settings, {'lr_mult', 'decay_mult'})
 
 

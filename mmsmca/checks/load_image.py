@@ -50,18 +50,18 @@ class LoadImage(LoadImageFromFile):
         except Exception as error:
             raise ImageError(
                 f'image {path} cannot be loaded ({one_line(error)}). Restore the file, or '
-                'take the image out of the annotation file.'
+                'remove the image from the annotation file.'
             ) from error
         if loaded and 'height' in loaded:
             height, width = loaded['ori_shape']
             annotated = loaded['height'], loaded['width']
             if (height, width) != annotated:
                 warnings.warn(
-                    f'image {path} is {height} pixels high and {width} wide, its annotations are '
-                    f'for {annotated[0]} and {annotated[1]}: boxes are likely misplaced. Correct '
-                    'the annotation file, or store the image in that size; if they are for the '
-                    "image without its EXIF orientation, set color_type='color_ignore_orientation' "
-                    'of LoadImageFromFile in the pipelines.',
+                    f'image {path} is {height} pixels high and {width} wide, but its annotations '
+                    f'are for {annotated[0]} and {annotated[1]}: boxes are probably misplaced. '
+                    'Correct the annotation file, or store the image at that size; if the '
+                    'annotations ignore its EXIF orientation, set '
+                    "color_type='color_ignore_orientation' for LoadImageFromFile in the pipelines.",
                     stacklevel=2,
                 )
         return loaded

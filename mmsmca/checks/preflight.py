@@ -84,15 +84,15 @@ def effective_config(args: Namespace) -> Config:
     """
     if not os.path.isfile(args.config):
         raise ConfigError(
-            f'config {args.config} does not exist. Give the path of a config file, or start with '
-            '`mim`, which finds the configs of mmsmca by their file name.'
+            f'config {args.config} does not exist. Give the path of a config file, or use '
+            "`mim`, which finds mmsmca's configs by their file name."
         )
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # a config is Python code
         raise ConfigError(
             f'config {args.config} cannot be read ({one_line(error)}). Correct the file, or the '
-            'one that it inherits.'
+            'one that it inherits from.'
         ) from error
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
@@ -135,14 +135,14 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
             raise ConfigError(
                 f'{where} {option}: {name} is a variable of the config, which nothing reads once '
                 'the config is loaded. '
-                + (f'Set what has its value: {few(places, 8)}.' if places else 'Leave it out.')
+                + (f'Set the keys with its value: {few(places, 8)}.' if places else 'Leave it out.')
             )
         try:
             cfg.merge_from_dict({option: options[option]})
         except Exception as error:
             raise ConfigError(
                 f'{where} {option}={options[option]!r} cannot be merged ({one_line(error)}). '
-                'Correct the key; `mim run mmdet print_config CONFIG` shows those there are.'
+                'Correct the key; `mim run mmdet print_config CONFIG` lists all keys.'
             ) from error
 
 
@@ -165,8 +165,8 @@ def _places(cfg: Config, value: Any, name: str) -> list[str]:
 def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
     if 'model' not in cfg:
         raise ConfigError(
-            "the config has no key 'model'. Name a complete config; those in _base_ folders are "
-            'parts of others.'
+            "the config has no key 'model'. Specify a complete config; those in _base_ folders "
+            'are only parts of others.'
         )
     for phase in phases:
         lacking = [name for name in SECTIONS[phase] if cfg.get(name) is None]
@@ -174,7 +174,7 @@ def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
         if lacking and (phase != 'val' or len(lacking) < len(SECTIONS[phase])):
             raise ConfigError(
                 f'the config has no {" and no ".join(lacking)}, without which it cannot {phase}. '
-                'Set it, or inherit (_base_) a config that does.'
+                'Set it, or inherit (_base_) from a config that has it.'
             )
 
 
@@ -185,7 +185,8 @@ def _build_model(cfg: Config) -> BaseModel:
         return MODELS.build(copy.deepcopy(cfg.model))
     except Exception as error:
         raise ConfigError(
-            f"model: {described(error)}. Correct the config's model, or --cfg-options model.*."
+            f'model: {described(error)}. Correct the model in the config or with '
+            '--cfg-options model.*.'
         ) from error
 
 

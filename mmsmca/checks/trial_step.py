@@ -142,7 +142,7 @@ def _check_waiting(hooks: list[Hook], metrics: dict[str, float]) -> None:
                 if metrics and name != 'auto' and name not in metrics:
                     raise ConfigError(
                         f'{type(hook).__name__}.{key} is {name!r}, which the evaluator does not '
-                        f'give{suggestion(name, metrics)}'
+                        f'report{suggestion(name, metrics)}'
                     )
 
 

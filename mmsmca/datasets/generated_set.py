@@ -249,18 +249,18 @@ def parser(kind: type[GeneratedSet], description: str, example: str) -> argparse
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('out_dir', help=f'folder of the set, for example {example}')
+    parser.add_argument('out_dir', help=f'folder for the data set, for example {example}')
     for name, default, text in (
         ('train', kind.num_train, 'number of training images'),
         ('val', kind.num_val, 'number of validation images'),
-        ('tune', argparse.SUPPRESS, 'number of images to choose by (default: as --val)'),
+        ('tune', argparse.SUPPRESS, 'number of images for model selection (default: as --val)'),
     ):
         options: dict = dict(dest=f'num_{name}', metavar='N', default=default, help=text)
         parser.add_argument(f'--{name}', type=int, **options)
     for name, text in (
-        ('size', 'side of the images in pixels'),
-        ('max_objects', 'most objects in an image'),
-        ('seed', 'seed of everything random'),
+        ('size', 'side length of the images in pixels'),
+        ('max_objects', 'maximum number of objects in an image'),
+        ('seed', 'random seed'),
     ):
         option = '--' + name.replace('_', '-')
         parser.add_argument(option, type=int, default=getattr(kind, name), help=text)
@@ -294,7 +294,7 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
     remedy = 'delete it or choose another folder'
     manifest_file = out_dir / MANIFEST
     if not manifest_file.is_file():
-        raise DataError(f'{out_dir} exists and is no generated set: {remedy}')
+        raise DataError(f'{out_dir} exists and is not a generated set: {remedy}')
     found = json.loads(manifest_file.read_text())
     if found != manifest:
         differences = ', '.join(
@@ -313,7 +313,7 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
     if there > files & there:
         raise DataError(
             f'{out_dir} lacks {len(files - there)} files of its set ({few(sorted(files - there))}) '
-            f'and holds others, which making it again would delete: {few(sorted(there - files))}. '
+            f'and holds others, which regenerating it would delete: {few(sorted(there - files))}. '
             'Move those away, or choose another folder'
         )
     return False

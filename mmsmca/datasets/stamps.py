@@ -230,12 +230,12 @@ def _read_pictures(objects: dict[str, list[Path]], photographs: list[Path]) -> P
     for name, files in objects.items():
         if len(files) < MIN_OBJECTS:
             raise DataError(
-                f'class {name!r} has {len(files)} pictures of objects; it needs at least '
-                f'{MIN_OBJECTS}, so that no split shares one with another'
+                f'class {name!r} has {len(files)} object pictures; it needs at least '
+                f'{MIN_OBJECTS}, so that no two splits share one'
             )
     if len(photographs) < MIN_BACKGROUNDS:
         raise DataError(
-            f'{len(photographs)} pictures of backgrounds; at least {MIN_BACKGROUNDS} are needed'
+            f'{len(photographs)} background pictures found; at least {MIN_BACKGROUNDS} are needed'
         )
     digest = hashlib.sha256()
     of_split: dict[str, list[list[np.ndarray]]] = {split: [] for split in SPLITS}
@@ -270,12 +270,12 @@ def _read(file: Path, mode: str, digest: 'hashlib._Hash') -> np.ndarray:
                 )
             return np.asarray(picture.convert(mode))
     except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f'{file} cannot be read as a picture: {error}. Remove it') from error
+        raise DataError(f'{file} cannot be read as an image: {error}. Remove it') from error
 
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f'{folder} is no folder')
+        raise DataError(f'{folder} is not a folder')
     return [file for file in folder.rglob('*') if file.suffix.lower() in SUFFIXES]
 
 
@@ -283,7 +283,7 @@ def _own_objects(folder: Path) -> dict[str, list[Path]]:
     _files(folder)
     classes = {sub.name: _files(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
     if not classes:
-        raise DataError(f'{folder} has no folders: it needs one per class, named as the class')
+        raise DataError(f'{folder} has no subfolders: it needs one per class, named after it')
     return classes
 
 
@@ -329,12 +329,12 @@ def _unpack(package: str, cache: Path) -> None:
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
-    remedy = 'or name folders of pictures by --objects and --backgrounds'
+    remedy = 'or pass folders of pictures with --objects and --backgrounds'
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise UserError(
-            f'{command[0]} is not there: run this on Debian or Ubuntu, {remedy}'
+            f'{command[0]} was not found: run this on Debian or Ubuntu, {remedy}'
         ) from error
     if done.returncode:
         reason = ' '.join(done.stderr.split())[-300:]

@@ -36,21 +36,21 @@ def parser(description: str, suffix: str) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config that the checkpoint was trained with')
-    parser.add_argument('checkpoint', help='checkpoint, as training writes it')
+    parser.add_argument('checkpoint', help='checkpoint written by training')
     parser.add_argument('out', help=f'file to write, {suffix}')
     parser.add_argument('--overwrite', action='store_true', help='replace an existing file')
     parser.add_argument(
         '--int8', type=int, nargs='?', const=300, metavar='IMAGES',
-        help='quantise backbone, neck and encoder, calibrated on so many training images; '
-        'default: 300',
+        help='quantise backbone, neck and encoder, calibrated on this many training images; '
+        '300 if no number is given',
     )  # fmt: skip
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='changes of the config, key=value'
+        '--cfg-options', nargs='+', action=DictAction, help='changes to the config, key=value'
     )
     return parser
 
 
-def quiet() -> None:
+def register_quietly() -> None:
     """Register MMDetection's modules, and silence the libraries' warnings."""
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
@@ -97,16 +97,16 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
     Raises:
         UserError: If config, checkpoint, data or destination cannot be used.
     """
-    quiet()
+    register_quietly()
     out = Path(args.out)
     if out.suffix != form.SUFFIX:
-        raise UserError(f'{out}: name a file that ends in {form.SUFFIX}')
+        raise UserError(f'{out}: the file name must end in {form.SUFFIX}')
     check_destination(out, args.overwrite)
     if args.int8 is not None and args.int8 < 1:
         raise UserError(f'--int8 {args.int8}: at least one image is needed to calibrate on')
     cfg = effective_config(args)
     if 'model' not in cfg:
-        raise ConfigError(f'config {args.config} has no model. Name the config of a detector.')
+        raise ConfigError(f'config {args.config} has no model. Specify a detector config.')
     check_config(cfg, phases=('train',) if args.int8 else ())
     model, metadata = load_model(cfg)
     calibration = calibration_images(cfg, args.int8) if args.int8 else []
@@ -116,8 +116,8 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
         path = Path(folder) / f'float32{form.SUFFIX}'
         form.save(converted, path)
         print(
-            f'{form.RUNTIME} beside PyTorch; tolerances: scores {comparison.SCORE_TOLERANCE:g}, '
-            f'boxes {comparison.BOX_TOLERANCE:g} pixels'
+            f'{form.RUNTIME} compared with PyTorch; tolerances: scores '
+            f'{comparison.SCORE_TOLERANCE:g}, boxes {comparison.BOX_TOLERANCE:g} pixels'
         )
         if not _agree(model, form.start(path, precision='f32')):
             print(f'{out}: not written: it differs from PyTorch', file=sys.stderr)

@@ -121,24 +121,24 @@ def check_supported(model: nn.Module) -> None:
         raise ExportError(
             f'model.type={type(model).__name__} with model.bbox_head.type={type(head).__name__} '
             'cannot be exported: only SMCADETR with SMCAHead and SMCADINO with SMCADINOHead can. '
-            'MMDeploy exports models of MMDetection itself.'
+            "MMDeploy exports MMDetection's own models."
         )
     if any(isinstance(module, MultiScaleDeformableAttention) for module in model.modules()):
         raise ExportError(
             f'model.encoder.type={type(model.encoder).__name__} cannot be exported: its deformable '
-            'attention is no standard operator. Use another of the encoders.'
+            'attention is not a standard operator. Use another encoder.'
         )
     assert head is not None  # Supported models have one.
     if not head.loss_cls.use_sigmoid:
         raise ExportError(
-            'model.bbox_head.loss_cls scores by softmax, which cannot be exported: use a sigmoid, '
+            'model.bbox_head.loss_cls uses a softmax, which cannot be exported: use a sigmoid, '
             'as FocalLoss does.'
         )
     preprocessor = model.data_preprocessor
     if not isinstance(preprocessor, DetDataPreprocessor) or preprocessor.pad_size_divisor != 1:
         raise ExportError(
-            'model.data_preprocessor has to be a DetDataPreprocessor of pad_size_divisor=1 to be '
-            "exported: images are padded to the batch's largest, no further."
+            'model.data_preprocessor must be a DetDataPreprocessor with pad_size_divisor=1 to be '
+            'exported: images are padded to the largest of the batch, no further.'
         )
 
 
@@ -170,7 +170,7 @@ def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
         reason = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
         reason = textwrap.shorten(reason, 300, placeholder=' ...')
         raise ExportError(
-            f'checkpoint {cfg.load_from} does not fit the config: {reason}. Name the config '
+            f'checkpoint {cfg.load_from} does not fit the config: {reason}. Specify the config '
             'that it was trained with.'
         ) from error
     dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
@@ -206,8 +206,8 @@ def image_scale(cfg: Config) -> list[int]:
             if isinstance(transform, Resize) and transform.keep_ratio and transform.scale:
                 return sorted(transform.scale)[::-1]
     raise ExportError(
-        f'{key} has no Resize with scale and keep_ratio=True: the size that images are to have '
-        'cannot be told without one.'
+        f'{key} has no Resize with scale and keep_ratio=True: without one, the input size of '
+        'the images is unknown.'
     )
 
 

@@ -35,7 +35,7 @@ def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
         StudyError: If ``entries`` is not a list of valid and distinct budgets.
     """
     if not isinstance(entries, list) or not entries:
-        raise StudyError(f'{where}: budgets: give a list, as [dict(iterations=1500)].')
+        raise StudyError(f'{where}: budgets: give a list, such as [dict(iterations=1500)].')
     budgets: list[Budget] = []
     for i, entry in enumerate(entries):
         what = f'{where}: budgets[{i}]'
@@ -46,14 +46,16 @@ def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
             )
         budget = Budget(**entry)
         if type(budget.iterations) is not int or budget.iterations < 1:
-            raise StudyError(f'{what}: iterations: {budget.iterations!r} is no integer from 1 on.')
+            raise StudyError(
+                f'{what}: iterations: {budget.iterations!r} is not an integer of at least 1.'
+            )
         if budget.time_of not in (None, *names):
             raise StudyError(
-                f'{what}: time_of: {budget.time_of!r} is no experiment of the study '
+                f'{what}: time_of: {budget.time_of!r} is not an experiment of this study '
                 f'({", ".join(names)}).'
             )
         if budget in budgets:
-            raise StudyError(f'{where}: budgets: one is named twice.')
+            raise StudyError(f'{where}: budgets: one is listed twice. Remove one.')
         budgets.append(budget)
     return budgets
 
@@ -116,8 +118,8 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
     if min(drops) <= warm_up:
         raise StudyError(
             f'{where}: a budget of {iterations} iterations is too small: its warm-up takes '
-            f'{warm_up}, and the learning rate would drop after {min(drops)}. Give it more, or a '
-            'shorter warm-up.'
+            f'{warm_up}, and the learning rate would drop after {min(drops)}. Give it more '
+            'iterations, or shorten the warm-up.'
         )
     cfg.train_cfg.max_iters = iterations
     if 'val_interval' in cfg.train_cfg:
@@ -139,7 +141,7 @@ def _kind(scheduler: ConfigDict, where: str) -> str:
         )
     if scheduler.get('by_epoch', True):
         raise StudyError(
-            f'{where} counts epochs: give it by_epoch=False, as budgets are in iterations.'
+            f'{where} counts epochs: set by_epoch=False, as budgets are in iterations.'
         )
     return kind
 

@@ -80,7 +80,7 @@ def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict
     for key, here in conditions().items():
         if (there := content.get(key)) != here:
             raise StudyError(
-                f'{path}: measured with other {key}, {there}; here they are {here}. Calibrate '
+                f'{path}: measured with different {key}: {there}, but {here} here. Calibrate '
                 f'again: {remedy}'
             )
     measured = content['experiments']
@@ -101,8 +101,8 @@ def busy_warning() -> str | None:
     if load <= BUSY_CORES:
         return None
     return (
-        f'Other programs keep {load:.1f} cores busy (load of the last minute): the times are '
-        'theirs too. Calibrate again when nothing else runs.'
+        f'Other programs keep {load:.1f} cores busy (load of the last minute): this distorts '
+        'the times. Calibrate again when nothing else runs.'
     )
 
 

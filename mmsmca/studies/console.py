@@ -118,7 +118,7 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
         if signals.received:
             console.print('Interrupted: ending the runs; the same command resumes them.')
             for run in sweep.cancel():
-                console.print(f'{run.dir} goes on: it was started on another machine.')
+                console.print(f'{run.dir} keeps running: it was started on another machine.')
             while sweep.active:
                 sweep.collect()
                 time.sleep(POLL_SECONDS)
@@ -137,6 +137,6 @@ def _print_end(sweep: Sweep, console: Console) -> int:
     if unfinished := len(states) - states.count('finished'):
         console.print(
             f'{unfinished} of {len(sweep.runs)} runs are not finished. The same command resumes '
-            'those cut off; --retry-failed starts failed ones again.'
+            'those that were cut off; --retry-failed restarts failed ones.'
         )
     return int(unfinished > 0)

@@ -136,8 +136,8 @@ class Study:
             return from_json(cls, read_json(path) or {})
         except (KeyError, TypeError) as error:
             raise StudyError(
-                f'{path} cannot be read ({type(error).__name__}: {error}): run the study again, '
-                'which writes it, or move it away to have the runs reported on without it'
+                f'{path} cannot be read ({type(error).__name__}: {error}): run the study again '
+                'to rewrite it, or move it away to report on the runs without it'
             ) from error
 
 

@@ -201,7 +201,7 @@ class TrainRun:
             return
         tail = log_tail(self.run_dir)
         if killed >= MAX_KILLED:
-            tail.append(f'killed {killed} times by SIGKILL: most often the memory is too small')
+            tail.append(f'killed {killed} times by SIGKILL: usually for lack of memory')
         # A negative exit code is a signal: the run was cut off and has not failed.
         if killed >= MAX_KILLED or (exit_code > 0 and not interrupted):
             write_json(self.run_dir / 'failed.json', dict(exit_code=exit_code, log_tail=tail))

@@ -83,13 +83,15 @@ def load_study(
     names = [experiment.name for experiment in experiments]
     if content['baseline'] not in names:
         raise StudyError(
-            f'{path}: baseline: {content["baseline"]!r} is no experiment of the study '
+            f'{path}: baseline: {content["baseline"]!r} is not an experiment of this study '
             f'({", ".join(names)}).'
         )
     seeds = _seeds(content['seeds'], path)
     chosen = content.get('chosen', '')
     if not isinstance(chosen, str):
-        raise StudyError(f'{path}: chosen: {chosen!r} is not a sentence on what was chosen how.')
+        raise StudyError(
+            f'{path}: chosen: {chosen!r} is not a sentence on what was chosen and how.'
+        )
     budgets = read_budgets(content['budgets'], names, str(path)) if 'budgets' in content else []
     cfgs = _configs(experiments, path)
     seconds: dict[str, float] = {}
@@ -188,7 +190,7 @@ def _experiments(entries: object, path: Path) -> list[Experiment]:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise StudyError(
                 f'{where}: name: {name!r} must start with a letter or digit and consist of '
-                "letters, digits, '.', '_' and '-': it names a folder."
+                "letters, digits, '.', '_' and '-': it becomes a folder name."
             )
         if name in experiments:
             raise StudyError(f'{path}: two experiments are named {name!r}. Rename one.')
@@ -196,7 +198,7 @@ def _experiments(entries: object, path: Path) -> list[Experiment]:
         files = entry['config'] if isinstance(entry['config'], list) else [entry['config']]
         configs = [_config_path(str(file), path) for file in files]
         if not configs:
-            raise StudyError(f'{where}: config: name a file, or a list of files.')
+            raise StudyError(f'{where}: config: give a file, or a list of files.')
         for config in configs:
             if not os.path.isfile(config):
                 raise StudyError(
@@ -225,7 +227,9 @@ def _seeds(seeds: object, path: Path) -> list[int]:
         or any(type(seed) is not int or seed < 0 for seed in seeds)
         or len(set(seeds)) < len(seeds)
     ):
-        raise StudyError(f'{path}: seeds: {seeds!r} is not a list of different integers from 0 on.')
+        raise StudyError(
+            f'{path}: seeds: {seeds!r} is not a list of different integers of at least 0.'
+        )
     return seeds
 
 
@@ -253,8 +257,8 @@ def _resolve(experiment: Experiment, files: dict[str, dict], where: str) -> Conf
         parent, _, leaf = key.rpartition('.')
         if not leaf or (parent and not isinstance(nodes.get(parent), (dict, list))):
             raise StudyError(
-                f'{where}: cfg_options: {key!r} changes nothing that '
-                f'{", ".join(experiment.configs)} has.'
+                f'{where}: cfg_options: {key!r} matches nothing in '
+                f'{", ".join(experiment.configs)}. Correct it.'
             )
     try:
         merge_options(cfg, copy.deepcopy(experiment.cfg_options), f'{where}: cfg_options')

@@ -79,8 +79,8 @@ def check_slurm(parameters: dict) -> None:
             raise StudyError(f'--slurm {key}: submitit has no such parameter; {hint}')
     if 'time' not in parameters:
         raise StudyError(
-            '--slurm: time is missing. Give the limit of a job in minutes, as time=2880; a run '
-            'that reaches it is queued again and goes on from its last checkpoint.'
+            '--slurm: time is missing. Give the limit of a job in minutes, such as time=2880; a '
+            'run that reaches it is queued again and continues from its last checkpoint.'
         )
 
 

@@ -177,8 +177,8 @@ def check_spatial_prior(model: nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, ModulatedDecoderLayer)]
     if all(isinstance(layer.spatial_prior, NoPrior) for layer in layers):
         raise ConfigError(
-            f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer, nor a '
-            'SMCADINODecoderLayer with another prior than NoPrior). Use the config of a detector '
+            f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer, nor an '
+            'SMCADINODecoderLayer with a prior other than NoPrior). Use the config of a detector '
             'that has one; tools/compare_attention.py draws co-attention without a prior.'
         )
 

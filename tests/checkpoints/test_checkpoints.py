@@ -118,9 +118,11 @@ def test_lost_rows_are_not_made_up(reference):
 
 
 def test_unknown_tensor_is_named(reference, ours):
-    with pytest.raises(CheckpointError, match='no place for: segmentation.mask.weight'):
+    with pytest.raises(
+        CheckpointError, match='tensors without a counterpart: segmentation.mask.weight'
+    ):
         checkpoints.convert_reference({**reference, 'segmentation.mask.weight': torch.zeros(1)})
-    with pytest.raises(CheckpointError, match='no place for: roi_head.weight'):
+    with pytest.raises(CheckpointError, match='tensors without a counterpart: roi_head.weight'):
         checkpoints.convert_to_reference({**ours, 'roi_head.weight': torch.zeros(1)})
 
 
@@ -162,10 +164,10 @@ def test_odd_shapes_are_refused(reference, name, value, words):
 
 def test_other_models_are_refused(reference, ours):
     detr = {name: tensor for name, tensor in reference.items() if 'norm4' not in name}
-    with pytest.raises(CheckpointError, match='not an SMCA of the authors'):
+    with pytest.raises(CheckpointError, match="not one of the authors' SMCA models"):
         checkpoints.convert_reference(detr)
     detr = {name: tensor for name, tensor in ours.items() if 'spatial_prior' not in name}
-    with pytest.raises(CheckpointError, match='not an SMCA'):
+    with pytest.raises(CheckpointError, match="neither our SMCA nor the authors'"):
         checkpoints.convert_to_reference(detr)
 
 
@@ -282,18 +284,18 @@ def bad_files(reference, tmp_path):
     return trace, {
         file('truncated.pth', whole.read_bytes()[:100_000]): 'truncated',
         file('truncated_legacy.pth', legacy.read_bytes()[:100_000]): 'truncated',
-        file('text.pth', b'no checkpoint at all'): 'no checkpoint of PyTorch',
+        file('text.pth', b'no checkpoint at all'): 'not a PyTorch checkpoint',
         file('empty.pth'): 'truncated',
         file('pickle.pth', pickle.dumps(dict(model=payload))): 'never executed',
         saved('zip.pth', dict(model=few, args=payload)): 'holds a (io|_io).open: code is never',
         saved('old.pth', payload, _use_new_zipfile_serialization=False): 'never executed',
         tmp_path / 'script.pth': 'code, which is never executed',
-        file('disguised.pth', safe): 'no checkpoint of PyTorch',
-        file('truncated.safetensors', safe[:100_000]): 'truncated or no safetensors',
-        file('header.safetensors', b'\xff' * 64): 'truncated or no safetensors',
-        file('empty.safetensors'): 'truncated or no safetensors',
-        file('pickle.safetensors', pickle.dumps(payload)): 'truncated or no safetensors',
-        file('zip.safetensors', whole.read_bytes()): 'truncated or no safetensors',
+        file('disguised.pth', safe): 'not a PyTorch checkpoint',
+        file('truncated.safetensors', safe[:100_000]): 'truncated or not a safetensors',
+        file('header.safetensors', b'\xff' * 64): 'truncated or not a safetensors',
+        file('empty.safetensors'): 'truncated or not a safetensors',
+        file('pickle.safetensors', pickle.dumps(payload)): 'truncated or not a safetensors',
+        file('zip.safetensors', whole.read_bytes()): 'truncated or not a safetensors',
         saved('list.pth', [torch.zeros(2)]): 'holds a list',
         saved('tensor.pth', torch.zeros(2)): 'holds a Tensor',
         saved('numbers.pth', dict(model=dict(weight=1.0))): 'no named tensors',
@@ -357,7 +359,7 @@ def test_writing_is_whole_or_not_at_all(suffix, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='exists'):
         checkpoint_files.write(dict(weight=torch.ones(3)), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UserError, match='is no folder'):
+    with pytest.raises(UserError, match='is not a folder'):
         checkpoint_files.write(state_dict, tmp_path / 'nowhere' / path.name)
     with pytest.raises(CheckpointError, match='neither read nor written'):
         checkpoint_files.write(state_dict, tmp_path / 'out.onnx')

@@ -268,7 +268,7 @@ def test_neck_without_norms_starts_fresh(deformable):
     result = warm_start(deformable.state_dict(), build_hybrid().state_dict())
     for part in ('neck.convs.1', 'neck.extra_convs.0'):
         reason = result.fresh[f'{part}.conv.weight']
-        assert reason.startswith(f'{part} is built otherwise') and reason.endswith('only here')
+        assert reason.startswith(f'{part} is built differently') and reason.endswith('only here')
         assert result.unused[f'{part}.gn.weight'] == reason
 
 
@@ -346,7 +346,7 @@ def test_refined_heads_start_fresh(deformable):
     assert heads and {result.fresh[name] for name in heads} == {
         result.unused['bbox_head.cls_branches.1.bias']
     }
-    assert 'a head of its own there' in result.fresh[heads[0]]
+    assert 'its own head there' in result.fresh[heads[0]]
 
 
 def test_what_does_not_fit_is_told(detr):
@@ -364,7 +364,7 @@ def test_what_does_not_fit_is_told(detr):
     assert_accounts(result, source, model)
     assert not any(name.startswith(('backbone.', 'encoder.layers.1.')) for name in result.loaded)
     assert any(name.startswith('encoder.layers.0.') for name in result.loaded)
-    assert 'backbone is built otherwise' in result.fresh['backbone.conv1.weight']
+    assert 'backbone is built differently' in result.fresh['backbone.conv1.weight']
     assert 'has shape (3,) there, (256,) here' in result.fresh['encoder.layers.1.norms.0.weight']
     assert '(7, 256) there, (9, 256) here' in result.fresh['query_embedding.weight']
     assert result.unused['decoder.layers.1.norms.0.weight'] == 'not in this SMCA'
@@ -375,14 +375,14 @@ def test_other_models_are_refused(detr):
     for source, words in (
         (
             detr.backbone.state_dict(),
-            'none of the models to start from: SMCA, SMCA of the authors',
+            'not one of the models to start from: SMCA, SMCA of the authors',
         ),
         (
             {
                 'decoder.layers.0.cross_attn.attn.in_proj_weight': torch.zeros(3),
                 'bbox_head.fc_reg.weight': torch.zeros(3),
             },
-            'nothing of this DETR of MMDetection fits',
+            'nothing in this DETR of MMDetection fits',
         ),
     ):
         with pytest.raises(CheckpointError, match=words):

@@ -204,12 +204,12 @@ VALUES = {
     'classes misspelt': (
         {'train_dataloader.dataset.metainfo.clases': ('disc',)},
         'train',
-        ['train_dataloader.dataset.metainfo.clases', 'Call it classes'],
+        ['train_dataloader.dataset.metainfo.clases', 'Rename it to classes'],
     ),
     'images misspelt': (
         {'train_dataloader.dataset.data_prefix.image': 'train/'},
         'train',
-        ['train_dataloader.dataset.data_prefix.image', "Call it 'img'"],
+        ['train_dataloader.dataset.data_prefix.image', "Rename it to 'img'"],
     ),
     'unknown constructor': (
         {'optim_wrapper.constructor': 'GroupedOptimWrapper'},
@@ -257,7 +257,7 @@ VALUES = {
     'classes in capitals': (
         {'train_dataloader.dataset.metainfo': dict(CLASSES=('disc',))},
         'train',
-        ['train_dataloader.dataset.metainfo.CLASSES', 'Call it classes'],
+        ['train_dataloader.dataset.metainfo.CLASSES', 'Rename it to classes'],
     ),
 }
 
@@ -450,15 +450,15 @@ ANNOTATIONS = {
     'category that is null': (annotation(category_id=None), ['annotations[1].category_id is None']),
     'category that is not listed': (annotation(category_id=99), ['category ids 99', 'Add them']),
     'image that is a list': (annotation(image_id=[1]), ['annotations[1].image_id is [1]']),
-    'annotation id twice': (annotation(id=1), ["'annotations' with the same id: 1", 'anew']),
-    'image id twice': (image(id=0), ["'images' with the same id: 0", 'Number them anew']),
+    'annotation id twice': (annotation(id=1), ["'annotations' with the same id: 1", 'unique id']),
+    'image id twice': (image(id=0), ["'images' with the same id: 0", 'Give each a unique id']),
     'category id twice': (
         lambda content: content['categories'][1].update(id=1),
-        ["'categories' with the same id: 1", 'Number them anew'],
+        ["'categories' with the same id: 1", 'Give each a unique id'],
     ),
     'category name twice': (
         lambda content: content['categories'].append(dict(id=7, name='disc')),
-        ['several categories of the name disc', 'Merge them'],
+        ['several categories named disc', 'Merge them'],
     ),
     'image without width': (image(width=0), ['images[1].width is 0', 'positive']),
     'image of negative height': (image(height=-96), ['images[1].height is -96', 'positive']),
@@ -470,11 +470,11 @@ ANNOTATIONS = {
         lambda content: [
             a.update(bbox=[40, 40, 120, 90], area=4000) for a in content['annotations']
         ],
-        ['all 3 boxes look like corners', '3 of them leave', 'x2 - x1'],
+        ['all 3 boxes look like corners', '3 of them extend', 'x2 - x1'],
     ),
     'boxes as corners at the top left, told by their areas': (
         lambda content: [a.update(bbox=[8, 8, 56, 40], area=1536) for a in content['annotations']],
-        ['all 3 boxes look like corners', '0 of them leave'],
+        ['all 3 boxes look like corners', '0 of them extend'],
     ),
     'boxes as fractions': (
         lambda content: [
@@ -484,7 +484,7 @@ ANNOTATIONS = {
     ),
     'nothing but crowds': (
         lambda content: [a.update(iscrowd=1) for a in content['annotations']],
-        ['no annotations to train on', 'no crowd'],
+        ['no annotations to train on', 'not a crowd'],
     ),
     'nothing but empty boxes': (
         lambda content: [a.update(bbox=[0, 0, 0, 0]) for a in content['annotations']],
@@ -493,7 +493,7 @@ ANNOTATIONS = {
 }
 
 
-@pytest.mark.filterwarnings('ignore:.*passes them over')
+@pytest.mark.filterwarnings('ignore:.*Training ignores them')
 @pytest.mark.parametrize('case', ANNOTATIONS)
 def test_annotation_file(case: str, cfg: Config, root: Path, tmp_path: Path):
     change, words = ANNOTATIONS[case]
@@ -512,9 +512,9 @@ PASSED_OVER = {
     'half a pixel': (annotation(bbox=[8, 8, 64, 0.5]), ['1 of the 3', '(ids 2)', 'remove']),
     'outside of the image': (
         annotation(bbox=[128, 8, 64, 48]),
-        ['outside of', '(ids 2)'],
+        ['outside the image', '(ids 2)'],
     ),
-    'above the image': (annotation(bbox=[8, -48, 64, 48]), ['outside of', '(ids 2)']),
+    'above the image': (annotation(bbox=[8, -48, 64, 48]), ['outside the image', '(ids 2)']),
     'no area': (annotation(area=0), ['no area', '(ids 2)', 'objects not found']),
     'negative area': (annotation(area=-1), ['no area', '(ids 2)']),
     'image that is not listed': (
@@ -713,7 +713,7 @@ def test_checkpoint_without_weights(content: dict, cfg: Config, tmp_path: Path):
     cfg.load_from = str(tmp_path / 'some.pth')
     torch.save(content, cfg.load_from)
     message = refusal(ConfigError, cfg, ('test',), tmp_path)
-    assert_names(message, cfg.load_from, 'weights of', 'Name a checkpoint')
+    assert_names(message, cfg.load_from, 'weights of', 'Specify a checkpoint')
 
 
 @pytest.mark.parametrize(
@@ -749,7 +749,7 @@ COMMANDS = {
     'train into a file': (
         'train',
         ['config.py', '--work-dir', 'config.py'],
-        ['--work-dir config.py is a file', 'Name a folder'],
+        ['--work-dir config.py is a file', 'Specify a folder'],
     ),
     'train a folder': ('train', ['data'], ['config data does not exist', 'path of a config']),
     'train what is no config': (
@@ -776,7 +776,7 @@ COMMANDS = {
     'test what does not fit': (
         'test',
         ['config.py', 'wide.pth'],
-        ['wide.pth is of another model', 'Use the config'],
+        ['wide.pth is from another model', 'Use the config'],
     ),
     'test into a file of another kind': (
         'test',
@@ -856,7 +856,7 @@ def test_image_to_be_looked_at_is_named(root: Path, shapes_config: Config, monke
 @pytest.mark.parametrize(
     ('images', 'out_dir', 'words'),
     [
-        (['a/1.png'], 'a', 'is the folder of a/1.png: name another one'),
+        (['a/1.png'], 'a', 'is the folder of a/1.png: choose another one'),
         (['a/1.png'], 'link', 'is the folder of a/1.png'),
         (['a/1.png', 'b/1.png'], 'out', 'a/1.png and b/1.png have the same name'),
     ],

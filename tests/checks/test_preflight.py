@@ -156,7 +156,7 @@ def test_annotations_that_are_not_coco(cfg: Config, root: Path, change, named: s
     )
     message = refusal(DataError, cfg, 'train')
     assert_names(message, path, named)
-    assert any(remedy in message for remedy in ('Name an', 'Add it', 'Add them'))
+    assert any(remedy in message for remedy in ('Specify an', 'Add it', 'Add them'))
 
 
 def test_test_images_need_no_annotations(cfg: Config, root: Path):
@@ -397,7 +397,7 @@ def test_truncated_checkpoint(cfg: Config, tmp_path: Path, keep: int):
 
 def test_file_that_is_no_checkpoint(cfg: Config, root: Path):
     cfg.load_from = str(root / 'val/0.jpg')
-    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, 'no checkpoint of PyTorch')
+    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, 'not a PyTorch checkpoint')
 
 
 def test_checkpoint_with_its_log_passes_whatever_was_loaded_before(cfg: Config, tmp_path: Path):
@@ -436,7 +436,7 @@ def test_checkpoint_is_not_executed(cfg: Config, tmp_path: Path, monkeypatch):
 def test_foreign_checkpoint(cfg: Config, tmp_path: Path, content: object, named: str):
     cfg.load_from = str(tmp_path / 'foreign.pth')
     torch.save(content, cfg.load_from)
-    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, named, 'Name a checkpoint')
+    assert_names(refusal(ConfigError, cfg, 'test'), cfg.load_from, named, 'Specify a checkpoint')
 
 
 @pytest.mark.parametrize('legacy', [True, False])

@@ -328,7 +328,7 @@ def test_folder_of_something_else_is_refused_and_an_empty_one_taken(tmp_path):
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other/notes.txt').write_text('mine')
     for path in (tmp_path / 'other', tmp_path / 'other/notes.txt'):
-        with pytest.raises(DataError, match='no generated set: delete it or choose another'):
+        with pytest.raises(DataError, match='not a generated set: delete it or choose another'):
             Shapes(num_train=1, num_val=1, size=32).write(path)
     assert (tmp_path / 'other/notes.txt').read_text() == 'mine'
 

@@ -114,9 +114,12 @@ def test_later_objects_hide_parts_of_earlier_ones(pictures):
     [
         (lambda root: (root / 'objects/nut/0.png').write_text('no picture'), 'nut/0.png cannot be'),
         (lambda root: [(root / f'objects/nut/{i}.png').unlink() for i in range(5)], "'nut' has 3"),
-        (lambda root: [p.unlink() for p in (root / 'backgrounds').iterdir()], '0 pictures of back'),
-        (lambda root: (root / 'backgrounds').rename(root / 'other'), 'backgrounds is no folder'),
-        (lambda root: (root / 'objects').rename(root / 'backgrounds/o'), 'objects is no folder'),
+        (
+            lambda root: [p.unlink() for p in (root / 'backgrounds').iterdir()],
+            '0 background pictures found',
+        ),
+        (lambda root: (root / 'backgrounds').rename(root / 'other'), 'backgrounds is not a folder'),
+        (lambda root: (root / 'objects').rename(root / 'backgrounds/o'), 'objects is not a folder'),
     ],
 )
 def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, change, words):
@@ -133,7 +136,7 @@ def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, c
 @pytest.mark.parametrize(
     ('tool', 'words'),
     [
-        (None, 'apt-get is not there: run this on Debian'),
+        (None, 'apt-get was not found: run this on Debian'),
         ('echo E: no such package >&2; exit 100', 'E: no such package. Run "apt-get update"'),
     ],
 )

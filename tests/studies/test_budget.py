@@ -191,9 +191,9 @@ WRONG = {
     'no dict': ([1500], 'is not dict(iterations=...)'),
     'unknown key': ([dict(iterations=5, time='slow')], 'is not dict(iterations=...)'),
     'no iterations': ([dict(time_of='slow')], 'is not dict(iterations=...)'),
-    'fraction': ([dict(iterations=0.5)], '0.5 is no integer from 1 on'),
-    'time of nobody': ([dict(iterations=5, time_of='fast')], "'fast' is no experiment of the st"),
-    'twice': ([dict(iterations=1500)] * 2, 'one is named twice'),
+    'fraction': ([dict(iterations=0.5)], '0.5 is not an integer of at least 1'),
+    'time of nobody': ([dict(iterations=5, time_of='fast')], "'fast' is not an experiment of"),
+    'twice': ([dict(iterations=1500)] * 2, 'one is listed twice'),
     'within the warm-up': ([dict(iterations=200)], 'too small: its warm-up takes 200'),
     'drop within the warm-up': ([dict(iterations=240)], 'would drop after 200'),
 }
@@ -227,11 +227,11 @@ def test_calibration_is_checked(tmp_path):
 
     refused(r'no such file.* python tools/sweep.py .*study.py --calibrate')
     path = write_calibration(study, hardware=dict(cpu='abacus', cores=1, gpus=[]))
-    refused('measured with other hardware, .*abacus')
+    refused('measured with different hardware: .*abacus')
     write_calibration(study, threads='64')
-    refused('measured with other threads, 64; here they are')
+    refused('measured with different threads: 64, but .* here')
     write_calibration(study, versions=dict(torch='1.0'))
-    refused('measured with other versions, .*1.0')
+    refused('measured with different versions: .*1.0')
     path = write_calibration(study)
     content = json.loads(path.read_text())
     content['experiments']['quick']['config'] = 'older'

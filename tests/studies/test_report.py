@@ -499,7 +499,7 @@ def test_different_lengths_are_shown(tmp_path):
         ['long', '1', '300', '30.0'],
         ['short', '1', '200', '20.0'],
     ]
-    assert '**Not all trained for as many iterations**' in results.note
+    assert '**Not all trained for the same number of iterations**' in results.note
 
 
 def test_what_was_not_logged_or_could_not_be_measured(tmp_path):
@@ -611,7 +611,7 @@ def test_a_report_is_written_again_from_its_json(study_dir, monkeypatch):
     assert run_tool(monkeypatch, path, '--out', study_dir / 'out') == 0
     assert json.loads((study_dir / 'out/report.json').read_text())['date'] == 'today'
     path.write_text('{"study": "x"}')
-    with pytest.raises(StudyError, match='report.json is no report.json of a report'):
+    with pytest.raises(StudyError, match='report.json is not the report.json of a report'):
         read_reports(path)
 
 
@@ -619,7 +619,7 @@ def test_a_report_is_written_again_from_its_json(study_dir, monkeypatch):
     ('arguments', 'message'),
     [
         (['--ap', '40'], '--ap 40 is not between 0 and 1'),
-        (['--baseline', 'x'], "baseline 'x' is none of the experiments: slow, fast"),
+        (['--baseline', 'x'], "baseline 'x' is not one of the experiments: slow, fast"),
     ],
 )
 def test_wrong_arguments_are_refused(study_dir, monkeypatch, capsys, arguments, message):

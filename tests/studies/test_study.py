@@ -51,7 +51,10 @@ WRONG = {
         dict(seed=3),
         "unknown key 'seed'. Known: baseline, budgets, chosen, experiments, seeds",
     ),
-    'other baseline': (dict(baseline='detr'), "'detr' is no experiment of the study (plain, wide)"),
+    'other baseline': (
+        dict(baseline='detr'),
+        "'detr' is not an experiment of this study (plain, wide)",
+    ),
     'empty': (dict(experiments=[]), 'give a list of at least one experiment'),
     'experiments as dict': (dict(experiments={}), 'give a list of at least one experiment'),
     'experiment as string': (dict(experiments=['plain']), "experiments[0]: 'plain' is not a dict"),
@@ -65,7 +68,7 @@ WRONG = {
         dict(experiments=experiment(config='smal.py')),
         'smal.py does not exist. The path is relative to the study',
     ),
-    'no config files': (dict(experiments=experiment(config=[])), 'name a file, or a list of files'),
+    'no config files': (dict(experiments=experiment(config=[])), 'give a file, or a list of files'),
     'an overlay that is not there': (
         dict(experiments=experiment(config=['small.py', 'data.py'])),
         'data.py does not exist. The path is relative to the study',
@@ -84,7 +87,7 @@ WRONG = {
     ),
     'cfg_options beside the config': (
         dict(experiments=experiment(cfg_options={'modle.num_queries': 3})),
-        "'modle.num_queries' changes nothing that",
+        "'modle.num_queries' matches nothing in",
     ),
     'misspelt key of the config': (
         dict(experiments=experiment(cfg_options={'optim_wraper': dict(clip_grad=None)})),
@@ -92,7 +95,7 @@ WRONG = {
     ),
     'cfg_options beyond a list': (
         dict(experiments=experiment(cfg_options={'model.layers.1.width': 3})),
-        "'model.layers.1.width' changes nothing that",
+        "'model.layers.1.width' matches nothing in",
     ),
     'published as a number': (
         dict(experiments=experiment(published=41.0)),

@@ -107,16 +107,16 @@ def parse_args() -> Namespace:
     )  # fmt: skip
     parser.add_argument(
         '--joint', action='store_true',
-        help="SMCA-DINO's co-attention over the cells of all maps together, one row for them",
+        help="SMCA-DINO's co-attention over the cells of all maps together, in one row",
     )  # fmt: skip
     parser.add_argument('--images', type=int, default=2, help='images B')
     parser.add_argument(
-        '--queries', type=int, nargs='+', default=[300], help='queries Q of an image'
+        '--queries', type=int, nargs='+', default=[300], help='number Q of queries per image'
     )
     parser.add_argument('--heads', type=int, default=8, help='heads M')
-    parser.add_argument('--channels', type=int, default=32, help='channels d of a head')
+    parser.add_argument('--channels', type=int, default=32, help='channels d per head')
     parser.add_argument('--padding', type=float, default=0.1, help='padded share of the last image')
-    parser.add_argument('--dropout', type=float, default=0.0, help='of attention weights')
+    parser.add_argument('--dropout', type=float, default=0.0, help='dropout of attention weights')
     parser.add_argument('--plot', type=Path, help='picture of the memory, .png; an .svg beside it')
     return parser.parse_args()
 

@@ -54,11 +54,11 @@ def parse_args() -> argparse.Namespace:
         '--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'),
         help='size of the image, in pixels',
     )  # fmt: skip
-    parser.add_argument('--backend', default='inductor', help='of torch.compile')
+    parser.add_argument('--backend', default='inductor', help='backend of torch.compile')
     parser.set_defaults(json='work_dirs/compile.json')
     args = parser.parse_args()
     if args.rounds < 1:
-        parser.error('--rounds has to be at least 1')
+        parser.error('--rounds must be at least 1')
     for name in args.configs:
         if not Path(name).is_file():
             parser.error(f'config {name} does not exist')

@@ -23,7 +23,7 @@ NEEDED = (
 if MISSING := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(
         f'{sys.executable} lacks {", ".join(MISSING)}: `make install` installs everything; '
-        'docs/gpu.md says how to without a network'
+        'docs/gpu.md tells how to install without a network'
     )
 
 import mmsmca  # noqa: E402, F401 - first: it keeps MMDetection's import quiet
@@ -118,16 +118,16 @@ SECTIONS = {
     'detector': Section(
         'Detectors',
         'A training step (forward, backward, clipping, optimizer) and inference, in turns with the '
-        'first of a pair; memory with parameters and optimizer. All have the fused, grouped AdamW, '
-        'DINO the loss of SMCA-DINO. `deformable` says what computes deformable attention.',
+        'first of a pair; memory with parameters and optimizer. All use the fused, grouped AdamW; '
+        'DINO uses the loss of SMCA-DINO. `deformable` says what computes deformable attention.',
         {'dtype': 'precision', **COSTS, 'deformable': 'deformable'},
     ),
     'share': Section(
         'What the prior costs in a step',
         'The detector as it is, whose co-attention computes in float32 under autocast; the same '
-        'with plain attention without prior, in the precision of autocast, in its place; and with '
-        'FlexAttention in that precision. The difference to the second is the most that any other '
-        'way of computing the prior could save.',
+        'with plain attention without a prior, in the precision of autocast, in its place; and '
+        'with FlexAttention in that precision. The difference from the second is the most that any '
+        'other way of computing the prior could save.',
         COSTS,
     ),
     'kernel': Section(
@@ -144,13 +144,13 @@ SECTIONS = {
     'attention': Section(
         'The co-attention',
         "Forward and training pass of a decoder layer's co-attention, projections included, with a "
-        'padding mask. The kernel is the one that PyTorch chose; a dash is none of its fused ones, '
-        'with attention weights in memory (`flex` brings its own).',
+        'padding mask. The kernel is the one that PyTorch chose; a dash means none of its fused '
+        'ones, so attention weights are in memory (`flex` brings its own).',
         {**benchmark_attention.COLUMNS, 'kernel': 'kernel'},
     ),
     'batch': Section(
         'Largest batch',
-        'Largest power of two of images that memory suffices for.',
+        'Largest number of images, as a power of two, that fits in memory.',
         {'name': 'detector', **{f'{mode}_batch': title for mode, title in MODES.items()}},
     ),
     'compile': Section(
@@ -160,7 +160,7 @@ SECTIONS = {
     ),
     'training': Section(
         'Training in mixed precision',
-        '`AmpOptimWrapper` on one batch of random images; float32 beside it. A loss or a weight '
+        '`AmpOptimWrapper` on one batch of random images, next to float32. A loss or a weight '
         'that is not finite is a failure.',
         {
             'steps': 'steps',
@@ -311,13 +311,13 @@ def parse_args() -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/gpu'), help='folder for gpu.json and gpu.md'
     )
     parser.add_argument(
-        '--minutes', type=float, help='time for all parts; call again for what is missing then'
+        '--minutes', type=float, help='time limit for all parts; run again for those still missing'
     )
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
     parser.add_argument(
-        '--small', action='store_true', help='tiny inputs and models: to see that it all runs'
+        '--small', action='store_true', help='tiny inputs and models, to check that everything runs'
     )
-    parser.add_argument('--backend', default='inductor', help='of torch.compile')
+    parser.add_argument('--backend', default='inductor', help='backend of torch.compile')
     return parser.parse_args()
 
 

@@ -130,14 +130,14 @@ def parse_args() -> Namespace:
         '--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'),
         help='size of the images, in pixels',
     )  # fmt: skip
-    parser.add_argument('--batch', type=int, default=1, help='images; of several one is smaller')
+    parser.add_argument('--batch', type=int, default=1, help='images; of several, one is smaller')
     parser.add_argument(
-        '--modes', nargs='+', choices=list(MODES), default=list(MODES), help='what is measured'
+        '--modes', nargs='+', choices=list(MODES), default=list(MODES), help='what to measure'
     )
-    parser.add_argument('--queries', type=int, help="model.num_queries instead of the config's")
+    parser.add_argument('--queries', type=int, help="replaces the config's model.num_queries")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings of all configs to change, for example model.num_queries=100',
+        help='settings to change in all configs, for example model.num_queries=100',
     )  # fmt: skip
     parser.add_argument(
         '--plot', type=Path, help='picture of memory over time, .png; an .svg beside it'

@@ -31,7 +31,7 @@ from mmengine.config import Config
 from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.denormals import flush_denormals
 from mmsmca.deployment import comparison, onnx_graph, openvino_model, program, runtimes
-from mmsmca.deployment.export import calibration_images, quiet
+from mmsmca.deployment.export import calibration_images, register_quietly
 from mmsmca.engine import timing
 from mmsmca.errors import command
 from mmsmca.files import write_json
@@ -122,7 +122,7 @@ def peak_memory(
     name: str, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
 ) -> float | None:
     """Peak memory of loading the detector and of two forward passes, in MiB."""
-    quiet()
+    register_quietly()
     torch.set_num_threads(threads)
     image = random_image(*size)
 
@@ -270,9 +270,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=count, nargs='+', default=[1, 2])
     parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS))
     parser.add_argument(
-        '--folder', help='keep the exported files there, and take those that are there'
+        '--folder', help='keep the exported files there, and reuse those already there'
     )
-    parser.add_argument('--no-memory', dest='memory', action='store_false', help='not measured')
+    parser.add_argument(
+        '--no-memory', dest='memory', action='store_false', help='do not measure memory'
+    )
     parser.add_argument(
         '--evaluate', action='store_true', help="also measure AP, on the config's test data"
     )
@@ -281,7 +283,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.rounds < 1:
-        parser.error('--rounds has to be at least 1')
+        parser.error('--rounds must be at least 1')
     if args.evaluate and not args.checkpoint:
         parser.error('--evaluate needs --checkpoint: without training there is no AP')
     if args.plot and not args.evaluate:
@@ -299,8 +301,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     for shape in args.shapes:
         for threads in args.threads:
             rows = measure(model, folder, shape, threads, args)
-            print(table(rows), flush=True)
             result['rows'] += rows
+            print(f'{rows[0]["size"]}, {threads} threads: measured', flush=True)
             if args.json:  # Keeps these rows even if a later measurement fails.
                 write_json(args.json, result)
     print(', '.join(f'{key} {value}' for key, value in result['settings'].items()))
@@ -313,7 +315,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
-    quiet()
+    register_quietly()
     if args.folder:
         Path(args.folder).mkdir(parents=True, exist_ok=True)
         run(args, Path(args.folder))

@@ -44,10 +44,12 @@ def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('--rounds', type=int, default=rounds, help='timings of each; 0: none')
+    parser.add_argument(
+        '--rounds', type=int, default=rounds, help='number of timings of each; 0: none'
+    )
     parser.add_argument(
         '--memory-limit', type=float, default=12, metavar='GIB',
-        help='on a CPU, memory of what needs more is given as a dash',
+        help='on a CPU, the memory of what needs more is shown as a dash',
     )  # fmt: skip
     parser.add_argument('--json', help='file for the rows')
     return parser
@@ -56,7 +58,7 @@ def argument_parser(description: str, rounds: int) -> argparse.ArgumentParser:
 def add_torch_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of PyTorch benchmarks: ``--dtype``, ``--device`` and ``--threads``."""
     parser.add_argument(
-        '--dtype', choices=DTYPES, default='float32', help='half precision is by autocast'
+        '--dtype', choices=DTYPES, default='float32', help='half precision uses autocast'
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--threads', type=int, default=2, help='threads on a CPU')
@@ -86,7 +88,7 @@ def kept_rows(path: str | Path | None, settings: dict) -> list[dict]:
     """
     if path is None or not Path(path).exists():
         return []
-    remedy = 'name another file or delete this one'
+    remedy = 'choose another file or delete this one'
     try:
         rows = json.loads(Path(path).read_text())
         found = [dict(row) for row in rows]

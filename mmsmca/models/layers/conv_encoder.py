@@ -164,8 +164,8 @@ class SMCAConvEncoder(LevelEncoder):
         check_count('encoder.num_levels', num_levels, least=0)
         if num_levels < 2:
             raise ValueError(
-                f'encoder.num_levels={num_levels} has to be at least 2 for SMCAConvEncoder: the '
-                f'first level leaves it with the shape of the second'
+                f'encoder.num_levels={num_levels} must be at least 2 for SMCAConvEncoder, '
+                'whose first output level has the shape of the second'
             )
         self.num_levels = num_levels
         attention = layer_cfg['self_attn_cfg']

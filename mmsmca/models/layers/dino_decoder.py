@@ -92,7 +92,7 @@ class SMCADINODecoder(ModulatedDecoder):
         init_cfg: dict | None = None,
     ) -> None:
         if post_norm_cfg is not None:
-            raise ValueError('decoder.post_norm_cfg: only None is supported, the norm is LayerNorm')
+            raise ValueError('decoder.post_norm_cfg: only None is supported; the norm is LayerNorm')
         super().__init__(
             num_layers, strides, layer_cfg, start_levels, return_intermediate, init_cfg
         )

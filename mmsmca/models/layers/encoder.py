@@ -39,13 +39,14 @@ class LevelEncoder(BaseModule):
         """
         if self.num_levels != len(strides):
             raise ValueError(
-                f'{self.NUM_LEVELS_KEY}={self.num_levels} does not fit the neck, which gives '
-                f'{len(strides)} levels of strides {list(strides)}: set it to {len(strides)}'
+                f'{self.NUM_LEVELS_KEY}={self.num_levels} does not fit the neck, which outputs '
+                f'{len(strides)} levels with strides {list(strides)}: set it to {len(strides)}'
             )
         if self.DOUBLING and any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(
-                f'encoder.type={type(self).__name__} needs levels each of twice the stride of the '
-                f'one before, the neck gives {list(strides)}: see backbone.strides and out_indices'
+                f'encoder.type={type(self).__name__} needs each level to have twice the stride of '
+                f'the one before, but the neck outputs strides {list(strides)}: see '
+                'backbone.strides and out_indices'
             )
         return list(strides)
 
@@ -164,7 +165,7 @@ class SMCAEncoder(LevelEncoder):
         self.layer_kinds = tuple(['intra'] * num_layers if layer_kinds is None else layer_kinds)
         if len(self.layer_kinds) != num_layers or not set(self.layer_kinds) <= set(LAYER_KINDS):
             raise ValueError(
-                f'encoder.layer_kinds={layer_kinds} has to list one of {list(LAYER_KINDS)} for '
+                f'encoder.layer_kinds={layer_kinds} must list one of {list(LAYER_KINDS)} for '
                 f'each of the encoder.num_layers={num_layers} layers'
             )
         self.num_levels = num_levels

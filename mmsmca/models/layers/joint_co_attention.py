@@ -8,7 +8,7 @@ from .box_prior import JointPrior
 from .explicit_attention import content_logits
 from .joint_attention import IMPLEMENTATIONS, Cells, joint_log_prior, num_prior_channels
 from .projections import merge_heads, split_heads
-from .values import check_choice, check_count
+from .values import check_choice, check_heads
 
 
 @MODELS.register_module()
@@ -47,18 +47,13 @@ class JointCoAttention(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        check_count('cross_attn_cfg.embed_dims', embed_dims)
-        check_count('cross_attn_cfg.num_heads', num_heads)
-        if embed_dims % num_heads:
-            raise ValueError(
-                f'cross_attn_cfg.num_heads={num_heads} has to divide embed_dims={embed_dims}'
-            )
+        check_heads(embed_dims, num_heads, 'cross_attn_cfg.')
         content = embed_dims // num_heads - num_prior_channels(num_levels)
         if content < 1:
             raise ValueError(
-                f'cross_attn_cfg.num_heads={num_heads} leaves a head {embed_dims // num_heads} '
+                f'cross_attn_cfg.num_heads={num_heads} leaves each head {embed_dims // num_heads} '
                 f'channels, of which the prior over {num_levels} levels takes '
-                f'{num_prior_channels(num_levels)}: take fewer heads or more embed_dims'
+                f'{num_prior_channels(num_levels)}: use fewer heads or more embed_dims'
             )
         check_choice('cross_attn_cfg.implementation', implementation, IMPLEMENTATIONS)
         self.num_heads = num_heads

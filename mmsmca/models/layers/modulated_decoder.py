@@ -65,7 +65,7 @@ class ModulatedDecoderLayer(BaseModule):
         )
         if self.spatial_prior.num_heads != heads:
             raise ValueError(
-                f'spatial_prior_cfg.num_heads={self.spatial_prior.num_heads} has to be that of '
+                f'spatial_prior_cfg.num_heads={self.spatial_prior.num_heads} must equal that of '
                 f'cross_attn_cfg, {heads}: leave it out'
             )
 
@@ -111,7 +111,7 @@ class ModulatedDecoder(BaseModule):
             start not in range(len(self.strides)) for start in self.start_levels
         ):
             raise ValueError(
-                f'decoder.start_levels={list(self.start_levels)} has to list a level, 0 to '
+                f'decoder.start_levels={list(self.start_levels)} must list a level, 0 to '
                 f'{len(self.strides) - 1}, for each of the {num_layers} layers'
             )
         layer_cfg = {'type': self.LAYER, **layer_cfg}

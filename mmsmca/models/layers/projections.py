@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .values import check_count
+from .values import check_heads
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -32,10 +32,7 @@ class AttentionProjections(nn.Module):
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
         super().__init__()
-        check_count('embed_dims', embed_dims)
-        check_count(f'embed_dims={embed_dims}, num_heads', num_heads)
-        if embed_dims % num_heads:
-            raise ValueError(f'num_heads={num_heads} has to divide embed_dims={embed_dims}')
+        check_heads(embed_dims, num_heads)
         self.num_heads = num_heads
         # Only its parameters and their names are used, not its forward pass.
         reference = nn.MultiheadAttention(embed_dims, num_heads)

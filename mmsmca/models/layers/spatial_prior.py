@@ -74,7 +74,7 @@ class SpatialPrior(BaseModule):
         betas = tuple(beta) if isinstance(beta, Sequence) else (beta,) * len(strides)
         if len(betas) != len(strides):
             raise ValueError(
-                f'spatial_prior_cfg.beta={beta} has to be one positive number, or one for each of '
+                f'spatial_prior_cfg.beta={beta} must be a positive number, or one for each of '
                 f'the {len(strides)} levels of decoder.strides'
             )
         for value in betas:

@@ -40,8 +40,8 @@ def image_size(cfg: Config) -> tuple[int, int]:
             width, height = transform.scale
             return height, width
     raise StudyError(
-        'test_dataloader.dataset.pipeline has no Resize with a scale: without it the image size '
-        'of the costs is unknown'
+        'test_dataloader.dataset.pipeline has no Resize with a scale: without one, the image size '
+        'for the costs is unknown'
     )
 
 

@@ -64,7 +64,7 @@ def find_published(reference: str) -> Published | None:
         source = metadata.get('Box AP Source', MMDET_SOURCE)
         return Published(row['Name'], metrics, metadata.get('Epochs'), source)
     raise StudyError(
-        f"published '{reference}' is no config of a metafile: correct it in the study's file"
+        f"published '{reference}' is not a config of any metafile: correct it in the study's file"
     )
 
 

@@ -149,8 +149,8 @@ class Report:
             return from_json(cls, {key: content[key] for key in cls.__dataclass_fields__})
         except (KeyError, TypeError) as error:
             raise StudyError(
-                f'{path} is no report.json of a report ({type(error).__name__}: {error}): name '
-                'one, or the folder with the runs'
+                f'{path} is not the report.json of a report ({type(error).__name__}: {error}): '
+                'specify one, or the folder with the runs'
             ) from error
 
 
@@ -171,7 +171,7 @@ def read_reports(source: Path, baseline: str | None = None) -> dict[str, Report]
     if source.is_file():
         reports = {'': Report.read(source)}
     elif not source.is_dir():
-        raise StudyError(f'{source} does not exist: name the work directory of a study or run')
+        raise StudyError(f'{source} does not exist: specify the work directory of a study or run')
     elif study := Study.read(source):
         budgets: list[Budget | None] = [*study.budgets] or [None]
         reports = {b.name if b else '': _Reader(source).study(study, b) for b in budgets}
@@ -182,7 +182,7 @@ def read_reports(source: Path, baseline: str | None = None) -> dict[str, Report]
         report.baseline = baseline or report.baseline
         if report.baseline not in report.experiments:
             raise StudyError(
-                f"baseline '{report.baseline}' is none of the experiments: "
+                f"baseline '{report.baseline}' is not one of the experiments: "
                 f'{", ".join(report.experiments)}'
             )
     return reports
@@ -238,8 +238,8 @@ class _Reader:
         folders = {path.parents[2] for path in self.work_dir.glob('**/vis_data/scalars.json')}
         if not folders:
             raise StudyError(
-                f'{self.work_dir} has no run: there is neither a study.json nor a '
-                '*/vis_data/scalars.json below it'
+                f'{self.work_dir} has no runs: it contains neither a study.json nor a '
+                '*/vis_data/scalars.json'
             )
         groups: dict[str, list[Result]] = {}
         for folder in sorted(folders):
@@ -320,7 +320,7 @@ class _Reader:
         """Read a JSON object; None if the file is missing, or broken, which is noted."""
         content = read_json(path)
         if content is None and path.exists():
-            self.unreadable(path, 'no JSON object')
+            self.unreadable(path, 'not a JSON object')
         return content
 
     def unreadable(self, path: Path, reason: str) -> None:

@@ -103,7 +103,8 @@ def results(report: Report, numbers: Sequence[Numbers]) -> Table:
         note += ': mean and sample standard deviation over the finished seeds'
     note += '.'
     if unequal:
-        note += f' **Not all trained for as many {report.unit}**: budgets would compare equals.'
+        note += f' **Not all trained for the same number of {report.unit}**: budgets make them '
+        note += 'comparable.'
     if tested := sum(of.difference is not None and of.difference.p is not None for of in numbers):
         note += (
             ' Differences are paired, seed by seed, with the 95 % t interval of their mean. A star '
@@ -115,7 +116,7 @@ def results(report: Report, numbers: Sequence[Numbers]) -> Table:
     if report.chosen:
         note += f' {report.chosen}'
     if has_published:
-        note += ' The last column is not measured here, see the published numbers below.'
+        note += ' The last column was not measured here; see the published numbers below.'
     title = f'Results: {report.budget}' if report.budget else 'Results'
     return Table('results', title, head, rows, note)
 

@@ -37,7 +37,9 @@ def test_rows_are_kept_if_measured_alike(tmp_path: Path):
     benchmarks.write_json(path, [row])
     (kept,) = benchmarks.kept_rows(path, dict(settings, date='tomorrow'))
     assert kept == dict(row, shape=[64, 80])
-    with pytest.raises(ValueError, match=r'rows.json was measured with torch 2.13, not 2.14: name'):
+    with pytest.raises(
+        ValueError, match=r'rows.json was measured with torch 2.13, not 2.14: choose'
+    ):
         benchmarks.kept_rows(path, dict(settings, torch='2.14'))
     for content in ('[{', '{"a": 1}', '7'):
         path.write_text(content)
