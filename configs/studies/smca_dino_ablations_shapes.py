@@ -66,7 +66,7 @@ _options = {
 }
 baseline = 'smca-dino'
 budgets = [dict(iterations=1500)]
-seeds = [0]
+seeds = [0, 1, 2]
 experiments = [
     dict(name=name, config=_config, cfg_options=options) for name, options in _options.items()
 ]
