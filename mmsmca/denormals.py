@@ -11,6 +11,8 @@ not affected.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,6 +25,17 @@ def flush_denormals() -> None:
     """
     if switched_on():
         torch.set_flush_denormal(True)
+
+
+@contextmanager
+def denormals_kept() -> Iterator[None]:
+    """Keep denormal numbers in this thread, for libraries that fail where they are flushed."""
+    flushed = not (torch.tensor(2.0**-126) / 2).view(torch.int32).item()
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
 
 
 def switched_on() -> bool:

@@ -24,7 +24,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from utils import ROOT, build_detector, load_config
 
 from mmsmca.datasets.shapes import Shapes
-from mmsmca.denormals import denormals_flushed
+from mmsmca.denormals import denormals_flushed, denormals_kept
 from mmsmca.deployment import runtimes
 
 sys.path.append(str(ROOT / 'tools'))
@@ -205,3 +205,21 @@ def test_onnxruntime_sets_it(function, switch, flushed):
 
 if __name__ == '__main__':
     globals()[sys.argv[1]]()
+
+
+def test_denormals_are_kept_for_a_while():
+    """In a thread that flushes them and in one that does not, which is then as before."""
+    smallest = torch.tensor(2.0**-126)
+
+    def flushed() -> bool:
+        return not (smallest / 2).view(torch.int32).item()
+
+    before = flushed()
+    try:
+        for setting in (True, False):
+            torch.set_flush_denormal(setting)
+            with denormals_kept():
+                assert not flushed()
+            assert flushed() == setting
+    finally:
+        torch.set_flush_denormal(before)

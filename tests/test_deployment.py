@@ -546,7 +546,7 @@ def test_inference_example(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *lines, latency = done.stdout.splitlines()
-    assert latency.startswith('latency: ') and 'a batch of 2 (median of 2); ' in latency
+    assert latency.startswith('latency: ') and 'ms per batch of 2 (median of 2); ' in latency
     assert sorted(path.name for path in (tmp_path / 'found').iterdir()) == [
         '0.png', '1.png', '2.png'
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsmca.denormals import switched_on
+from mmsmca.denormals import denormals_kept, switched_on
 
 from .program import INPUTS, OUTPUTS
 
@@ -81,5 +81,8 @@ def start_openvino(
 
 def _run_openvino(compiled, images: Sequence[np.ndarray]) -> Detections:
     inputs = dict(zip(INPUTS, pad(images), strict=True))
-    found = compiled.create_infer_request().infer(inputs)
+    # Called from a thread that flushes them, OpenVINO 2026.4 gives NaN for scores of padded images
+    # on processors without AVX-512.
+    with denormals_kept():
+        found = compiled.create_infer_request().infer(inputs)
     return list(zip(*(found[name].copy() for name in OUTPUTS), strict=True))
