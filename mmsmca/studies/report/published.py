@@ -53,7 +53,7 @@ def find_published(reference: str) -> Published | None:
         package = Path(__file__).parents[2]
         wheel = package / '.mim/configs'
         configs = wheel if wheel.is_dir() else package.parent / 'configs'
-        rows = _read(configs / 'smca/metafile.yml')
+        rows = [row for path in sorted(configs.glob('smca*/metafile.yml')) for row in _read(path)]
     for row in rows:
         if f'configs/{config}' != row.get('Config') and row['Name'] != Path(config).stem:
             continue
