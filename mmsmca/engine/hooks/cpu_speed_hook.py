@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from typing import Any
 
 import torch
 from mmengine.device import get_device
@@ -49,7 +50,8 @@ def speed_up(model: nn.Module) -> None:
     """
     if get_device() == 'cpu':
         keep_freed_memory()
-        model.backbone.to(memory_format=torch.channels_last)
+        backbone: Any = model.backbone
+        backbone.to(memory_format=torch.channels_last)
 
 
 @HOOKS.register_module()
