@@ -5,7 +5,11 @@ _base_ = './smca_dino_shapes.py'
 _single_scale = {'model.backbone.out_indices': [1], 'model.neck.in_channels': [112]}
 _experiments = {experiment.name: experiment for experiment in _base_.experiments}
 seeds = [0, 1, 2, 3, 4]
-budgets = [dict(iterations=1500), dict(iterations=1500, time_of='smca-dino')]
+budgets = [
+    dict(iterations=1500),
+    dict(iterations=3000),
+    dict(iterations=1500, time_of='smca-dino'),
+]
 chosen = (
     'Nothing was chosen on stamps: recipe and models are those of shapes, the rate of the backbone '
     'is a tenth, as with COCO. Conditional DETR has 256 channels, as MMDetection allows no fewer, '
@@ -20,6 +24,8 @@ experiments = [
             'deformable-detr-refine',
             'dino-improved',
             'smca-multi-scale',
+            'smca-dino-256',
+            'dino-qfl-256',
         )
     ),
     *(

@@ -8,6 +8,7 @@ dependencies. ``--small --device cpu`` tries everything out.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -240,7 +241,8 @@ def parts(device: str, small: bool, backend: str) -> list[Part]:
         found.append(Part(section, f'{section}: {name}', function, arguments))
 
     def on(dtype: str, batch: int = 2) -> Setting:
-        return Setting(batch, dtype, device)
+        # All cores compute the references of `parity`, which take minutes with two.
+        return Setting(batch, dtype, device, threads=os.cpu_count() or 1)
 
     def add_pairs(pairs: Sequence[dict[str, Detector]], dtypes: Sequence[str], batch: int) -> None:
         for dtype in dtypes:

@@ -3,16 +3,17 @@
 import torch
 from mmdet.models.dense_heads import ConditionalDETRHead
 from mmdet.registry import MODELS
+from mmdet.utils import InstanceList
 from torch import Tensor
 
 from mmsmca.models.layers.precision import widen
 
 from .few_queries import FewQueries
-from .finite_matching import FiniteMatching
+from .layer_losses import LayerLosses
 
 
 @MODELS.register_module()
-class SMCAHead(FiniteMatching, FewQueries, ConditionalDETRHead):
+class SMCAHead(LayerLosses, FewQueries, ConditionalDETRHead):
     """SMCA's head: predicts boxes as offsets, in logit space, from the queries' centres.
 
     Configuration, losses and predictions are those of MMDetection's ``ConditionalDETRHead``. Its
@@ -53,3 +54,15 @@ class SMCAHead(FiniteMatching, FewQueries, ConditionalDETRHead):
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_reg.weight)
             return self.fc_reg(self.activate(self.reg_ffn(hidden_states)))
+
+    def loss_by_feat(
+        self,
+        all_layers_cls_scores: Tensor,
+        all_layers_bbox_preds: Tensor,
+        batch_gt_instances: InstanceList,
+        batch_img_metas: list[dict],
+    ) -> dict[str, Tensor]:
+        """Compute the losses of all decoder layers, see :meth:`.LayerLosses.matched_losses`."""
+        return self.matched_losses(
+            all_layers_cls_scores, all_layers_bbox_preds, batch_gt_instances, batch_img_metas
+        )
