@@ -157,9 +157,9 @@ class TrainRun:
         Raises:
             HeldError: If another process is training this run.
         """
-        environment = dict(os.environ)
         if self.gpus is not None:
-            environment['CUDA_VISIBLE_DEVICES'] = ','.join(self.gpus)
+            # Also for the record of this machine: submitit hides all GPUs from a local job.
+            os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(self.gpus)
         with hold(self.run_dir / LOCK, PATIENCE) as lock:
             start = time.monotonic()
             folder = Path(self.record.experiment.configs[0]).resolve().parent
@@ -175,7 +175,6 @@ class TrainRun:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     pass_fds=[lock.fileno()],
-                    env=environment,
                 )
                 signals.forward_to(training)
                 processes = dict(host=socket.gethostname(), ids=[os.getpid(), training.pid])

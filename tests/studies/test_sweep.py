@@ -1,5 +1,6 @@
 """Sweeps: what runs, what is skipped and resumed, and what survives being killed."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -217,6 +218,17 @@ def test_runs_share_gpus(monkeypatch):
     assert [shared.gpus(place) for place in range(3)] == [['4'], ['7'], ['4']]
     with pytest.raises(StudyError, match='need 3 GPUs'):
         Resources(jobs=1, gpus_per_job=3, share_gpus=True).check()
+
+
+def test_the_record_of_a_run_names_its_gpus(tmp_path, monkeypatch):
+    """submitit hides all GPUs from its local jobs."""
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    monkeypatch.setattr(
+        'mmsmca.studies.run_process.machine', lambda: dict(gpus=os.environ['CUDA_VISIBLE_DEVICES'])
+    )
+    record = copy.deepcopy(RECORD)
+    TrainRun(tmp_path, ['false'], record, ['3', '5'])()
+    assert [attempt.hardware for attempt in record.attempts] == [dict(gpus='3,5')]
 
 
 def test_gpus_of_a_run_make_another_run(tmp_path):

@@ -91,7 +91,8 @@ ATTENTIONS = {
 COSTS = {'name': 'detector', 'batch': 'batch'}
 for _mode, _title in MODES.items():
     COSTS |= {
-        f'{_mode}_ms': f'{_title}, ms',
+        f'{_mode}_operations': f'{_title}, operations',
+        f'{_mode}_ms': 'ms',
         f'{_mode}_time_vs_first': 'vs first',
         f'{_mode}_images_per_s': 'images/s',
         f'{_mode}_mib': f'{_title}, MiB',

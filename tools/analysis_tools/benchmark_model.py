@@ -56,9 +56,11 @@ COLUMNS = {
     'train_time': 'step vs first',
     'train_mib': 'training memory, MiB',
     'train_memory_vs_first': 'memory vs first',
+    'train_operations': 'operations of a step',
     'test_ms': 'inference, ms',
     'test_time': 'inference vs first',
     'test_mib': 'inference memory, MiB',
+    'test_operations': 'of inference',
 }
 
 

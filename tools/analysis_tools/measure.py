@@ -56,8 +56,8 @@ def measure(
         ``train_ms``, the peak ``train_mib`` (None if memory did not suffice), the first call
         ``train_first_s``, and ``train_images_per_s``; for every reference ``train_time_vs_...``,
         the median over the rounds of the ratio within a round, ``train_quartiles_vs_...`` and
-        ``train_memory_vs_...``; and ``kernel``, the fused attention kernel that ran last in
-        training. What could not be measured is missing.
+        ``train_memory_vs_...``; ``train_operations``, see :class:`OperationSpy`; and ``kernel``, the
+        fused attention kernel that ran last in training. What could not be measured is missing.
     """
     rows: dict[str, dict] = {name: dict(name=name) for name in subjects}
     calls: dict[str, dict] = {mode: {} for mode in modes}
@@ -116,12 +116,13 @@ def _start(
             torch.cuda.reset_peak_memory_stats()
         start = timer()
         # Neither torch.compile nor FlexAttention works under a dispatch mode.
-        spied = isinstance(subject, CoAttention) and not subject.compiled
-        with KernelSpy() if spied else nullcontext() as spy:
+        with nullcontext() if subject.compiled else OperationSpy() as spy:
             call()
         row[f'{mode}_first_s'] = timer() - start
         if spy is not None:
-            row['kernel'] = spy.kernel
+            row[f'{mode}_operations'] = spy.operations
+            if isinstance(subject, CoAttention):
+                row['kernel'] = spy.kernel
         if on_gpu:
             call()  # With the optimizer state.
             torch.cuda.synchronize()
@@ -147,18 +148,22 @@ def _memory(
     return peak_memory(call_twice, limit_gib)
 
 
-class KernelSpy(TorchDispatchMode):
-    """Records which fused attention kernel PyTorch chooses for device, precision and mask.
+class OperationSpy(TorchDispatchMode):
+    """Counts operations, and records which fused attention kernel PyTorch chooses.
 
     Attributes:
+        operations: Number of operations that are not views. On a GPU, each launches a kernel or
+            more; with small batches, that takes longer than their computation.
         kernel: Name of the last kernel; None if none ran, so that attention weights were in memory.
     """
 
+    operations: int = 0
     kernel: str | None = None
 
     def __torch_dispatch__(
         self, func: OpOverload, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        self.operations += not func.is_view
         name = func.overloadpacket.__name__
         if name.startswith(KERNELS) and not name.endswith('_backward'):
             self.kernel = name.removeprefix(KERNELS)
