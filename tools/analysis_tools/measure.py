@@ -56,8 +56,8 @@ def measure(
         ``train_ms``, the peak ``train_mib`` (None if memory did not suffice), the first call
         ``train_first_s``, and ``train_images_per_s``; for every reference ``train_time_vs_...``,
         the median over the rounds of the ratio within a round, ``train_quartiles_vs_...`` and
-        ``train_memory_vs_...``; ``train_operations``, see :class:`OperationSpy`; and ``kernel``, the
-        fused attention kernel that ran last in training. What could not be measured is missing.
+        ``train_memory_vs_...``; ``train_operations``, see :class:`OperationSpy`; and ``kernel``,
+        the fused attention kernel that ran last in training. What could not be measured is missing.
     """
     rows: dict[str, dict] = {name: dict(name=name) for name in subjects}
     calls: dict[str, dict] = {mode: {} for mode in modes}
