@@ -57,6 +57,28 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Be the only process that writes a folder.
+
+    Args:
+        folder: Folder that exists. It may be renamed meanwhile.
+
+    Raises:
+        UserError: If another process is writing it.
+    """
+    import fcntl  # Not available on Windows.
+
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f'another process is writing {folder}: wait until it has ended') from error
+    finally:
+        os.close(held)
+
+
 def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
     """Write rows, or one object, to a JSON file, whole or not at all; create its folder."""
     path = Path(path)

@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from mmsmca.errors import DataError, UserError, few
-from mmsmca.files import PARTIAL
+from mmsmca.files import PARTIAL, only_writer
 
 # All choices are made on tune; val is for reported results.
 SPLITS = ('train', 'val', 'tune')
@@ -177,7 +177,7 @@ class GeneratedSet(ABC):
             True if the set was written, False if it was there already.
 
         Raises:
-            UserError: If the sources of the set cannot be obtained.
+            UserError: If the sources of the set cannot be obtained, or another process is writing it.
             DataError: If ``out_dir`` holds a set made with other parameters or anything else, or
                 holds this set with files missing and others added.
         """
@@ -186,14 +186,23 @@ class GeneratedSet(ABC):
         if _is_made(out_dir, manifest):
             return False
         unfinished = out_dir.with_name(out_dir.name + PARTIAL)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / 'annotations').mkdir(parents=True)
-        for split in SPLITS:
-            content = self._write_images(unfinished / split, manifest[f'num_{split}'])
-            (unfinished / f'annotations/instances_{split}.json').write_text(json.dumps(content))
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
-        shutil.rmtree(out_dir, ignore_errors=True)
-        unfinished.rename(out_dir)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with only_writer(unfinished):
+            if _is_made(out_dir, manifest):  # By a process that has just ended.
+                unfinished.rmdir()
+                return False
+            for leftover in unfinished.iterdir():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+            (unfinished / 'annotations').mkdir()
+            for split in SPLITS:
+                content = self._write_images(unfinished / split, manifest[f'num_{split}'])
+                (unfinished / f'annotations/instances_{split}.json').write_text(json.dumps(content))
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+            shutil.rmtree(out_dir, ignore_errors=True)
+            unfinished.rename(out_dir)
         return True
 
     def _write_images(self, folder: Path, count: int) -> dict[str, list[dict]]:

@@ -286,6 +286,24 @@ def test_interrupted_set_is_redone(small_set, tmp_path, monkeypatch):
     assert contents(tmp_path) == {f'set/{k}': v for k, v in contents(small_set).items()}
 
 
+def test_a_set_is_written_by_one_process_at_a_time(small_set, tmp_path, monkeypatch):
+    """Two calls at once would mix their files, and each delete the other's."""
+    folder = tmp_path / 'set'
+    write, errors = cv2.imwrite, []
+
+    def another_call(name, image):
+        if name.endswith('train/000000.png'):
+            with pytest.raises(UserError, match='another process is writing .*set') as caught:
+                Shapes(**SMALL).write(folder)
+            errors.append(caught)
+        return write(name, image)
+
+    monkeypatch.setattr(cv2, 'imwrite', another_call)
+    assert Shapes(**SMALL).write(folder)
+    assert len(errors) == 1
+    assert contents(tmp_path) == {f'set/{k}': v for k, v in contents(small_set).items()}
+
+
 @pytest.mark.parametrize('lost', ['train/000007.png', 'annotations/instances_val.json'])
 def test_set_with_a_lost_file_is_redone(small_set, tmp_path, lost):
     folder = tmp_path / 'set'
