@@ -177,7 +177,7 @@ class GeneratedSet(ABC):
             True if the set was written, False if it was there already.
 
         Raises:
-            UserError: If the sources of the set cannot be obtained, or another process is writing it.
+            UserError: If the sources of the set cannot be obtained, or another process writes it.
             DataError: If ``out_dir`` holds a set made with other parameters or anything else, or
                 holds this set with files missing and others added.
         """
