@@ -38,7 +38,7 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
     Returns:
         Seconds of each timed step, including the loading of its images.
     """
-    with quiet(logging.INFO):  # A line or two per parameter.
+    with quiet(logging.WARNING):  # A line or two per parameter, whether trained or frozen.
         model = MODELS.build(cfg.model)
         model.init_weights()
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)

@@ -12,7 +12,7 @@ from .calibration import busy_warning, calibrate
 from .progress import SweepProgress
 from .run_process import LOCK, Signals, hold, log_tail
 from .study import digest, study_configs
-from .sweep import Sweep
+from .sweep import Sweep, check_experiments
 
 POLL_SECONDS = 1.0
 # Interval at which progress is printed where the output is not a terminal.
@@ -57,11 +57,15 @@ def calibrate_study(study: Path, path: Path) -> int:
 
     Returns:
         Exit status 0.
+
+    Raises:
+        StudyError: If an experiment cannot be run.
     """
     console = Console()
     if warning := busy_warning():
         console.print(f'[yellow]{warning}[/]')
     cfgs = study_configs(study)
+    check_experiments(cfgs)
     for name, seconds in calibrate(cfgs, {n: digest(cfg) for n, cfg in cfgs.items()}, path):
         console.print(f'{name}: {1e3 * seconds:.0f} ms per iteration')
     console.print(f'{path}: written')

@@ -172,7 +172,7 @@ class Sweep:
             StudyError: If an experiment's config, data or model cannot be used; the message names
                 the experiment and the remedy.
         """
-        _check_each(self.first_runs(), _check)
+        check_experiments({run.experiment: _copy(run) for run in self.first_runs()})
 
     def try_experiments(self) -> None:
         """Try a training step of every experiment whose runs are all new.
@@ -181,7 +181,8 @@ class Sweep:
             StudyError: If a step fails; the message names the experiment, the error and the module.
         """
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
-        _check_each([r for r in self.first_runs() if r.experiment not in begun], trial_step)
+        new = [run for run in self.first_runs() if run.experiment not in begun]
+        _check_each({run.experiment: _copy(run) for run in new}, trial_step)
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """Runs to start: new ones, those cut off and, with ``retry_failed``, those that failed."""
@@ -292,12 +293,25 @@ def visible_gpus() -> list[str]:
     return [gpu.strip() for gpu in allowed.split(',') if gpu.strip()]
 
 
-def _check_each(runs: list[Run], check: Callable[[Config], None]) -> None:
-    for run in runs:
+def check_experiments(cfgs: dict[str, Config]) -> None:
+    """Check data and models before anything starts.
+
+    Args:
+        cfgs: Resolved configs by experiment name.
+
+    Raises:
+        StudyError: If a config, its data or its model cannot be used; the message names the
+            experiment and the remedy.
+    """
+    _check_each(cfgs, _check)
+
+
+def _check_each(cfgs: dict[str, Config], check: Callable[[Config], None]) -> None:
+    for name, cfg in cfgs.items():
         try:
-            check(_copy(run))
+            check(Config(cfg.to_dict()))
         except (ConfigError, DataError) as error:
-            raise StudyError(f'{run.experiment}: {error}') from error
+            raise StudyError(f'{name}: {error}') from error
 
 
 def _check(cfg: Config) -> None:

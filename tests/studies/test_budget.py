@@ -253,6 +253,7 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
         return [0.01 * cfg.model.num_queries] * timed
 
     monkeypatch.setattr(calibration, 'in_own_process', in_own_process)
+    monkeypatch.setattr(console, 'check_experiments', lambda cfgs: None)  # There is no data.
     monkeypatch.setattr(os, 'getloadavg', lambda: (1.7, 0, 0))
     study, path = write_study(tmp_path, EACH), tmp_path / 'calibration.json'
     assert console.calibrate_study(study, path) == 0
@@ -264,6 +265,14 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     config.write_text(CONFIG.replace('=25', '=10'))
     assert console.calibrate_study(study, path) == 0
     assert measured == [25, 5, 10] and ('quick', 0, 3000) in fitted(study, path)
+
+
+def test_calibration_checks_the_experiments_first(tmp_path):
+    """Missing data would end it with a trace, after minutes of measuring."""
+    path = tmp_path / 'calibration.json'
+    with pytest.raises(StudyError, match='^slow: the config has no train_dataloader'):
+        console.calibrate_study(write_study(tmp_path, EACH), path)
+    assert not path.exists()
 
 
 def test_a_plan_needs_no_calibration(tmp_path, capsys):
