@@ -453,6 +453,34 @@ def test_starts_from_mmdetections_dino():
     assert [name for name in ours.keys() - fit if not fresh.match(name)] == []
 
 
+def test_mmdetections_dino_takes_the_head():
+    """Losses and detections are those of its own head, whose weights it loads."""
+    cfg = Config.fromfile(CONFIGS / 'small/dino_r18w16_1xb4-3ki_shapes192.py').model
+    torch.manual_seed(0)
+    theirs = MODELS.build(copy.deepcopy(cfg))
+    theirs.init_weights()
+    cfg.bbox_head.type = 'SMCADINOHead'
+    ours = MODELS.build(cfg)
+    ours.load_state_dict(theirs.state_dict())
+    found = []
+    for model in (theirs, ours):
+        torch.manual_seed(0)  # of the noise that denoising removes
+        data = demo_mm_inputs(2, [(3, 64, 96), (3, 48, 64)], num_items=[3, 0], num_classes=6)
+        data = model.data_preprocessor(data, training=True)
+        losses = model.train().loss(data['inputs'], data['data_samples'])
+        with torch.no_grad():
+            detections = model.eval().predict(data['inputs'], data['data_samples'])
+        found.append((losses, [x.pred_instances for x in detections]))
+    (expected, boxes), (losses, ours_boxes) = found
+    assert list(losses) == list(expected)
+    for name, loss in losses.items():
+        reference = expected[name].reshape(())  # MMDetection has some as a vector.
+        torch.testing.assert_close(loss, reference, rtol=1e-5, atol=0, msg=name)
+    for a, b in zip(boxes, ours_boxes, strict=True):
+        torch.testing.assert_close(b.bboxes, a.bboxes, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(b.scores, a.scores, rtol=1e-5, atol=1e-5)
+
+
 def test_refined_centres_follow_the_boxes():
     """Multi-scale SMCA with one change; without it, centres stay."""
     cfg = Config.fromfile(CONFIGS / 'smca/smca-multi-scale_r50_refined_8xb1-50e_coco.py').model
