@@ -1,6 +1,7 @@
 """Losses of all layers at once: those of MMDetection's heads, layer by layer and image by image."""
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+@cache
 def build(name, classification):
     cfg = load_config(CONFIGS[name]).model
     loss, cost = CLASSIFICATION[classification]
