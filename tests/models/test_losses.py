@@ -11,6 +11,8 @@ from mmengine.structures import InstanceData
 from torch.utils._python_dispatch import TorchDispatchMode
 from utils import load_config
 
+from mmsmca.errors import ConfigError
+
 LAYERS, QUERIES, CLASSES = 3, 6, 4
 METAS = [dict(img_shape=(60, 80)), dict(img_shape=(64, 48))]
 CLASSIFICATION = {
@@ -119,6 +121,16 @@ def test_proposals_and_denoising(classification, counts, groups, stages):
     arguments = *decoder, *encoder, objects(counts), METAS, meta if groups else None
     inputs = [x for x in (*decoder, *encoder) if x is not None]
     assert_same(head.loss_by_feat(*arguments), DINOHead.loss_by_feat(head, *arguments), inputs)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_another_assigner_is_refused(name):
+    """It would never be called."""
+    cfg = load_config(CONFIGS[name]).model
+    cfg.bbox_head.train_cfg = cfg.train_cfg
+    cfg.bbox_head.train_cfg.assigner = dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5)
+    with pytest.raises(ConfigError, match="^train_cfg.assigner.type='MaxIoUAssigner': SMCA"):
+        MODELS.build(cfg.bbox_head)
 
 
 class Operations(TorchDispatchMode):

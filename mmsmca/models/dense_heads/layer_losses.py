@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmdet.models.losses import QualityFocalLoss
+from mmdet.models.task_modules import HungarianAssigner
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmdet.utils import InstanceList, reduce_mean
 from mmengine.logging import MessageHub
@@ -20,7 +21,7 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from mmsmca.errors import DivergedError
+from mmsmca.errors import ConfigError, DivergedError
 
 
 class Targets(NamedTuple):
@@ -42,11 +43,14 @@ class Targets(NamedTuple):
 
 
 class LayerLosses:
-    """Mixin, placed before an MMDetection DETR head: losses of all decoder layers at once.
+    """Mixin, placed before an MMDetection DETR head: the losses of all decoder layers at once.
 
     Losses, matching costs and their names are the head's; its ``loss_by_feat_single`` and
     ``get_targets`` are not called. Where training diverged is reported; MMDetection's heads fail
     with "matrix contains invalid numeric entries".
+
+    Raises:
+        ConfigError: If ``train_cfg.assigner`` is not a ``HungarianAssigner``, whose costs are used.
     """
 
     assigner: Any
@@ -56,6 +60,15 @@ class LayerLosses:
     num_classes: int
     bg_cls_weight: float
     sync_cls_avg_factor: bool
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        kind = type(getattr(self, 'assigner', None))  # A head that only predicts has none.
+        if kind not in (HungarianAssigner, type(None)):
+            raise ConfigError(
+                f'train_cfg.assigner.type={kind.__name__!r}: {type(self).__name__} matches all '
+                "layers at once, with the costs of a 'HungarianAssigner', and supports no other"
+            )
 
     def matched_losses(
         self,
