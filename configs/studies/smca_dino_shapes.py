@@ -32,7 +32,7 @@ _wide = {
 }
 _two_stage = {'model.with_box_refine': True, 'model.as_two_stage': True, **_wide}
 baseline = 'dino-qfl'
-seeds = [0, 1, 2]
+seeds = [0, 1, 2, 3, 4]
 budgets = [dict(iterations=1500), dict(iterations=1500, time_of='smca-dino')]
 chosen = (
     "SMCA-DINO's prior and encoder were chosen on the split tune of other images, with one or two "

@@ -4,7 +4,6 @@ _base_ = './smca_dino_shapes.py'
 # `tools/make_stamps.py data/stamps` generates the data.
 _single_scale = {'model.backbone.out_indices': [1], 'model.neck.in_channels': [112]}
 _experiments = {experiment.name: experiment for experiment in _base_.experiments}
-seeds = [0, 1, 2, 3, 4]
 budgets = [
     dict(iterations=1500),
     dict(iterations=3000),
