@@ -106,10 +106,10 @@ def results(report: Report, numbers: Sequence[Numbers]) -> Table:
         note += f' **Not all trained for the same number of {report.unit}**: budgets make them '
         note += 'comparable.'
     if tested := sum(of.difference is not None and of.difference.p is not None for of in numbers):
+        correction = f", after Holm's correction for the {tested} tests of this table"
         note += (
             ' Differences are paired, seed by seed, with the 95 % t interval of their mean. A star '
-            'marks what the seeds support: a paired t test at 5 %, after '
-            f"Holm's correction for the {tested} tests of this table."
+            f'marks what the seeds support: a paired t test at 5 %{correction * (tested > 1)}.'
         )
     if report.splits:
         note += f' Evaluated on {", ".join(report.splits)}.'
