@@ -115,8 +115,9 @@ def _start(
             give_memory_back()
             torch.cuda.reset_peak_memory_stats()
         start = timer()
-        # Neither torch.compile nor FlexAttention works under a dispatch mode.
-        with nullcontext() if subject.compiled else OperationSpy() as spy:
+        # Neither torch.compile nor FlexAttention, which is optional, works under a dispatch mode.
+        unspied = subject.compiled or subject.optional
+        with nullcontext() if unspied else OperationSpy() as spy:
             call()
         row[f'{mode}_first_s'] = timer() - start
         if spy is not None:
