@@ -71,10 +71,13 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
     held = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f'another process is writing {folder}: wait until it has ended'
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise UserError(f'another process is writing {folder}: wait until it has ended') from error
     finally:
         os.close(held)
 

@@ -65,7 +65,7 @@ def calibrate_study(study: Path, path: Path) -> int:
     if warning := busy_warning():
         console.print(f'[yellow]{warning}[/]')
     cfgs = study_configs(study)
-    check_experiments(cfgs)
+    check_experiments(study_configs(study))
     for name, seconds in calibrate(cfgs, {n: digest(cfg) for n, cfg in cfgs.items()}, path):
         console.print(f'{name}: {1e3 * seconds:.0f} ms per iteration')
     console.print(f'{path}: written')

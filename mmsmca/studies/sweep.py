@@ -172,7 +172,7 @@ class Sweep:
             StudyError: If an experiment's config, data or model cannot be used; the message names
                 the experiment and the remedy.
         """
-        check_experiments({run.experiment: _copy(run) for run in self.first_runs()})
+        check_experiments(_cfgs(self.first_runs()))
 
     def try_experiments(self) -> None:
         """Try a training step of every experiment whose runs are all new.
@@ -182,7 +182,7 @@ class Sweep:
         """
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
         new = [run for run in self.first_runs() if run.experiment not in begun]
-        _check_each({run.experiment: _copy(run) for run in new}, trial_step)
+        _check_each(_cfgs(new), trial_step)
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """Runs to start: new ones, those cut off and, with ``retry_failed``, those that failed."""
@@ -297,7 +297,7 @@ def check_experiments(cfgs: dict[str, Config]) -> None:
     """Check data and models before anything starts.
 
     Args:
-        cfgs: Resolved configs by experiment name.
+        cfgs: Resolved configs by experiment name, which the checks may change.
 
     Raises:
         StudyError: If a config, its data or its model cannot be used; the message names the
@@ -309,7 +309,7 @@ def check_experiments(cfgs: dict[str, Config]) -> None:
 def _check_each(cfgs: dict[str, Config], check: Callable[[Config], None]) -> None:
     for name, cfg in cfgs.items():
         try:
-            check(Config(cfg.to_dict()))
+            check(cfg)
         except (ConfigError, DataError) as error:
             raise StudyError(f'{name}: {error}') from error
 
@@ -318,6 +318,11 @@ def _check(cfg: Config) -> None:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     register_all_modules(init_default_scope=False)
     check_config(cfg, PHASES['train'])
+
+
+def _cfgs(runs: list[Run]) -> dict[str, Config]:
+    """Copies of the runs' configs, by experiment name."""
+    return {run.experiment: _copy(run) for run in runs}
 
 
 def _copy(run: Run) -> Config:

@@ -1,10 +1,10 @@
 """Losses of all decoder layers at once.
 
 MMDetection's heads match and compute the losses of one decoder layer and one image after the other:
-DINO's take two fifths of all operations of a training step. On a GPU, launching them takes longer
-than the rest of the step unless the batch is large. Here, the losses are the same, but the matching
-costs of an image are computed for all layers together, the matcher waits for the GPU once, and each
-loss is one call.
+in DINO, that is half of all operations of a training step. On a GPU, launching operations takes
+longer than computing them unless the batch is large. Here, the losses are the same, but the
+matching costs of an image are computed for all layers together, the matcher waits for the GPU once,
+and each loss is one call.
 """
 
 from collections.abc import Sequence
