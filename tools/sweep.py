@@ -38,17 +38,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--only', nargs='+', metavar='EXPERIMENT', help='only these experiments')
     parser.add_argument('--seeds', nargs='+', type=int, help='only these seeds')
     parser.add_argument('--budgets', nargs='+', metavar='BUDGET', help='only these budgets')
-    parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     parser.add_argument(
         '--no-trial-step',
         action='store_true',
         help='skip the trial training step of each experiment',
     )
-    parser.add_argument(
+    instead.add_argument(
         '--calibrate',
         action='store_true',
-        help='measure the time per iteration of every experiment, for budgets in training '
-        'time, and stop; use the same --jobs as for the sweep, and run nothing else',
+        help='measure the time per iteration of every experiment, or of those of --only, for '
+        'budgets in training time, and stop; use the same --jobs as for the sweep, and run '
+        'nothing else',
     )
     parser.add_argument('--retry-failed', action='store_true', help='start failed runs again')
     return parser.parse_args()
@@ -83,7 +85,7 @@ def sweep(args: argparse.Namespace) -> int:
 
     work_dir = (args.work_dir or Path('work_dirs') / args.study.stem).resolve()
     if args.calibrate:
-        return calibrate_study(args.study, work_dir / CALIBRATION)
+        return calibrate_study(args.study, work_dir / CALIBRATION, args.only)
     slurm = None if args.slurm is None else slurm_parameters(args.slurm)
     gpus = args.gpus_per_job
     if gpus is None:
@@ -92,7 +94,12 @@ def sweep(args: argparse.Namespace) -> int:
     if not args.dry_run:
         resources.check()
     study = load_study(
-        args.study, resources.world_size, work_dir / CALIBRATION, args.budgets, args.dry_run
+        args.study,
+        resources.world_size,
+        work_dir / CALIBRATION,
+        args.budgets,
+        args.dry_run,
+        args.only,
     )
     runs = select(study, args.only, args.seeds, args.budgets)
     train_script = Path(__file__).resolve().with_name('train.py')

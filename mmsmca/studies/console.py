@@ -1,6 +1,7 @@
 """Run a sweep at the console: print its plan, its progress and its outcome."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -48,24 +49,25 @@ def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False
         return _print_end(sweep, console)
 
 
-def calibrate_study(study: Path, path: Path) -> int:
+def calibrate_study(study: Path, path: Path, only: Sequence[str] | None = None) -> int:
     """Measure the time per iteration of a study's experiments, and print it.
 
     Args:
         study: File of the study.
         path: File to write.
+        only: As in :func:`.study_configs`.
 
     Returns:
         Exit status 0.
 
     Raises:
-        StudyError: If an experiment cannot be run.
+        StudyError: If an experiment is unknown or cannot be run.
     """
     console = Console()
     if warning := busy_warning():
         console.print(f'[yellow]{warning}[/]')
-    cfgs = study_configs(study)
-    check_experiments(study_configs(study))
+    cfgs = study_configs(study, only)
+    check_experiments(study_configs(study, only))
     for name, seconds in calibrate(cfgs, {n: digest(cfg) for n, cfg in cfgs.items()}, path):
         console.print(f'{name}: {1e3 * seconds:.0f} ms per iteration')
     console.print(f'{path}: written')

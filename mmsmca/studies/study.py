@@ -55,6 +55,7 @@ def load_study(
     calibration: Path | None = None,
     wanted: Sequence[str] | None = None,
     uncalibrated: bool = False,
+    only: Sequence[str] | None = None,
 ) -> Study:
     """Read a study and resolve the configs of its runs.
 
@@ -68,6 +69,8 @@ def load_study(
             Defaults to None: all.
         uncalibrated: Whether the calibration may be missing, to show the plan. Runs whose length
             depends on it then have neither config nor id. Defaults to False.
+        only: Names of the experiments to train. Others may be missing in the calibration; their
+            runs of unknown length have neither config nor id. Defaults to None: all.
 
     Returns:
         The study.
@@ -96,10 +99,11 @@ def load_study(
     cfgs = _configs(experiments, path)
     seconds: dict[str, float] = {}
     if any(budget.time_of for budget in budgets):
-        digests = {name: digest(cfg) for name, cfg in cfgs.items()}
+        digests = {name: digest(cfgs[name]) for name in _timed(names, budgets, only)}
         file = calibration or Path('work_dirs') / path.stem / CALIBRATION
         try:
-            remedy = f'python tools/sweep.py {path} --calibrate'
+            selected = f' --only {" ".join(only)}' if only else ''
+            remedy = f'python tools/sweep.py {path} --calibrate{selected}'
             seconds = calibrated_seconds(file, digests, remedy)
         except StudyError:
             needed = any(b.time_of and (wanted is None or b.name in wanted) for b in budgets)
@@ -123,17 +127,48 @@ def load_study(
     )
 
 
-def study_configs(path: str | Path) -> dict[str, Config]:
+def study_configs(path: str | Path, only: Sequence[str] | None = None) -> dict[str, Config]:
     """Resolve the configs of a study's experiments, not fitted to any budget.
 
     Args:
         path: The study's file.
+        only: Names of experiments; those whose training time is a budget are added. Defaults to
+            None: all.
 
     Raises:
-        StudyError: As in :func:`load_study`.
+        StudyError: As in :func:`load_study`, or if the study has no such experiment.
     """
     path = Path(path)
-    return _configs(_experiments(_read(path)['experiments'], path), path)
+    content = _read(path)
+    experiments = _experiments(content['experiments'], path)
+    names = [experiment.name for experiment in experiments]
+    check_names('only', only, names)
+    budgets = read_budgets(content['budgets'], names, str(path)) if 'budgets' in content else []
+    timed = _timed(names, budgets, only)
+    return _configs([e for e in experiments if e.name in timed], path)
+
+
+def check_names(option: str, wanted: Sequence | None, known: Sequence) -> None:
+    """Check what an option selects of a study.
+
+    Args:
+        option: Name of the option, without dashes.
+        wanted: What it selects; None for all.
+        known: What the study has.
+
+    Raises:
+        StudyError: If the study lacks any of it.
+    """
+    for name in wanted or ():
+        if name not in known:
+            has = ', '.join(map(str, known)) or 'none'
+            raise StudyError(f'--{option} {name}: the study has {has}.')
+
+
+def _timed(names: list[str], budgets: list[Budget], only: Sequence[str] | None) -> list[str]:
+    """Experiments that need a time per iteration: the selected, and those of budgets in time."""
+    references = [budget.time_of for budget in budgets]
+    return [name for name in names if only is None or name in only or name in references]
 
 
 def digest(cfg: Config, **others: object) -> str:
@@ -150,7 +185,7 @@ def _fitted(
     for name, cfg in cfgs.items():
         iterations = budget.iterations
         if budget.time_of not in (None, name):
-            if not seconds:
+            if name not in seconds:
                 continue
             iterations = round(iterations * seconds[str(budget.time_of)] / seconds[name])
         fitted[name] = fit(cfg, iterations, f'{path}: {name}')

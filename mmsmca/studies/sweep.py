@@ -20,6 +20,7 @@ from mmsmca.files import read_json, write_json
 
 from .record import Run, RunRecord, Study, StudyError
 from .run_process import TrainRun, end_run, is_held, state
+from .study import check_names
 
 # Time limit of local jobs, 30 days: submitit's default is only minutes.
 UNLIMITED_MINUTES = 30 * 24 * 60
@@ -42,17 +43,9 @@ def select(
     Raises:
         StudyError: If the study has no such experiment, seed or budget.
     """
-    known: dict[str, Sequence[object]] = dict(
-        only=[experiment.name for experiment in study.experiments],
-        seeds=study.seeds,
-        budgets=[budget.name for budget in study.budgets],
-    )
-    wanted = dict(only=experiments, seeds=seeds, budgets=budgets)
-    for option, names in wanted.items():
-        for name in names or ():
-            if name not in known[option]:
-                has = ', '.join(map(str, known[option])) or 'none'
-                raise StudyError(f'--{option} {name}: the study has {has}.')
+    check_names('only', experiments, [experiment.name for experiment in study.experiments])
+    check_names('seeds', seeds, study.seeds)
+    check_names('budgets', budgets, [budget.name for budget in study.budgets])
     return [
         run
         for run in study.runs

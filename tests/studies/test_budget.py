@@ -267,6 +267,32 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     assert measured == [25, 5, 10] and ('quick', 0, 3000) in fitted(study, path)
 
 
+def test_only_what_is_selected_is_calibrated(tmp_path, monkeypatch):
+    """And what the budgets refer to; the rest of the study then has no length, and needs none."""
+    measured = []
+
+    def in_own_process(function, cfg, timed):
+        measured.append(cfg.model.num_queries)
+        return [0.1] * timed
+
+    monkeypatch.setattr(calibration, 'in_own_process', in_own_process)
+    monkeypatch.setattr(console, 'check_experiments', lambda cfgs: None)  # There is no data.
+    third = dict(name='third', config='small.py', cfg_options={'model.num_queries': 3})
+    study, path = write_study(tmp_path, EACH), tmp_path / 'calibration.json'
+    quick = "{'name': 'quick'"
+    study.write_text(study.read_text().replace(quick, f'{third!r}, {quick}'))
+    assert console.calibrate_study(study, path, ['quick']) == 0
+    assert measured == [25, 5]
+    loaded = load_study(study, calibration=path, only=['quick'])
+    in_time = 'time-of-1500-iterations-of-slow'
+    assert all(run.id for run in select(loaded, ['quick'], budgets=[in_time]))
+    assert [run.length for run in select(loaded, ['third'], [0])] == [1500, None]
+    with pytest.raises(StudyError, match="'third' has not been .*--calibrate --only third$"):
+        load_study(study, calibration=path, only=['third'])
+    with pytest.raises(StudyError, match='--only thrid: the study has slow, third, quick.'):
+        console.calibrate_study(study, path, ['thrid'])
+
+
 def test_calibration_checks_the_experiments_first(tmp_path):
     """Missing data would end it with a trace, after minutes of measuring."""
     path = tmp_path / 'calibration.json'
