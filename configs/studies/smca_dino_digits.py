@@ -1,8 +1,7 @@
 _base_ = './smca_dino_shapes.py'
 
-# The same on handwritten digits, on which nothing was chosen, for equal numbers of iterations.
+# The same on handwritten digits, on which nothing was chosen.
 # `tools/make_digits.py data/digits` generates the data.
-budgets = [dict(iterations=1500)]
 chosen = (
     'Nothing was chosen on digits: recipe and models are those of shapes. Deformable DETR with two '
     'stages has 256 channels, as MMDetection allows no fewer, the others have 128.'

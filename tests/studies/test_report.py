@@ -546,8 +546,11 @@ def test_costs_are_shown(study_dir):
     panels = Figures(study, numbers(study)).cost_panels()
     assert panels['GFLOPs'] == {'slow': 90.0}
     assert panels['training time, seconds'] == pytest.approx({'slow': 80.0, 'fast': 40.0})
-    points = [len(axes.containers) for axes in figures_of(study)['ap_over_cost'].axes]
+    drawn = figures_of(study)['ap_over_cost']
+    points = [len(axes.containers) for axes in drawn.axes]
     assert points == [2, 1, 1, 1, 2, 0]  # The last panel of the grid is empty.
+    study.calibration = dict(experiments=dict(fast=dict(seconds=0.25)))
+    assert Figures(study, numbers(study)).cost_panels()['ms per iteration'] == {'fast': 250}
 
 
 def test_times_of_different_machines_are_left_out(study_dir):
@@ -560,6 +563,12 @@ def test_times_of_different_machines_are_left_out(study_dir):
     assert tables_of(study)['costs'].head == ['experiment', 'peak memory, MiB']
     assert not {name for name in figures_of(study) if name.endswith('_time')}
     assert list(Figures(study, numbers(study)).cost_panels()) == ['training memory, GiB']
+    # The first panel has one experiment, the legend both; it is beside the panels.
+    study.calibration = dict(experiments=dict(fast=dict(seconds=0.25)))
+    drawn = figures_of(study)['ap_over_cost']
+    assert [len(axes.containers) for axes in drawn.axes] == [1, 2]
+    (legend,) = drawn.legends
+    assert {text.get_text() for text in legend.get_texts()} == {'slow', 'fast'}
 
 
 def run_tool(monkeypatch, *arguments: object) -> int:

@@ -174,10 +174,17 @@ class Figures:
         finished = [of for of in self.numbers.values() if of.ap is not None]
         totals = [of.total_seconds.mean for of in finished if of.total_seconds]
         unit, length = time_unit(max(totals, default=0))
+        # The idle machine's: a training beside others has no time of its own.
+        calibrated = self.report.calibration.get('experiments', {})
         panels = {
             f'training time, {unit}': {
                 of.name: of.total_seconds.mean / length for of in finished if of.total_seconds
-            }
+            },
+            'ms per iteration': {
+                of.name: 1e3 * calibrated[of.name]['seconds']
+                for of in finished
+                if of.name in calibrated
+            },
         }
         for key, scale, label in (
             ('flops', 1e9, 'GFLOPs'),
@@ -211,11 +218,21 @@ class Figures:
         grid[0][0].set_ylim(0, 1.04 * grid[0][0].get_ylim()[1])
         for axes in grid[:, 0]:
             axes.set_ylabel('final box AP, %')
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc='outside right upper', fontsize=10)
-        if any(ap.std is not None for ap in aps.values()):
-            said = 'bars: one standard deviation over the seeds'
-            figure.suptitle(said, x=0.01, ha='left', fontsize=10, color='0.35')
+        # A panel lacks experiments whose cost is unknown.
+        drawn = {
+            label: handle
+            for axes in grid.flat
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        names = sorted(drawn, key=lambda n: -aps[n].mean)
+        # Above the names, where it has room beside one narrow panel too.
+        deviates = any(ap.std is not None for ap in aps.values())
+        figure.legend(
+            [drawn[n] for n in names], names, loc='outside right upper', fontsize=10,
+            alignment='left',
+            title='bars: one standard\ndeviation over the seeds' if deviates else None,
+            title_fontsize=10,
+        )  # fmt: skip
         return figure
 
 
