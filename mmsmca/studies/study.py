@@ -95,7 +95,7 @@ def load_study(
         raise StudyError(
             f'{path}: chosen: {chosen!r} is not a sentence on what was chosen and how.'
         )
-    budgets = read_budgets(content['budgets'], names, str(path)) if 'budgets' in content else []
+    budgets = _budgets(content, names, path)
     cfgs = _configs(experiments, path)
     seconds: dict[str, float] = {}
     if any(budget.time_of for budget in budgets):
@@ -143,7 +143,7 @@ def study_configs(path: str | Path, only: Sequence[str] | None = None) -> dict[s
     experiments = _experiments(content['experiments'], path)
     names = [experiment.name for experiment in experiments]
     check_names('only', only, names)
-    budgets = read_budgets(content['budgets'], names, str(path)) if 'budgets' in content else []
+    budgets = _budgets(content, names, path)
     timed = _timed(names, budgets, only)
     return _configs([e for e in experiments if e.name in timed], path)
 
@@ -253,6 +253,10 @@ def _config_path(file: str, study: Path) -> str:
         return os.path.normpath(Config._get_cfg_path(file, str(study))[0])
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise StudyError(f'{study}: config: {file}: {error}.') from error
+
+
+def _budgets(content: dict, names: list[str], path: Path) -> list[Budget]:
+    return read_budgets(content['budgets'], names, str(path)) if 'budgets' in content else []
 
 
 def _seeds(seeds: object, path: Path) -> list[int]:
