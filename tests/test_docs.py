@@ -11,18 +11,15 @@ What takes long as written is shortened by arguments added to it, ``SHORTER``.
 """
 
 import json
-import multiprocessing
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from scripts import run_script
+from scripts import run_python
 from utils import ROOT, load_config
 
 from mmsmca.checkpoints import files as checkpoint_files
@@ -83,8 +80,6 @@ class Checkout:
             shutil.copytree(
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__')
             )
-        self.processes = multiprocessing.get_context('forkserver')
-        self.processes.set_forkserver_preload(['mmdet.apis', 'mmsmca.checks.preflight'])
 
     def run_page(self, page):
         """Run the blocks of a page in order; a failure shows its output."""
@@ -110,18 +105,8 @@ class Checkout:
             environment[name] = value
         assert words[0] == 'python', f'{words}: not known how to run'
         _, path, *arguments = shorten(words)
-        log = self.folder / 'log'
-        log.unlink(missing_ok=True)
-        process = self.processes.Process(
-            target=run_script, args=(path, arguments, environment, str(log))
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.folder)
-            process.start()
-        process.join(600)
-        said = log.read_text() if log.exists() else ''
-        assert process.exitcode == 0, f'{words}: exit code {process.exitcode}\n{said[-4000:]}'
-        return said
+        done = run_python(path, *arguments, cwd=self.folder, timeout=600, **environment)
+        return done.stdout + done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -209,9 +194,7 @@ def test_page_runs(page, checkout):
 
 @pytest.mark.slow
 def test_site_is_built_without_warnings_and_network(tmp_path):
-    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    run_python('-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path, cwd=ROOT)
     for path in tmp_path.rglob('*.html'):
         loaded = LOADED.findall(path.read_text())
         assert loaded

@@ -3,8 +3,6 @@
 import argparse
 import copy
 import pickle
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import golden
@@ -16,6 +14,7 @@ from golden import CASES, build, data_samples
 from mmdet.datasets import CocoDataset
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
+from scripts import run_python
 from utils import build_detector
 
 from mmsmca.checkpoints import files as checkpoint_files
@@ -319,12 +318,7 @@ def test_unreadable_files_are_refused_by_name(bad_files):
 
 def test_command_refuses_in_one_line(bad_files, tmp_path):
     trace, _ = bad_files
-    refused = subprocess.run(
-        [sys.executable, TOOL, tmp_path / 'zip.pth', tmp_path / 'out.pth'],
-        capture_output=True,
-        text=True,
-    )
-    assert refused.returncode == 2
+    refused = run_python(TOOL, tmp_path / 'zip.pth', tmp_path / 'out.pth', code=2)
     assert str(tmp_path / 'zip.pth') in refused.stderr and len(refused.stderr.splitlines()) == 1
     assert not trace.exists() and not (tmp_path / 'out.pth').exists()
 

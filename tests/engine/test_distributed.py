@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import pickle
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -13,6 +11,7 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
+from scripts import run_python
 from torch import distributed
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from utils import ROOT, build_detector, load_config, sample
@@ -164,18 +163,6 @@ def fsdp_worker(rank, world_size, folder, kind):
     norm = wrapper.message_hub.get_scalar('train/grad_norm').current()
     (folder / str(rank)).write_text(str(float(norm)))
     distributed.destroy_process_group()
-
-
-def checked(*command):
-    command = [str(part) for part in command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def torchrun(*command):
-    module = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
-    return checked(sys.executable, *module, *command)
 
 
 @pytest.fixture(scope='module')
@@ -337,7 +324,8 @@ def test_mim_trains_and_evaluates_on_two_processes(of_one, folder):
 
     def mim(command, *args):
         options = ('--launcher', 'pytorch', '--gpus', 2, '--work-dir', folder / 'two')
-        return checked(sys.executable, '-m', 'mim', command, 'mmsmca', config, *options, *args)
+        done = run_python('-m', 'mim', command, 'mmsmca', config, *options, *args)
+        return done.stdout + done.stderr
 
     mim('train')
     assert_same_step(start, weights_of_one, weights(folder / 'two/epoch_1.pth'))
@@ -373,9 +361,8 @@ def test_fsdp_takes_the_steps_of_one_process(of_one, folder):
     # In the proportion of the models: encoder and decoder are wrapped.
     cfg.strategy.model_wrapper.auto_wrap_policy.min_num_params = 300_000
     config = write_config(folder, 'fsdp', cfg)
-    torchrun(
-        ROOT / 'tools/train.py', config, '--launcher', 'pytorch', '--work-dir', folder / 'fsdp'
-    )
+    options = ('--launcher', 'pytorch', '--work-dir', folder / 'fsdp')
+    run_python(ROOT / 'tools/train.py', config, *options, processes=2)
     assert_same_step(start, weights_of_one, weights(folder / 'fsdp/epoch_1.pth'))
 
 

@@ -2,12 +2,11 @@
 
 import runpy
 import statistics
-import subprocess
-import sys
 
 import pytest
 import torch
 from mmengine.runner import Runner
+from scripts import run_python
 from utils import ROOT, load_config
 
 from mmsmca.datasets.shapes import Shapes
@@ -116,13 +115,8 @@ def test_mim_trains_and_tests_from_any_folder(shapes, tmp_path):
     ]
 
     def mim(command, *args):
-        done = subprocess.run(
-            [sys.executable, '-m', 'mim', command, 'mmsmca', *args, '--cfg-options', *cfg_options],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        words = ('-m', 'mim', command, 'mmsmca', *args, '--cfg-options', *cfg_options)
+        done = run_python(*words, cwd=tmp_path)
         return done.stdout + done.stderr
 
     # By path: a bare name is ambiguous once a run has left its config in the checkout.

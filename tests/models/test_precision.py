@@ -2,13 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.logging import MessageHub
+from scripts import run_python
 from utils import ROOT, build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import Shapes
@@ -160,14 +159,8 @@ def test_300_steps_with_amp_stay_finite(tmp_path):
         options[f'{phase}_evaluator.ann_file'] = f'{data}/annotations/instances_val.json'
     cfg.merge_from_dict(options)
     cfg.dump(tmp_path / 'config.py')
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', 'config.py', '--amp', '--work-dir', 'run'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=3000,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    command = (ROOT / 'tools/train.py', 'config.py', '--amp', '--work-dir', 'run')
+    run_python(*command, cwd=tmp_path, timeout=3000)
     (scalars,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
     steps = [json.loads(line) for line in scalars.read_text().splitlines()]
     steps = [step for step in steps if 'loss' in step]

@@ -1,8 +1,6 @@
 """``tools/train.py`` and ``tools/test.py``: MMDetection's scripts behind the checks."""
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from runs import CLASSES, CONFIG, run, save_checkpoint, write_data
+from scripts import run_python
 from utils import ROOT
 
 from mmsmca import launch
@@ -24,14 +23,6 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     Path('config.py').write_text(CONFIG)
     write_data(tmp_path / 'data/shapes128')
     return tmp_path
-
-
-def start(*command: str) -> subprocess.CompletedProcess:
-    """Run a tool as a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != 'LOCAL_RANK'}
-    return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300
-    )
 
 
 def error_line(stderr: str, tool: str) -> str:
@@ -241,10 +232,8 @@ def test_script_names_corrupt_image_of_worker(monkeypatch, capfd):
 
 def test_script_under_torchrun():
     Path('data/shapes128/annotations/instances_train.json').unlink()
-    done = start(
-        '-m', 'torch.distributed.run', '--nproc_per_node=1', '--master_port=29517',
-        str(ROOT / 'tools/train.py'), 'config.py', '--launcher', 'pytorch',
-    )  # fmt: skip
-    assert done.returncode != 0
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=1')
+    tool = (ROOT / 'tools/train.py', 'config.py', '--launcher', 'pytorch')
+    done = run_python(*torchrun, *tool, code=1)
     assert 'train.py: error: train_dataloader.dataset.ann_file: annotation file' in done.stderr
     assert not Path('work').exists()
