@@ -32,7 +32,7 @@ def check_destination(path: str | Path, overwrite: bool | None = None) -> None:
 
 
 @contextmanager
-def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path, sync: bool = False) -> Iterator[Path]:
     """Write a file beside its destination first, and rename it when it is complete.
 
     Args:
@@ -58,7 +58,7 @@ def written_whole(path: str | Path, sync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def only_writer(folder: str | Path) -> Iterator[None]:
+def exclusive_lock(folder: str | Path) -> Iterator[None]:
     """Be the only process that writes a folder.
 
     Args:
@@ -86,7 +86,7 @@ def write_json(path: str | Path, rows: Sequence[dict] | dict) -> None:
     """Write rows, or one object, to a JSON file, whole or not at all; create its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path, sync=True) as partial:
+    with atomic_write(path, sync=True) as partial:
         partial.write_text(json.dumps(rows, indent=2) + '\n')
 
 

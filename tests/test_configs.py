@@ -20,13 +20,10 @@ from mmsmca.checks.keys import check_keys
 from mmsmca.studies.record import StudyError
 from mmsmca.studies.study import study_configs
 
-# Data sets and recipes that are laid over a detector: a study has them trained.
-OVERLAYS = {'small/digits.py', 'small/stamps.py'}
 CONFIGS = sorted(
-    name
+    path.relative_to(ROOT / 'configs').as_posix()
     for path in (ROOT / 'configs').rglob('*.py')
     if not {'_base_', 'studies'} & set(path.parts)
-    and (name := path.relative_to(ROOT / 'configs').as_posix()) not in OVERLAYS
 )
 STUDIES = (
     'encoder_shapes',

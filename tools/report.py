@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mmsmca.errors import command
-from mmsmca.files import written_whole
+from mmsmca.files import atomic_write
 from mmsmca.studies.record import StudyError
 from mmsmca.studies.report.costs import add_costs
 from mmsmca.studies.report.figures import write_figures
@@ -65,7 +65,7 @@ def write_report(report: Report, aps: list[float] | None, out: Path) -> None:
         ('csv', csv_text(report, found)),
         ('json', json_text(report, found)),
     ):
-        with written_whole(out / f'report.{suffix}') as partial:
+        with atomic_write(out / f'report.{suffix}') as partial:
             partial.write_text(content)
     print(text)
     print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(figures)} (and .svg)')

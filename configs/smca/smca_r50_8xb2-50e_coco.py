@@ -1,6 +1,6 @@
-_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/house.py']
+_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/common.py']
 
-globals().update(_base_.house)
+globals().update(_base_.common)
 
 model = dict(
     type='SMCADETR',

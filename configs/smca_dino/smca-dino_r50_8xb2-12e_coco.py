@@ -1,6 +1,6 @@
-_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../_base_/house.py']
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '../_base_/common.py']
 
-globals().update(_base_.house)
+globals().update(_base_.common)
 
 model = dict(
     type='SMCADINO',

@@ -7,6 +7,6 @@ chosen = (
     'stages has 256 channels, as MMDetection allows no fewer, the others have 128.'
 )
 experiments = [
-    dict(experiment, config=[*experiment.config, '../small/digits.py'])
+    dict(experiment, config=[*experiment.config, '../small/_base_/digits.py'])
     for experiment in _base_.experiments
 ]

@@ -16,7 +16,7 @@ chosen = (
 )
 experiments = [
     *(
-        dict(_experiments[name], config=[*_experiments[name].config, '../small/stamps.py'])
+        dict(_experiments[name], config=[*_experiments[name].config, '../small/_base_/stamps.py'])
         for name in (
             'smca-dino',
             'dino-qfl',
@@ -30,7 +30,7 @@ experiments = [
     *(
         dict(
             name=name,
-            config=[f'../small/{name}_r18w16_1xb4-3ki_shapes192.py', '../small/stamps.py'],
+            config=[f'../small/{name}_r18w16_1xb4-3ki_shapes192.py', '../small/_base_/stamps.py'],
             cfg_options=_single_scale,
         )
         for name in ('smca', 'dab-detr', 'conditional-detr')

@@ -11,7 +11,7 @@ chosen = (
 experiments = [
     dict(
         experiment,
-        config=[experiment.config, '../small/stamps.py'],
+        config=[experiment.config, '../small/_base_/stamps.py'],
         cfg_options={
             **experiment.cfg_options,
             'model.backbone.out_indices': [1],

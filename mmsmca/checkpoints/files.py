@@ -13,7 +13,7 @@ from torch import Tensor
 from mmsmca import files
 from mmsmca.checkpoints import safe_globals
 from mmsmca.errors import ConfigError
-from mmsmca.files import written_whole
+from mmsmca.files import atomic_write
 from mmsmca.version import __version__
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -133,7 +133,7 @@ def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_
     path = Path(path)
     check_destination(path)
     try:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             if path.suffix == '.safetensors':
                 # The format does not support tensors that share memory.
                 tensors = {name: tensor.clone().contiguous() for name, tensor in state_dict.items()}

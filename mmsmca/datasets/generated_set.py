@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from mmsmca.errors import DataError, UserError, few
-from mmsmca.files import PARTIAL, only_writer
+from mmsmca.files import PARTIAL, exclusive_lock
 
 # All choices are made on tune; val is for reported results.
 SPLITS = ('train', 'val', 'tune')
@@ -187,7 +187,7 @@ class GeneratedSet(ABC):
             return False
         unfinished = out_dir.with_name(out_dir.name + PARTIAL)
         unfinished.mkdir(parents=True, exist_ok=True)
-        with only_writer(unfinished):
+        with exclusive_lock(unfinished):
             if _is_made(out_dir, manifest):  # By a process that has just ended.
                 unfinished.rmdir()
                 return False

@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxscript import opset18
 from torch.export import ExportedProgram
 
-from mmsmca.files import written_whole
+from mmsmca.files import atomic_write
 
 from .program import FAST_MODULES, INPUTS, OUTPUTS
 from .runtimes import Detect, pad, start_onnxruntime
@@ -143,5 +143,5 @@ def fast_precision() -> str:
 
 def save(proto: onnx.ModelProto, path: str | Path) -> None:
     """Write a graph, whole or not at all; an existing file is replaced."""
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         onnx.save(proto, partial)

@@ -91,7 +91,7 @@ def test_boxes_are_tight_apart_and_inside_the_image():
 
 def test_config_reads_the_set(small_set):
     cfg = load_config('small/detr_r18w16_1xb4-3ki_shapes192.py')
-    cfg.merge_from_dict(Config.fromfile(ROOT / 'configs/small/digits.py').to_dict())
+    cfg.merge_from_dict(Config.fromfile(ROOT / 'configs/small/_base_/digits.py').to_dict())
     cfg.train_dataloader.dataset.data_root = str(small_set)
     init_default_scope('mmdet')
     dataset = DATASETS.build(cfg.train_dataloader.dataset)

@@ -47,7 +47,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from mmsmca.denormals import flush_denormals  # noqa: E402
 from mmsmca.engine.hooks.compile_hook import PARTS  # noqa: E402
 from mmsmca.errors import command  # noqa: E402
-from mmsmca.files import written_whole  # noqa: E402
+from mmsmca.files import atomic_write  # noqa: E402
 
 # Precisions in the order of their importance for training.
 DTYPES = ['bfloat16', 'tf32', 'float16', 'float32']
@@ -340,7 +340,7 @@ def main() -> int:
     settings['operators'] = has_operators()
 
     def write_page(rows: list[dict]) -> None:
-        with written_whole(args.out / 'gpu.md') as partial:
+        with atomic_write(args.out / 'gpu.md') as partial:
             partial.write_text(benchmarks.page('On this GPU', SECTIONS, rows, settings))
 
     planned = parts(args.device, args.small, args.backend)

@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmsmca.errors import ConfigError
-from mmsmca.files import written_whole
+from mmsmca.files import atomic_write
 
 
 @register_backend('AtomicBackend')
@@ -31,7 +31,7 @@ class AtomicBackend(LocalBackend):
             filepath: Destination, replaced if it exists; parents are created.
         """
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(filepath, sync=True) as partial, open(partial, 'wb') as file:
+        with atomic_write(filepath, sync=True) as partial, open(partial, 'wb') as file:
             file.write(obj)
 
     def remove(self, filepath: str | Path) -> None:

@@ -1,10 +1,10 @@
 """What this package adds to every recipe: faster steps, a faster metric, complete checkpoints.
 
 MMEngine rejects two base files with the same key, and MMDetection's configs have these keys. So
-they are under one name here, which configs merge by ``globals().update(_base_.house)``.
+they are under one name here, which configs merge by ``globals().update(_base_.common)``.
 """
 
-house = dict(
+common = dict(
     custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
     # One optimizer call for all weights with the same settings.
     optim_wrapper=dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True)),
