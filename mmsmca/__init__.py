@@ -12,7 +12,7 @@ import_quietly()
 
 from . import models  # noqa: E402, F401
 from .checkpoints import safe_globals  # noqa: E402
-from .engine import coco_metric, flops, fsdp, grouped_optim_constructor, hooks  # noqa: E402, F401
+from .engine import coco_metric, flops, grouped_optim_constructor, hooks  # noqa: E402, F401
 
 safe_globals.register()
 flops.register()

@@ -114,8 +114,7 @@ def test_trains_one_step_and_infers(name):
         cfg.model.num_queries = min(cfg.model.num_queries, MAX_CHOSEN_QUERIES)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    # FSDP's wrapper needs its strategy; the optimiser is the config's.
-    optim_wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
 
     sizes = TWO_STAGE_SIZES if getattr(model, 'as_two_stage', False) else SIZES
     batch = small_batch(model.bbox_head.num_classes, sizes)

@@ -1,4 +1,4 @@
-"""What this package adds to every recipe: faster steps, a faster metric, complete checkpoints.
+"""What this package adds to every recipe: one optimizer call, a faster metric, whole checkpoints.
 
 MMEngine rejects two base files with the same key, and MMDetection's configs have these keys. So
 they are under one name here, which configs merge by ``globals().update(_base_.common)``.
@@ -8,8 +8,6 @@ common = dict(
     custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
     # One optimizer call for all weights with the same settings.
     optim_wrapper=dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True)),
-    # Faster steps without an accelerator.
-    custom_hooks=[dict(type='CPUSpeedHook')],
     # Uses faster-coco-eval if it is installed, with the same results as pycocotools.
     val_evaluator=dict(type='FastestCocoMetric'),
     test_evaluator=dict(type='FastestCocoMetric'),

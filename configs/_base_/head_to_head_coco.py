@@ -47,6 +47,5 @@ train_cfg = dict(max_epochs=num_epochs)
 param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=num_epochs, by_epoch=True, milestones=[40], gamma=0.1)
 ]
-custom_hooks = [dict(type='CPUSpeedHook')]
 # 8 GPUs with 2 images each.
 auto_scale_lr = dict(base_batch_size=16)

@@ -21,16 +21,11 @@ import torch
 from mmdet import registry as registries
 from mmdet.datasets import BaseDetDataset
 from mmdet.models.detectors.base_detr import DetectionTransformer
-from mmengine._strategy import BaseStrategy, DDPStrategy, FSDPStrategy
-from mmengine._strategy.fsdp import FSDP_CONFIGS
+from mmengine._strategy import BaseStrategy, DDPStrategy
 from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import (
-    BaseModel,
-    MMDistributedDataParallel,
-    MMFullyShardedDataParallel,
-)
+from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import (
     BaseOptimWrapper,
     DefaultOptimWrapperConstructor,
@@ -43,14 +38,10 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.distributed import init_process_group
 from torch.utils.data import DataLoader
 
-from mmsmca.engine.hooks import CompileHook
 from mmsmca.errors import ConfigError, few, one_line
 
 # Functions to which a constructor passes its other keyword arguments.
-READERS: dict[type, Callable] = {
-    CheckpointHook: Runner.save_checkpoint,
-    CompileHook: torch.compile,
-}
+READERS: dict[type, Callable] = {CheckpointHook: Runner.save_checkpoint}
 # Valid keys besides the constructor's arguments, by base class.
 BESIDE: dict[type, set[str]] = {
     Hook: {'priority'},
@@ -66,7 +57,7 @@ SECTIONS = [
     registry
     for name, registry in vars(registries).items()
     if isinstance(registry, Registry) and name != 'MODELS'
-] + [STRATEGIES, FUNCTIONS, FSDP_CONFIGS]
+] + [STRATEGIES, FUNCTIONS]
 # Dicts without a type: functions that take their keys as arguments, and other valid keys.
 SETTINGS: dict[str, tuple[Callable | str, ...]] = {
     'env_cfg': (BaseStrategy._setup_env,),
@@ -79,10 +70,7 @@ SETTINGS: dict[str, tuple[Callable | str, ...]] = {
 # Arguments of these functions that do not come from the dict.
 ELSEWHERE = {'self', 'launcher', 'randomness', 'distributed'}
 # Default model wrappers of the strategies.
-MODEL_WRAPPERS: dict[Callable, type] = {
-    DDPStrategy: MMDistributedDataParallel,
-    FSDPStrategy: MMFullyShardedDataParallel,
-}
+MODEL_WRAPPERS: dict[Callable, type] = {DDPStrategy: MMDistributedDataParallel}
 # Top-level keys that only some runners read.
 OF_SOME_RUNNERS = (
     'strategy', 'model_wrapper_cfg', 'sync_bn', 'find_unused_parameters',
@@ -258,9 +246,6 @@ def _check_runner(cfg: Config) -> None:
         found = _classes(strategy.type, 'strategy.type')
         wrapper = next((MODEL_WRAPPERS[cls] for cls in found if cls in MODEL_WRAPPERS), None)
         _check_types(strategy.get('model_wrapper'), 'strategy.model_wrapper', wrapper)
-        saved = strategy.get('state_dict_cfg')
-        if isinstance(saved, dict):
-            _check_names('strategy.state_dict_cfg', saved, mentioned(found))
     _check_types(cfg.get('model_wrapper_cfg'), 'model_wrapper_cfg', MMDistributedDataParallel)
     level = cfg.get('log_level', 'INFO')
     number = logging.getLevelName(level) if isinstance(level, str) else level

@@ -32,7 +32,6 @@ class BFloat16OptimWrapper(OptimWrapper):
     Args:
         dtype: Precision of the matrix products; only ``bfloat16``, the default.
         loss_scale: Ignored; accepted for configs of ``AmpOptimWrapper``.
-        use_fsdp: Ignored; in ``AmpOptimWrapper`` it selects a loss scaler.
         kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
@@ -43,7 +42,6 @@ class BFloat16OptimWrapper(OptimWrapper):
         self,
         dtype: str | None = None,
         loss_scale: str | float | dict = 'dynamic',
-        use_fsdp: bool = False,
         **kwargs,
     ) -> None:
         if dtype not in (None, 'bfloat16', torch.bfloat16):
@@ -84,11 +82,6 @@ def support(cfg: Config, launcher: str) -> None:
         )
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
-    cfg.merge_from_dict(_wrapper_options(cfg))
-
-
-def _wrapper_options(cfg: Config) -> dict:
-    """Options that make the model wrapper leave the model on the CPU."""
     if 'runner_type' not in cfg:
         # What MMEngine's runner passes if there is no model_wrapper_cfg.
         default = dict(
@@ -96,7 +89,4 @@ def _wrapper_options(cfg: Config) -> dict:
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
         wrapper = cfg.get('model_wrapper_cfg') or default
-        return {'model_wrapper_cfg': dict(wrapper, device_ids=None)}
-    if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
-        return {'strategy.model_wrapper.device_id': 'cpu'}
-    return {}
+        cfg.merge_from_dict({'model_wrapper_cfg': dict(wrapper, device_ids=None)})

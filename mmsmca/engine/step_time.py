@@ -13,7 +13,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from .hooks.cpu_speed_hook import speed_up
 from .quiet import quiet
 
 
@@ -29,8 +28,7 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
     """Train a config's model on its data for some steps, and discard it.
 
     Args:
-        cfg: The config. The ``init_cfg`` of its model is applied. Of its hooks, only
-            :class:`.CPUSpeedHook` is, as it affects the time of a step.
+        cfg: The config. The ``init_cfg`` of its model is applied, its hooks are not.
         loader: Data loader of the config, see :func:`train_loader`.
         timed: Number of steps that are timed.
         warm_up: Number of steps before them. Defaults to 1.
@@ -43,8 +41,6 @@ def step_seconds(cfg: Config, loader: DataLoader, timed: int, warm_up: int = 1) 
         model.init_weights()
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     model.to(get_device()).train()
-    if any(hook.get('type') == 'CPUSpeedHook' for hook in cfg.get('custom_hooks') or []):
-        speed_up(model)
     batches = chain.from_iterable(repeat(loader))
     seconds = []
     for step in range(-warm_up, timed):

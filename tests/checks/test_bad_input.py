@@ -252,7 +252,7 @@ VALUES = {
     'strategy without a type': (
         {'runner_type': 'FlexibleRunner', 'strategy': dict(sync_bn='torch')},
         'train',
-        ['strategy has no type', 'FSDPStrategy'],
+        ['strategy has no type', 'DDPStrategy'],
     ),
     'classes in capitals': (
         {'train_dataloader.dataset.metainfo': dict(CLASSES=('disc',))},
@@ -320,33 +320,6 @@ def test_value_of_a_config(case: str, cfg: Config, tmp_path: Path):
 @pytest.mark.parametrize('key', MISSPELT, ids=lambda case: case[0])
 def test_key_that_nothing_reads(key: tuple, cfg: Config, tmp_path: Path):
     place, value, meant = key
-    cfg.merge_from_dict({place: value})
-    message = refusal(ConfigError, cfg, ('train', 'val'), tmp_path)
-    assert_names(message, place.split('.')[-1], f'did you mean {meant}?')
-
-
-# Keys of a strategy that nothing reads: (key, value, the name that was meant)
-STRATEGY = [
-    ('strategy.type', 'FSDPStrateg', 'FSDPStrategy'),
-    ('strategy.model_wraper', {}, 'model_wrapper'),
-    ('strategy.model_wrapper.sharding_strateg', 'NO_SHARD', 'sharding_strategy'),
-    ('strategy.model_wrapper.auto_wrap_policy.min_num_param', 10, 'min_num_params'),
-    ('strategy.state_dict_cfg.state_dict_typ', 'FULL_STATE_DICT', 'state_dict_type'),
-    ('strategy.state_dict_cfg.state_dict_config.rank0_ony', True, 'rank0_only'),
-    ('optim_wrapper.clip_gradd', dict(max_norm=1), 'clip_grad'),
-    ('optim_wrapper.optimizer.weight_decy', 0.1, 'weight_decay'),
-]
-
-
-@pytest.mark.parametrize('case', [None, *STRATEGY], ids=lambda case: case and case[0])
-def test_key_of_a_strategy_that_nothing_reads(case: tuple | None, cfg: Config, tmp_path: Path):
-    fsdp = load_config('smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py')
-    cfg.update(runner_type=fsdp.runner_type, strategy=fsdp.strategy)
-    cfg.optim_wrapper.type = fsdp.optim_wrapper.type
-    if case is None:
-        check_config(cfg, ('train', 'val'))
-        return
-    place, value, meant = case
     cfg.merge_from_dict({place: value})
     message = refusal(ConfigError, cfg, ('train', 'val'), tmp_path)
     assert_names(message, place.split('.')[-1], f'did you mean {meant}?')

@@ -13,12 +13,10 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from scripts import run_python
 from torch import distributed
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from utils import ROOT, build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.cpu import LauncherError, support
-from mmsmca.engine.fsdp import FSDPOptimWrapper
 
 # ResNet-18 in place of ResNet-50; its batch norm is frozen, as in every config for COCO.
 C5 = dict(backbone=dict(depth=18), neck=dict(in_channels=[512]))
@@ -132,36 +130,6 @@ def gradients_worker(rank, world_size, folder):
         results['denoising'] = loss_and_gradients(model, images[own], samples[own])
     if rank == 0:
         torch.save(results, folder / 'gradients.pth')
-    distributed.destroy_process_group()
-
-
-def line_and_data():
-    torch.manual_seed(0)
-    return torch.nn.Linear(5, 4), torch.randn(4, 3, 5)
-
-
-def fsdp_worker(rank, world_size, folder, kind):
-    """One of four processes; writes the norm by which FSDPOptimWrapper clips."""
-    join(rank, world_size, folder)
-    # Hybrid: two groups to shard over, each with what the other has.
-    groups = None
-    if kind == 'HYBRID_SHARD':
-        shard = [distributed.new_group(ranks) for ranks in ([0, 1], [2, 3])][rank // 2]
-        groups = shard, [distributed.new_group(ranks) for ranks in ([0, 2], [1, 3])][rank % 2]
-    model, data = line_and_data()
-    model = FullyShardedDataParallel(
-        model,
-        process_group=groups,
-        sharding_strategy=ShardingStrategy[kind],
-        device_id=torch.device('cpu'),
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    wrapper = FSDPOptimWrapper(optimizer=optimizer, clip_grad=dict(max_norm=0.1))
-    with wrapper.optim_context(model):
-        loss = model(data[rank]).square().mean()
-    wrapper.update_params(loss)
-    norm = wrapper.message_hub.get_scalar('train/grad_norm').current()
-    (folder / str(rank)).write_text(str(float(norm)))
     distributed.destroy_process_group()
 
 
@@ -348,39 +316,6 @@ def test_mim_trains_and_evaluates_on_two_processes(of_one, folder):
             torch.testing.assert_close(
                 one['pred_instances'][key], two['pred_instances'][key], rtol=1e-3, atol=1e-3
             )
-
-
-@pytest.mark.slow
-def test_fsdp_takes_the_steps_of_one_process(of_one, folder):
-    start, weights_of_one = of_one
-    fsdp = load_config('smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py')
-    cfg = shapes_config(folder, batch_size=2)
-    cfg.runner_type, cfg.strategy = fsdp.runner_type, fsdp.strategy
-    cfg.optim_wrapper.type = fsdp.optim_wrapper.type
-    assert cfg.optim_wrapper.clip_grad == fsdp.optim_wrapper.clip_grad
-    # In the proportion of the models: encoder and decoder are wrapped.
-    cfg.strategy.model_wrapper.auto_wrap_policy.min_num_params = 300_000
-    config = write_config(folder, 'fsdp', cfg)
-    options = ('--launcher', 'pytorch', '--work-dir', folder / 'fsdp')
-    run_python(ROOT / 'tools/train.py', config, *options, processes=2)
-    assert_same_step(start, weights_of_one, weights(folder / 'fsdp/epoch_1.pth'))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['FULL_SHARD', 'NO_SHARD', 'HYBRID_SHARD'])
-def test_fsdp_clips_by_the_norm_of_one_process(kind, tmp_path):
-    model, data = line_and_data()
-    model(data.flatten(0, 1)).square().mean().backward()
-    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
-    in_processes(4, fsdp_worker, tmp_path, kind)
-    found = [float((tmp_path / str(i)).read_text()) for i in range(4)]
-    assert found == pytest.approx([norm] * 4, rel=1e-5)
-
-
-def test_fsdp_refuses_another_kind_of_clipping():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(ValueError, match='clip_grad=.*clips by a norm'):
-        FSDPOptimWrapper(optimizer=optimizer, clip_grad=dict(clip_value=1.0))
 
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])

@@ -48,7 +48,6 @@ CONFIGS = {
     'smca/ablation/detr_r50_focal-loss_8xb2-50e_coco.py': 41_534_998
     - 6 * (2 * 256 + 2 * 16 * 257)
     - 257 * (2 * 256 + 2),
-    'smca/strategy/smca_r50_fsdp_8xb2-50e_coco.py': 41_534_998,
     'smca/smca-multi-scale_r50_8xb1-50e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r50_refined_8xb1-50e_coco.py': MULTI_SCALE,
     'smca/smca-multi-scale_r50_8xb1-108e_coco.py': MULTI_SCALE,

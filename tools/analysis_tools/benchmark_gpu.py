@@ -32,12 +32,10 @@ import mmsmca  # noqa: E402, F401 - first: it keeps MMDetection's import quiet
 # isort: split
 import attention_error  # noqa: E402
 import benchmark_attention  # noqa: E402
-import benchmark_compile  # noqa: E402
 import benchmarks  # noqa: E402
 import numerics  # noqa: E402
 import torch  # noqa: E402
 from benchmark_attention import measure_attention  # noqa: E402
-from benchmark_compile import measure_compiled  # noqa: E402
 from benchmarks import Part, Section  # noqa: E402
 from cases import MODES, Detector, Setting, has_operators  # noqa: E402
 from co_attention import IMPLEMENTATIONS, CoAttention  # noqa: E402
@@ -45,7 +43,6 @@ from measure import measure  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from mmsmca.denormals import flush_denormals  # noqa: E402
-from mmsmca.engine.hooks.compile_hook import PARTS  # noqa: E402
 from mmsmca.errors import command  # noqa: E402
 from mmsmca.files import atomic_write  # noqa: E402
 
@@ -154,11 +151,6 @@ SECTIONS = {
         'Largest batch',
         'Largest number of images, as a power of two, that fits in memory.',
         {'name': 'detector', **{f'{mode}_batch': title for mode, title in MODES.items()}},
-    ),
-    'compile': Section(
-        'torch.compile',
-        '`CompileHook`: backbone with neck, encoder, and decoder. The first call compiles.',
-        benchmark_compile.COLUMNS,
     ),
     'training': Section(
         'Training in mixed precision',
@@ -284,10 +276,6 @@ def parts(device: str, small: bool, backend: str) -> list[Part]:
             add('attention', f'{name}, {dtype}', measure_attention, *every_way)
     for name, detector in {**pairs[0], **pairs[1]}.items():
         add('batch', name, measure_largest_batch, name, detector, on('bfloat16'), most)
-    for name in ('SMCA-DINO', 'SMCA'):
-        for dtype in trained[:2]:
-            compiled = replace(own[name], backend=backend), on(dtype), rounds, PARTS
-            add('compile', f'{name}, {dtype}', measure_compiled, *compiled)
     for name in ('SMCA-DINO', 'SMCA'):
         for dtype in trained:
             add('training', f'{name}, {dtype}', numerics.training, own[name], on(dtype), steps)

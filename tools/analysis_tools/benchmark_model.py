@@ -24,7 +24,6 @@ from mmengine.config import DictAction
 
 from mmsmca.denormals import flush_denormals
 from mmsmca.engine.flops import complexity
-from mmsmca.engine.hooks.cpu_speed_hook import keep_freed_memory
 from mmsmca.errors import command
 from mmsmca.files import write_json
 from mmsmca.visualization.panels import save_figure
@@ -159,8 +158,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = benchmarks.settings(args, 'configs', 'plot')
     settings['first'] = args.configs[0]
-    # For all detectors: otherwise, a config of ours would set it for those measured after it.
-    settings['freed_memory_kept'] = keep_freed_memory()
     kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
     setting = Setting(args.batch, args.dtype, args.device, args.threads)
     print(', '.join(f'{key} {value}' for key, value in settings.items()))

@@ -4,13 +4,12 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mmcv.ops.multi_scale_deform_attn as deformable_attention
 import other_attention
 import torch
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from mmsmca.denormals import flush_denormals
 from mmsmca.engine.cpu import BFloat16OptimWrapper
-from mmsmca.engine.hooks.compile_hook import CompileHook
 from mmsmca.engine.quiet import quiet
 
 _PYTORCH_CODE = deformable_attention.multi_scale_deformable_attn_pytorch
@@ -88,8 +86,7 @@ class Detector:
         shape: Height and width of the images, in pixels.
         queries: Replacement for the config's ``model.num_queries``, or None.
         cfg_options: Config overrides by dotted key.
-        compiled: Parts that ``CompileHook`` compiles.
-        backend: Backend of ``torch.compile``, also for FlexAttention.
+        backend: Backend of ``torch.compile``, for FlexAttention.
         deformable: Implementation of deformable attention on a GPU: ``operator`` is mmcv's, which
             leaves bfloat16 to PyTorch code; ``float32`` runs the operator in float32 in that case;
             ``pytorch`` always runs the PyTorch code, as if mmcv had no operators.
@@ -100,7 +97,6 @@ class Detector:
     shape: tuple[int, int] = (800, 1333)
     queries: int | None = None
     cfg_options: dict = field(default_factory=dict)
-    compiled: tuple[str, ...] = ()
     backend: str = 'inductor'
     deformable: str = 'operator'
     optional: bool = False
@@ -130,13 +126,6 @@ class Detector:
             model = MODELS.build(cfg.model).to(setting.device)
             # Weights that training starts from; others may give denormal gradients, which are slow.
             model.init_weights()
-        for hook in cfg.get('custom_hooks', []):
-            # Hooks that change the model do so here.
-            HOOKS.build(hook).before_run(SimpleNamespace(model=model))
-        if self.compiled:
-            torch._dynamo.reset()  # Discards code compiled for earlier measurements.
-            hook = CompileHook(self.compiled, backend=self.backend)
-            hook.before_run(SimpleNamespace(model=model))
         with quiet(logging.WARNING):
             optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         height, width = self.shape

@@ -53,11 +53,6 @@ class CoAttention:
     @property
     def optional(self) -> bool:
         """Whether it may be unavailable: not every PyTorch and device has FlexAttention."""
-        return self.compiled
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the first call compiles."""
         return self.implementation == 'flex'
 
     @property

@@ -18,7 +18,6 @@ from cases import MODES, Detector, Setting
 from co_attention import CoAttention
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.benchmark import timer
 
 from mmsmca.engine.timing import interleaved_times, paired_ratio, paired_spread
 
@@ -38,8 +37,8 @@ def measure(
     """Measure subjects in turns.
 
     Memory includes the parameters and optimizer of a detector, but not the inputs of a
-    co-attention. On a CPU it is measured in a separate process, but not for compiled subjects,
-    because the compiler would be counted.
+    co-attention. On a CPU it is measured in a separate process, but not for FlexAttention, whose
+    compiler would be counted.
 
     Args:
         subjects: Subjects by name.
@@ -53,9 +52,9 @@ def measure(
 
     Returns:
         A row per subject: its ``name`` and ``outcome``; for every mode (here ``train``) the median
-        ``train_ms``, the peak ``train_mib`` (None if memory did not suffice), the first call
-        ``train_first_s``, and ``train_images_per_s``; for every reference ``train_time_vs_...``,
-        the median over the rounds of the ratio within a round, ``train_quartiles_vs_...`` and
+        ``train_ms``, the peak ``train_mib`` (None if memory did not suffice), and
+        ``train_images_per_s``; for every reference ``train_time_vs_...``, the median over the
+        rounds of the ratio within a round, ``train_quartiles_vs_...`` and
         ``train_memory_vs_...``; ``train_operations``, see :class:`OperationSpy`; and ``kernel``,
         the fused attention kernel that ran last in training. What could not be measured is missing.
     """
@@ -67,7 +66,7 @@ def measure(
             before = (known or {}).get(name, {})
             row.update({k: x for k, x in before.items() if k.endswith('_mib')})
             on_cpu = setting.device == 'cpu' and memory_limit is not None
-            if on_cpu and not subject.compiled:
+            if on_cpu and not subject.optional:
                 for mode in modes:
                     if f'{mode}_mib' not in row:
                         row[f'{mode}_mib'] = in_fresh_process(
@@ -114,12 +113,9 @@ def _start(
         if on_gpu:
             give_memory_back()
             torch.cuda.reset_peak_memory_stats()
-        start = timer()
-        # Neither torch.compile nor FlexAttention, which is optional, works under a dispatch mode.
-        unspied = subject.compiled or subject.optional
-        with nullcontext() if unspied else OperationSpy() as spy:
+        # FlexAttention, which is optional, does not work under a dispatch mode.
+        with nullcontext() if subject.optional else OperationSpy() as spy:
             call()
-        row[f'{mode}_first_s'] = timer() - start
         if spy is not None:
             row[f'{mode}_operations'] = spy.operations
             if isinstance(subject, CoAttention):

@@ -147,6 +147,5 @@ recipe = dict(
         logger=dict(interval=50),
     ),
     log_processor=dict(by_epoch=False),
-    custom_hooks=[dict(type='CPUSpeedHook')],
     randomness=dict(seed=0),
 )

@@ -208,27 +208,8 @@ def test_model_tool_without_configs_measures_what_there_is():
     assert types['DETR'] == 'DETR' and types['DINO'] == 'DINO'
 
 
-@pytest.mark.slow
-def test_compile_tool(tmp_path: Path, tiny: Path, one_process, run_tool, capsys):
-    """Both modes, all parts together and each by itself; kept when called again."""
-    arguments = [
-        'benchmark_compile', tiny, '--shape', 64, 96, '--rounds', 1, '--backend', 'eager',
-        '--json', tmp_path / 'compile.json',
-    ]  # fmt: skip
-    assert run_tool(*arguments) == 0, capsys.readouterr().err
-    rows = json.loads((tmp_path / 'compile.json').read_text())
-    assert [row['name'] for row in rows] == ['as it is', 'compiled'] * 4
-    for row in rows:
-        assert row['outcome'] == 'measured'
-        assert min(row['train_ms'], row['test_ms'], row['train_time_vs_as it is']) > 0
-    capsys.readouterr()
-    assert run_tool(*arguments) == 0
-    assert capsys.readouterr().out.count('measured before') == 4
-
-
-@pytest.mark.parametrize('tool', ['benchmark_model', 'benchmark_compile'])
-def test_missing_configs_are_named(tool: str, run_tool, capsys):
+def test_missing_configs_are_named(run_tool, capsys):
     with pytest.raises(SystemExit):
-        run_tool(tool, 'configs/gone.py')
+        run_tool('benchmark_model', 'configs/gone.py')
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith('error: config configs/gone.py does not exist')
