@@ -10,21 +10,15 @@ from pathlib import Path
 import mmcv
 
 from mmsmca.errors import command
-from mmsmca.visualization.figures import (
-    detections_image,
-    layers_figure,
-    query_figure,
-    summary_figure,
-)
-from mmsmca.visualization.inspection import check_spatial_prior, inspect_image, load_detector
+from mmsmca.visualization.figures import detections_image, query_figure, summary_figure
+from mmsmca.visualization.inspection import inspect_image, load_detector
 from mmsmca.visualization.panels import save_figure
 
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Draw what the command line asks for and return the files."""
-    model, pipeline = load_detector(args.config, args.checkpoint, args.device)
-    check_spatial_prior(model)
-    inspection = inspect_image(model, pipeline, args.image)
+    model = load_detector(args.config, args.checkpoint, args.device)
+    inspection = inspect_image(model, model.cfg, args.image, model.dataset_meta['classes'])
     queries = args.queries or inspection.best_queries(args.best)
     detections = detections_image(inspection, queries, args.layer)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -33,7 +27,6 @@ def draw(args: argparse.Namespace) -> list[Path]:
     files += save_figure(summary_figure(inspection, queries, args.layer), args.out / 'summary')
     for row, query in enumerate(queries, start=1):
         files += save_figure(query_figure(inspection, query, args.layer), args.out / f'row_{row}')
-        files += save_figure(layers_figure(inspection, query), args.out / f'layers_{row}')
     return files
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .image_frame import ImageFrame, show_image
 from .inspection import Inspection
-from .maps import Gaussians, ModulatedMaps
+from .maps import CoAttentionMaps, Gaussians
 from .panels import BLUE, RED, WIDTH, attention_norm, color_bar, draw_box, draw_legend, new_figure
 
 GAUSSIAN = Normalize(0, 1)
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     """Content of one row of a figure: a query in a decoder layer, and the box it predicts there."""
 
     label: str
-    maps: ModulatedMaps
+    maps: CoAttentionMaps
     frame: ImageFrame
     box: Tensor
     densities: list[np.ndarray]  # Attention without and with the prior, see ImageFrame.
@@ -45,18 +45,12 @@ def summary_figure(inspection: Inspection, queries: Sequence[int], layer: int) -
         The figure.
     """
     rows = [_row(inspection, query, layer, _found(inspection, query, '\n')) for query in queries]
+    figure = new_figure(_panel_height(rows) * len(rows) + 1.5)
     number = layer % len(inspection.layers)
-    return _rows_figure(rows, f'Where the queries look, decoder layer {number}')
-
-
-def layers_figure(inspection: Inspection, query: int) -> Figure:
-    """Draw one row per decoder layer: a query's box and Gaussians, then the means over its heads.
-
-    Arguments and result are those of :func:`summary_figure`, for one query in all layers.
-    """
-    layers = range(len(inspection.layers))
-    rows = [_row(inspection, query, layer, f'layer {layer}') for layer in layers]
-    return _rows_figure(rows, f'{_found(inspection, query)}: layer by layer', same_part=True)
+    figure.suptitle(f'Where the queries look, decoder layer {number}', size=11)
+    _draw_rows(figure, rows)
+    _legend(figure, rows[0].maps)
+    return figure
 
 
 def query_figure(inspection: Inspection, query: int, layer: int) -> Figure:
@@ -87,12 +81,12 @@ def detections_image(inspection: Inspection, queries: Sequence[int], layer: int)
     Returns:
         RGB image whose longer side has at least 900 pixels.
     """
-    maps = _modulated(inspection, queries, layer)
+    maps = inspection.maps(queries, layer)
     frame, image = ImageFrame(inspection, maps), inspection.image
     zoom = max(1.0, 900 / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-    visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = inspection.model.dataset_meta
+    visualizer = DetLocalVisualizer(bbox_color='random', text_color='white')
+    visualizer.dataset_meta = dict(classes=inspection.classes)
     found = InstanceData(
         bboxes=inspection.boxes[queries] * zoom,
         labels=inspection.labels[queries],
@@ -117,14 +111,8 @@ def detections_image(inspection: Inspection, queries: Sequence[int], layer: int)
     return visualizer.get_image()
 
 
-def _modulated(inspection: Inspection, queries: Sequence[int], layer: int) -> ModulatedMaps:
-    maps = inspection.maps(queries, layer)
-    assert isinstance(maps, ModulatedMaps)
-    return maps
-
-
 def _row(inspection: Inspection, query: int, layer: int, label: str = '') -> Row:
-    maps = _modulated(inspection, [query], layer)
+    maps = inspection.maps([query], layer)
     frame = ImageFrame(inspection, maps)
     densities = [
         frame.density(maps.head_means(weights)) for weights in (maps.unmodulated, maps.weights)
@@ -133,7 +121,7 @@ def _row(inspection: Inspection, query: int, layer: int, label: str = '') -> Row
 
 
 def _found(inspection: Inspection, query: int, separator: str = ', ') -> str:
-    name = inspection.model.dataset_meta['classes'][inspection.labels[query]]
+    name = inspection.classes[inspection.labels[query]]
     return f'query {query}{separator}{name} {inspection.scores[query]:.2f}'
 
 
@@ -146,23 +134,14 @@ def _panel_height(rows: Sequence[Row]) -> float:
     return WIDTH / _num_columns(rows) * rows[0].frame.aspect + 0.1
 
 
-def _rows_figure(rows: Sequence[Row], title: str, same_part: bool = False) -> Figure:
-    figure = new_figure(_panel_height(rows) * len(rows) + 1.5)
-    figure.suptitle(title, size=11)
-    _draw_rows(figure, rows, same_part)
-    _legend(figure, rows[0].maps)
-    return figure
-
-
-def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row], same_part: bool = False) -> None:
+def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row]) -> None:
     """Draw rows of panels, with colour scales below."""
     maps, columns = rows[0].maps, _num_columns(rows)
     heights = [_panel_height(rows)] * len(rows) + [0.13]
     panels = figure.subplots(len(rows) + 1, columns, squeeze=False, height_ratios=heights)
     norm = attention_norm([density for row in rows for density in row.densities])
     for number, (axes, row) in enumerate(zip(panels, rows, strict=False)):
-        part = _part(rows if same_part else [row])
-        _draw_row(axes, row, part, norm, titles=number == 0)
+        _draw_row(axes, row, norm, titles=number == 0)
         axes[0].set_ylabel(row.label, fontsize=8)
     for axes in panels[-1]:
         axes.set_axis_off()
@@ -176,12 +155,10 @@ def _draw_rows(figure: Figure | SubFigure, rows: Sequence[Row], same_part: bool 
         color_bar(figure, label, scale, colors, cax=axes, orientation='horizontal')
 
 
-def _draw_row(
-    panels: Sequence[Axes], row: Row, part: np.ndarray, norm: Normalize, titles: bool
-) -> None:
+def _draw_row(panels: Sequence[Axes], row: Row, norm: Normalize, titles: bool) -> None:
     """Draw a row: boxes, centre and Gaussians, then means over heads, then level weights."""
     maps, prior, frame = row.maps, row.maps.prior, row.frame
-    placements = len(prior.peaks)
+    placements, part = len(prior.peaks), _part(row)
     names = ['Gaussians' if prior.boxes is None else 'Gaussians, enlarged']
     if placements > 1:
         names = [f'stride {stride:g}' for stride in maps.strides]
@@ -225,19 +202,17 @@ def outlines(prior: Gaussians, level: int) -> Tensor:
     return prior.peaks[level, :, 0, None] + radii[..., None] * directions
 
 
-def _part(rows: Sequence[Row]) -> np.ndarray:
+def _part(row: Row) -> np.ndarray:
     """Two corners of the part of the image that the Gaussians are drawn over, (2, 2).
 
     This is the whole image, unless priors are tied to boxes and thus as small as the boxes.
     """
-    frame, points = rows[0].frame, []
+    prior, frame = row.maps.prior, row.frame
     size = np.array(frame.image.shape[1::-1])
-    for row in rows:
-        prior = row.maps.prior
-        if prior.boxes is None:
-            return np.stack((0 * size, size))
-        points += [frame.pixels(outlines(prior, 0).flatten(0, 1)), row.box.numpy().reshape(2, 2)]
-        points.append(frame.pixels(prior.boxes[0].reshape(2, 2)))
+    if prior.boxes is None:
+        return np.stack((0 * size, size))
+    points = [frame.pixels(outlines(prior, 0).flatten(0, 1)), row.box.numpy().reshape(2, 2)]
+    points.append(frame.pixels(prior.boxes[0].reshape(2, 2)))
     low, high = (bound(np.concatenate(points), axis=0) for bound in (np.min, np.max))
     # Keep the image's aspect ratio, and stay inside the image.
     sides = size * min(1, 1.1 * float(((high - low) / size).max()))
@@ -259,7 +234,7 @@ def _draw_gaussians(axes: Axes, frame: ImageFrame, prior: Gaussians, level: int)
     axes.plot(*center, 'P', color='white', markersize=6, markeredgecolor='k', markeredgewidth=0.6)
 
 
-def _draw_level_shares(axes: Axes, maps: ModulatedMaps) -> None:
+def _draw_level_shares(axes: Axes, maps: CoAttentionMaps) -> None:
     """Draw each level's share of the output and, for box priors, that by the prior alone."""
     bars = [(maps.level_shares, RED(0.6))]
     if maps.prior.boxes is not None:
@@ -311,7 +286,7 @@ def _draw_heads(figure: SubFigure, row: Row, level: int) -> None:
         color_bar(figure, '', scale, colors, ax=axes, aspect=12 * len(axes))
 
 
-def _numbers(maps: ModulatedMaps, level: int, head: int) -> str:
+def _numbers(maps: CoAttentionMaps, level: int, head: int) -> str:
     """A head's prior on a level, in numbers."""
     share, prior = f'{maps.prior_shares[head, 0, level]:.2f}', maps.prior
     if level >= len(prior.peaks):
@@ -322,7 +297,7 @@ def _numbers(maps: ModulatedMaps, level: int, head: int) -> str:
     return f'{x:+.2f} {y:+.2f}\n{widths[0]:.2f} {widths[1]:.2f}\n{share}'
 
 
-def _legend(figure: Figure | SubFigure, maps: ModulatedMaps) -> None:
+def _legend(figure: Figure | SubFigure, maps: CoAttentionMaps) -> None:
     """Explain the marks."""
     heads = len(maps.weights[0])
     centre = dict(color='white', marker='P', markeredgecolor='k', linestyle='', label='centre')

@@ -31,11 +31,6 @@ class ImageFrame:
         """Height of the image divided by its width."""
         return self.image.shape[0] / self.image.shape[1]
 
-    @property
-    def finest_area(self) -> float:
-        """Area of a cell of the finest level, in square pixels of the image."""
-        return min(self.strides) ** 2 / float(self.scale_factor.prod())
-
     def pixels(self, points: Tensor) -> np.ndarray:
         """Convert pixels of the network's input, (..., 2), to pixels of the image."""
         return points.numpy() / self.scale_factor
@@ -63,24 +58,6 @@ class ImageFrame:
         """Sum of the weights of all levels, per cell of the finest one, (rows, columns)."""
         areas = np.square(self.strides) / min(self.strides) ** 2
         return np.tensordot(1 / areas, self.rasters(maps), axes=1)
-
-    def share_inside(self, maps: Levels, box: Tensor) -> float:
-        """Share of the weights of all levels inside a box, by the covered area of each cell.
-
-        Args:
-            maps: Weights that sum to 1 over all levels, (H_j, W_j) per level.
-            box: (x1, y1, x2, y2) in pixels of the image.
-        """
-        share = 0.0
-        for level, stride in zip(maps, self.strides, strict=True):
-            low, high = (box.numpy().reshape(2, 2) * self.scale_factor) / stride
-            covered = []
-            for axis, cells in enumerate(level.shape[::-1]):
-                place = np.arange(cells) + self.cell_place
-                ends = np.minimum(place + 0.5, high[axis]), np.maximum(place - 0.5, low[axis])
-                covered.append(np.maximum(ends[0] - ends[1], 0))
-            share += float(covered[1] @ level.numpy() @ covered[0])
-        return share
 
     def show_map(
         self, axes: Axes, raster: np.ndarray, colors: ListedColormap, norm: Normalize

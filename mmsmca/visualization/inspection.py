@@ -2,7 +2,7 @@
 
 import inspect
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,27 +13,20 @@ import torch
 from mmcv.transforms import Compose
 from mmdet.apis import init_detector
 from mmdet.models.detectors import DetectionTransformer
-from mmdet.models.layers import DetrTransformerDecoderLayer
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmdet.utils import get_test_pipeline_cfg
-from torch import Tensor, nn
+from mmengine.config import Config
+from torch import nn
 
 from mmsmca.checks import preflight
 from mmsmca.checks.load_image import naming_images
+from mmsmca.engine.unwrap import unwrapped
 from mmsmca.errors import ConfigError, DataError, UserError
 from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
 from mmsmca.models.layers.other_priors import NoPrior
 
-from .maps import (
-    CoAttentionLayer,
-    CoAttentionMaps,
-    Gaussians,
-    layer_gaussians,
-    modulated_maps,
-    of_queries,
-    plain_maps,
-)
+from .maps import CoAttentionMaps, Gaussians, layer_gaussians, layer_maps, of_queries
 
 
 class VisualizationError(UserError):
@@ -51,12 +44,14 @@ class Inspection:
     """One detector's forward pass on one image: what each query found, and where it looked.
 
     Args:
-        model: A detector of the DETR family.
+        model: A detector with a spatial prior.
         calls: Calls that :func:`record` recorded in a forward pass on one image.
         sample: Data sample of the image, for its sizes.
         image: The image itself, RGB, (height, width, 3).
+        classes: Names of the classes. Those that are missing get a number instead.
 
     Attributes:
+        layers: The decoder layers with a spatial prior, in order.
         input_size: Width and height of the network's input, without padding, in pixels.
         scale_factor: Pixels of the network's input per pixel of the image, along x and y.
         scores: Highest class score of every query, (Q,).
@@ -72,14 +67,13 @@ class Inspection:
         calls: dict[nn.Module, Call],
         sample: DetDataSample,
         image: np.ndarray,
+        classes: Sequence[str] = (),
     ) -> None:
-        self.model, self.calls, self.image = model, calls, image
-        self.layers = co_attention_layers(model)
+        self.calls, self.image = calls, image
+        self.layers = modulated_layers(model)
         height, width = sample.img_shape[:2]
         self.input_size = (width, height)
         self.scale_factor = torch.tensor(sample.get('scale_factor', (1.0, 1.0)))
-        self.grid = calls[model.neck].result[-1].shape[-2:]
-        self.padded_size = sample.batch_input_shape[::-1]
         logits, boxes = (output[:, 0].cpu() for output in calls[model.bbox_head].result)
         if model.bbox_head.loss_cls.use_sigmoid:
             scores = logits[-1].sigmoid()
@@ -87,6 +81,8 @@ class Inspection:
             scores = logits[-1].softmax(-1)[:, :-1]
         # As in MMDetection's DETRHead, but for every query.
         self.scores, self.labels = scores.max(-1)
+        numbers = range(len(classes), scores.size(-1))
+        self.classes = [*classes, *(f'class {number}' for number in numbers)]
         size = boxes.new_tensor([width, height] * 2)
         boxes = (bbox_cxcywh_to_xyxy(boxes) * size).clamp(min=size.new_zeros(4), max=size)
         boxes = boxes / self.scale_factor.repeat(2).to(boxes)
@@ -97,14 +93,9 @@ class Inspection:
         """The queries with the highest class scores, best first."""
         return self.scores.topk(min(count, len(self.scores))).indices.tolist()
 
-    def query_nearest(self, box: Tensor) -> tuple[int, float]:
-        """The query whose predicted box overlaps ``box`` (x1, y1, x2, y2) most, and their IoU."""
-        overlaps = bbox_overlaps(self.boxes, box[None].to(self.boxes))[:, 0]
-        return int(overlaps.argmax()), float(overlaps.max())
-
     @torch.no_grad()
     def gaussians(self, layer: int) -> Gaussians:
-        """The spatial prior of all queries in a decoder layer that has one."""
+        """The spatial prior of all queries in a decoder layer."""
         module = self.layers[layer]
         return layer_gaussians(
             module, self.calls[module].arguments, self.calls[module.cross_attn].arguments
@@ -119,8 +110,7 @@ class Inspection:
             layer: Index of the layer; negative ones count from the end. Defaults to the last.
 
         Returns:
-            :class:`.ModulatedMaps` for a layer with a spatial prior, else
-            :class:`.CoAttentionMaps`.
+            The maps.
 
         Raises:
             VisualizationError: If there is no such query or layer.
@@ -138,57 +128,35 @@ class Inspection:
                 f'0 to {num_layers - 1}'
             )
         module = self.layers[layer]
-        if isinstance(module, DetrTransformerDecoderLayer):
-            weights = self.calls[module.cross_attn.attn].result[1][0, :, queries]
-            return plain_maps(weights, self.grid, self.padded_size)
-        return modulated_maps(
+        return layer_maps(
             module,
             of_queries(self.calls[module].arguments, queries),
             of_queries(self.calls[module.cross_attn].arguments, queries),
         )
 
 
-def co_attention_layers(model: nn.Module) -> list[CoAttentionLayer]:
-    """Decoder layers whose co-attention has a weight for every cell, in order.
-
-    These are the layers of SMCA and SMCA-DINO, in any detector, and those of MMDetection's DETR.
+def modulated_layers(model: nn.Module) -> list[ModulatedDecoderLayer]:
+    """Decoder layers with a spatial prior, in order.
 
     Raises:
         ConfigError: If there is none.
     """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, ModulatedDecoderLayer)
-        or isinstance(module, DetrTransformerDecoderLayer)
-        and isinstance(getattr(module.cross_attn, 'attn', None), nn.MultiheadAttention)
-    ]
-    if not layers:
+    layers = [module for module in model.modules() if isinstance(module, ModulatedDecoderLayer)]
+    if all(isinstance(layer.spatial_prior, NoPrior) for layer in layers):
         raise ConfigError(
-            f'{type(model).__name__} has no co-attention over all cells to draw: its decoder has '
-            "neither SMCA's layers (SMCADecoderLayer, SMCADINODecoderLayer) nor DETR's "
-            '(DetrTransformerDecoderLayer).'
+            f'{type(model).__name__} has no spatial prior to draw: its decoder has neither '
+            'SMCADecoderLayer nor an SMCADINODecoderLayer with a prior other than NoPrior. Use the '
+            'config of a detector that has one.'
         )
     return layers
 
 
-def check_spatial_prior(model: nn.Module) -> None:
-    """Raise a ConfigError if the detector has no spatial prior."""
-    layers = [module for module in model.modules() if isinstance(module, ModulatedDecoderLayer)]
-    if all(isinstance(layer.spatial_prior, NoPrior) for layer in layers):
-        raise ConfigError(
-            f'{type(model).__name__} has no spatial prior to draw (no SMCADecoderLayer, nor an '
-            'SMCADINODecoderLayer with a prior other than NoPrior). Use the config of a detector '
-            'that has one; tools/compare_attention.py draws co-attention without a prior.'
-        )
-
-
 @contextmanager
 def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
-    """Record inputs and results of the neck, the co-attention and the head of a detector.
+    """Record inputs and results of the co-attention and the head of a detector.
 
     Args:
-        model: A detector of the DETR family.
+        model: A detector with a spatial prior.
 
     Yields:
         The last call of each module of interest, once a forward pass inside the context has run.
@@ -199,54 +167,49 @@ def record(model: DetectionTransformer) -> Iterator[dict[nn.Module, Call]]:
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         calls[module] = Call(arguments, result)
 
-    def every_head(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return args, dict(kwargs, average_attn_weights=False)
-
     with ExitStack() as stack:
-        modules = [model.neck, model.bbox_head]
-        for layer in co_attention_layers(model):
-            if isinstance(layer, DetrTransformerDecoderLayer):
-                attention = layer.cross_attn.attn
-                modules.append(attention)
-                # PyTorch returns the weights anyway, but by default their mean over the heads.
-                handle = attention.register_forward_pre_hook(every_head, with_kwargs=True)
-                stack.callback(handle.remove)
-            else:
-                modules += [layer, layer.cross_attn]
+        modules = [model.bbox_head]
+        for layer in modulated_layers(model):
+            modules += [layer, layer.cross_attn]
         for module in modules:
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         yield calls
 
 
 def inspect_image(
-    model: DetectionTransformer, pipeline: Callable[[dict], dict], path: str | Path
+    model: nn.Module, cfg: Config, path: str | Path, classes: Sequence[str] = ()
 ) -> Inspection:
     """Run a detector on an image file and record its co-attention.
 
     Args:
-        model: A detector of the DETR family, in evaluation mode.
-        pipeline: Test pipeline of the detector's data set.
+        model: A detector with a spatial prior, in evaluation mode, or a wrapper of one.
+        cfg: Its config, for the test pipeline.
         path: Image file.
+        classes: Names of the classes. Those that are missing get a number instead.
 
     Returns:
         The inspection.
 
     Raises:
+        ConfigError: If the detector has no spatial prior.
         DataError: If the image cannot be read.
     """
     if not Path(path).is_file():
         raise DataError(f'image {path} does not exist')
+    detector = unwrapped(model)
+    with naming_images():
+        pipeline = Compose(get_test_pipeline_cfg(cfg))
     data = pipeline(dict(img_path=str(path), img_id=0))
-    with record(model) as calls, torch.no_grad():
-        samples = model.test_step({key: [value] for key, value in data.items()})
-    image = mmcv.imread(str(path), channel_order='rgb')
-    return Inspection(model, calls, samples[0], image)
+    with record(detector) as calls, torch.no_grad():
+        samples = detector.test_step({key: [value] for key, value in data.items()})
+    ignoring = 'ignore_orientation' in getattr(pipeline.transforms[0], 'color_type', '')
+    flag = 'color_ignore_orientation' if ignoring else 'color'
+    image = mmcv.imread(str(path), flag, channel_order='rgb')
+    return Inspection(detector, calls, samples[0], image, classes)
 
 
-def load_detector(
-    config: str | Path, checkpoint: str | Path, device: str = 'cpu'
-) -> tuple[DetectionTransformer, Compose]:
-    """Build a detector and its test pipeline for inspection.
+def load_detector(config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> nn.Module:
+    """Build a detector for inspection.
 
     Args:
         config: Config file.
@@ -254,7 +217,8 @@ def load_detector(
         device: Device to run on. Defaults to ``cpu``.
 
     Returns:
-        The detector in evaluation mode, and the pipeline from ``img_path`` to its input.
+        The detector in evaluation mode. Like MMDetection's ``init_detector``, this sets its ``cfg``
+        and, from the checkpoint, its ``dataset_meta``.
 
     Raises:
         ConfigError: If config or checkpoint is missing or unreadable, or the two do not match.
@@ -262,6 +226,4 @@ def load_detector(
     args = Namespace(config=str(config), cfg_options=None, checkpoint=str(checkpoint))
     cfg = preflight.effective_config(args)
     preflight.check_config(cfg, phases=())
-    model = init_detector(cfg, str(checkpoint), device=device)
-    with naming_images():
-        return model, Compose(get_test_pipeline_cfg(cfg))
+    return init_detector(cfg, str(checkpoint), device=device)

@@ -1,12 +1,10 @@
 """Where queries look in one decoder layer: Gaussians of the prior, and attention weights."""
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from mmdet.models.layers import DetrTransformerDecoderLayer
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
@@ -17,7 +15,6 @@ from mmsmca.models.layers.memory import num_cells
 from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
 from mmsmca.models.layers.spatial_prior import LevelPrior
 
-CoAttentionLayer = ModulatedDecoderLayer | DetrTransformerDecoderLayer
 Levels = list[Tensor]  # One tensor per level.
 
 
@@ -51,20 +48,29 @@ class Gaussians:
 
 @dataclass(frozen=True, kw_only=True)
 class CoAttentionMaps:
-    """Where Q queries of an image look, in one decoder layer.
+    """Where Q queries of an image look in one decoder layer.
 
     Attributes:
         strides: Stride of every level, in pixels of the network's input.
         cell_place: Position of cell 0 of a level, in cells. Cell (x, y) lies at pixel
             (x + cell_place, y + cell_place) * stride.
+        prior: The queries' Gaussians.
+        gaussians: Their values at the cells, (M, Q, H_j, W_j) per level.
         weights: Attention weights, (M, Q, H_j, W_j) per level.
+        unmodulated: Attention weights of the same queries and keys without the prior.
         level_weights: Factor of each level's result in the output, (M, Q, L).
+        prior_shares: Share of the attention that each level gets from the prior alone, gates
+            included, (M, Q, L).
     """
 
     strides: Sequence[float]
+    cell_place: float
+    prior: Gaussians
+    gaussians: Levels
     weights: Levels
+    unmodulated: Levels
     level_weights: Tensor
-    cell_place: float = 0.0
+    prior_shares: Tensor
 
     @property
     def level_shares(self) -> Tensor:
@@ -82,24 +88,6 @@ class CoAttentionMaps:
         """
         factors = self.level_weights[:, 0, :, None, None].unbind(1)
         return [(f * level[:, 0]).mean(0) for f, level in zip(factors, weights, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModulatedMaps(CoAttentionMaps):
-    """Co-attention under a spatial prior.
-
-    Attributes:
-        prior: The queries' Gaussians.
-        gaussians: Their values at the cells, (M, Q, H_j, W_j) per level.
-        unmodulated: Attention weights of the same queries and keys without the prior.
-        prior_shares: Share of the attention that each level gets from the prior alone, gates
-            included, (M, Q, L).
-    """
-
-    prior: Gaussians
-    gaussians: Levels
-    unmodulated: Levels
-    prior_shares: Tensor
 
 
 def layer_gaussians(layer: ModulatedDecoderLayer, given: dict, attended: dict) -> Gaussians:
@@ -154,7 +142,7 @@ def of_queries(arguments: dict, queries: Sequence[int]) -> dict:
     return chosen
 
 
-def modulated_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) -> ModulatedMaps:
+def layer_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) -> CoAttentionMaps:
     """Maps of a layer of SMCA or SMCA-DINO; arguments are those of :func:`layer_gaussians`."""
     strides, attention = layer.spatial_prior.strides, layer.cross_attn
     names = inspect.signature(attention.logits).parameters
@@ -182,7 +170,7 @@ def modulated_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) ->
         return levels(torch.cat([masked_softmax(part, padding) for part, padding in parts], dim=-1))
 
     level_weights = level_weights.cpu()
-    return ModulatedMaps(
+    return CoAttentionMaps(
         strides=strides,
         cell_place=0.5 if isinstance(layer, SMCADINODecoderLayer) else 0.0,
         weights=softmax(content + log_prior),
@@ -191,25 +179,6 @@ def modulated_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) ->
         gaussians=levels(log_gaussians.exp()),
         unmodulated=softmax(content),
         prior_shares=level_weights * _level_sums(softmax(log_prior)),
-    )
-
-
-def plain_maps(
-    weights: Tensor, grid: tuple[int, int], padded_size: Sequence[int]
-) -> CoAttentionMaps:
-    """Maps of a DETR layer.
-
-    Args:
-        weights: Attention weights as PyTorch's attention returns them, (M, Q, N).
-        grid: Height and width of the only level, in cells.
-        padded_size: Width and height of the network's input with padding, in pixels.
-    """
-    # A map has a whole number of cells, rounded up: 42, not 41.7, for 1333 pixels at stride 32.
-    stride = 2.0 ** round(math.log2(max(padded_size) / max(grid)))
-    return CoAttentionMaps(
-        strides=(stride,),
-        weights=[weights.unflatten(-1, grid).cpu()],
-        level_weights=weights.new_ones(*weights.shape[:2], 1).cpu(),
     )
 
 

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from mmsmca.visualization.image_frame import ImageFrame
@@ -44,17 +43,3 @@ def test_cells_of_a_box_tied_prior_begin_at_the_images_edge():
     assert [list(i) for i in np.nonzero(rasters[0])] == [[2, 2, 3, 3], [4, 5, 4, 5]]
     rows, columns = np.nonzero(rasters[1])
     assert (set(rows), set(columns)) == ({4, 5, 6, 7}, {0, 1, 2, 3})
-    # In pixels of the image, two of the network's.
-    inside = frame.share_inside([fine, 0 * coarse], torch.tensor([16.0, 8, 24, 12]))
-    assert inside == pytest.approx(0.5)
-
-
-def test_share_inside_goes_by_area():
-    frame = frame_of((16,))
-    weights = torch.zeros(5, 7)
-    weights[1, 2], weights[3, 5] = 0.75, 0.25
-    # In pixels of the image, two of the network's: the cell (2, 1) is from 12 to 20, 4 to 12.
-    assert frame.share_inside([weights], torch.tensor([12.0, 4, 20, 12])) == pytest.approx(0.75)
-    assert frame.share_inside([weights], torch.tensor([12.0, 4, 16, 12])) == pytest.approx(0.375)
-    assert frame.share_inside([weights], torch.tensor([0.0, 0, 52, 36])) == pytest.approx(1)
-    assert frame.share_inside([weights], torch.tensor([24.0, 0, 30, 12])) == 0

@@ -8,20 +8,13 @@ import torch
 from mmdet.structures import DetDataSample
 from utils import build_detector
 
-from mmsmca.errors import ConfigError
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
 from mmsmca.visualization.figures import outlines
-from mmsmca.visualization.inspection import (
-    Inspection,
-    VisualizationError,
-    check_spatial_prior,
-    record,
-)
+from mmsmca.visualization.inspection import Inspection, VisualizationError, record
 
 SINGLE = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 MULTI = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
 DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
-DETR = 'small/detr_r18w16_1xb4-3ki_shapes192.py'
 MODELS = {
     'single scale': (SINGLE, {}),
     'head-shared': (SINGLE, dict(spatial_prior_cfg=dict(head_shared=True))),
@@ -39,9 +32,7 @@ QUERIES = [3, 0, 17]
 def build(kind):
     """Detector in float64 with weights that no symmetry hides behind."""
     torch.manual_seed(0)
-    without_prior = DINO, dict(spatial_prior_cfg=dict(_delete_=True, type='NoPrior'))
-    of_kind = {**MODELS, 'no prior': without_prior, 'detr': (DETR, {})}[kind]
-    name, layer_cfg = copy.deepcopy(of_kind)  # merging takes _delete_ out of it
+    name, layer_cfg = copy.deepcopy(MODELS[kind])  # merging takes _delete_ out of it
     model_options = dict(data_preprocessor=dict(pad_size_divisor=32))
     if layer_cfg:
         model_options['decoder'] = dict(layer_cfg=layer_cfg)
@@ -103,24 +94,6 @@ def test_maps_times_values_are_the_layers_output(modulated):
         out = weighted_values(maps, value(given['value'])[0])
         expected = (result - given['query'])[:, QUERIES]
         torch.testing.assert_close(output(out[None]), expected, rtol=1e-9, atol=1e-11)
-
-
-@torch.no_grad()
-def test_maps_of_detr_times_values_are_its_output():
-    model, inspection, _ = look('detr')
-    for number, layer in enumerate(model.decoder.layers):
-        maps = inspection.maps(QUERIES, number)
-        attention = layer.cross_attn.attn
-        given, (result, _) = inspection.calls[attention]
-        channels = attention.embed_dim
-        weight, bias = attention.in_proj_weight[-channels:], attention.in_proj_bias[-channels:]
-        value = torch.nn.functional.linear(given['value'][:, 0], weight, bias)
-        value = value.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
-        out = attention.out_proj(weighted_values(maps, value).transpose(0, 1).flatten(1))
-        torch.testing.assert_close(out, result[QUERIES, 0], rtol=1e-9, atol=1e-11)
-        assert maps.strides == (16.0,)
-        # Averaged over heads, as the model itself asks for, they would all be the same.
-        assert not torch.allclose(maps.weights[0][0], maps.weights[0][1])
 
 
 def gates_of(model, inspection):
@@ -260,16 +233,7 @@ def test_gaussians_are_tied_to_the_box_that_the_layer_was_given(box_tied):
     assert torch.equal(first, last) == (kind == 'static')
 
 
-def test_a_decoder_without_a_prior_has_attention_but_no_prior_to_draw():
-    model, inspection, _ = look('no prior')
-    maps = inspection.maps(QUERIES)
-    for weights, unmodulated in zip(maps.weights, maps.unmodulated, strict=True):
-        torch.testing.assert_close(weights, unmodulated)
-    with pytest.raises(ConfigError, match='no spatial prior.*than NoPrior'):
-        check_spatial_prior(model)
-
-
-@pytest.mark.parametrize('kind', ['single scale', 'box', 'detr'])
+@pytest.mark.parametrize('kind', ['single scale', 'box'])
 def test_boxes_and_scores_are_the_predictions(kind):
     _, inspection, predictions = look(kind)
     best = inspection.best_queries(5)
@@ -279,13 +243,6 @@ def test_boxes_and_scores_are_the_predictions(kind):
         scores = predictions.scores[same & of_class]
         assert torch.isclose(scores, inspection.scores[query]).any()
     assert torch.isclose(inspection.scores[best[0]], predictions.scores.max())
-
-
-def test_query_nearest_is_the_one_of_that_box():
-    _, inspection, _ = look('single scale')
-    query, overlap = inspection.query_nearest(inspection.boxes[7])
-    assert torch.equal(inspection.boxes[query], inspection.boxes[7])
-    assert overlap == pytest.approx(1)
 
 
 def test_what_does_not_exist_is_named():
