@@ -34,7 +34,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from utils import build_detector
 
-from mmsmca.checkpoints.names import convert_reference, describe_reference
+from mmsmca.checkpoints.names import architecture_of, convert_reference
 
 HERE = Path(__file__).parent / 'data' / 'golden'
 CASES = [
@@ -107,23 +107,22 @@ def load(name, folder=HERE):
 def build(case, dtype, implementation):
     """Our model of a golden case: weights through the converter, everything else from a config."""
     tensors = {name: torch.from_numpy(x) for name, x in case.state_dict().items()}
-    found = describe_reference(tensors)
-    ffn_cfg = dict(feedforward_channels=found['feedforward_channels'])
-    prior_cfg = dict(scale=found['scale'])
+    sizes = case.meta['hyper']
+    ffn_cfg = dict(feedforward_channels=sizes['feedforward_channels'])
     model = build_detector(
-        CONFIGS[found['architecture']],
+        CONFIGS[architecture_of(tensors)],
         dict(
-            num_queries=found['num_queries'],
-            encoder=dict(num_layers=found['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
+            num_queries=sizes['num_queries'],
+            encoder=dict(num_layers=sizes['encoder_layers'], layer_cfg=dict(ffn_cfg=ffn_cfg)),
             decoder=dict(
-                num_layers=found['decoder_layers'],
+                num_layers=sizes['decoder_layers'],
                 layer_cfg=dict(
                     ffn_cfg=ffn_cfg,
                     cross_attn_cfg=dict(implementation=implementation),
-                    spatial_prior_cfg=prior_cfg,
+                    spatial_prior_cfg=dict(scale=sizes['scale']),
                 ),
             ),
-            bbox_head=dict(num_classes=found['num_classes']),
+            bbox_head=dict(num_classes=sizes['num_classes']),
             test_cfg=dict(max_per_img=case.expected['det_scores'].shape[1]),
         ),
     ).to(dtype)

@@ -51,16 +51,14 @@ def main() -> None:
 
 
 def to_ours(source: dict, dst: str, num_classes: int | None) -> None:
-    found = checkpoints.describe_reference(source)
     converted = checkpoints.convert_reference(source, num_classes)
     checkpoint_files.write(converted, dst)
     report_names(source, converted)
-    print(', '.join(f'{key} {value}' for key, value in found.items()))
     print(f'{dst}: all {len(converted)} tensors converted to our names')
     if num_classes:
         print(
-            f'{num_classes} of {found["num_classes"]} rows of the classifier kept: this cannot be '
-            "converted back to the authors' names"
+            f'{num_classes} rows of the classifier kept: this cannot be converted back to the '
+            "authors' names"
         )
 
 
@@ -68,10 +66,8 @@ def to_reference(source: dict, dst: str, num_classes: int | None) -> None:
     if num_classes is not None:
         raise CheckpointError("--num-classes is for checkpoints of the authors' code")
     converted = checkpoints.convert_to_reference(source)
-    found = checkpoints.describe_reference(converted)
     checkpoint_files.write(converted, dst, key='model')
     report_names(source, converted)
-    print(', '.join(f'{key} {value}' for key, value in found.items()))
     print(f"{dst}: all {len(converted)} tensors converted to the authors' names")
 
 
@@ -85,15 +81,13 @@ def report_names(source: dict, converted: dict) -> None:
 def start(source: dict, dst: str, config: str) -> None:
     result = warm_start.warm_start(source, warm_start.model_tensors(config))
     checkpoint_files.write(result.state_dict, dst)
-    for name, origin in result.loaded.items():
-        print(f'loaded  {origin} -> {name}')
-    for name, reason in result.fresh.items():
-        print(f'fresh   {name}: {reason}')
-    for name, reason in result.unused.items():
-        print(f'unused  {name}: {reason}')
+    for name in result.state_dict:
+        print(f'loaded  {name}')
+    for name in result.fresh:
+        print(f'fresh   {name}')
     print(
-        f'{dst}: {result.source}: {len(result.loaded)} tensors loaded, {len(result.fresh)} start '
-        f'fresh as {config} initialises them, {len(result.unused)} of the source unused'
+        f'{dst}: {len(result.state_dict)} tensors loaded from a {result.source}, '
+        f'{len(result.fresh)} start fresh as {config} initialises them'
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from mmsmca.errors import first_difference
 
-# The classifier of DETR and SMCA, and of heads with a classifier per decoder layer.
+# How the classifier of DETR and SMCA ends, and of heads with a classifier per decoder layer.
 CLASS_WEIGHTS = ('bbox_head.fc_cls.weight', 'bbox_head.cls_branches.0.weight')
 # Tensors of DETR-like models with a row or an entry for every class.
 CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.')
@@ -14,21 +14,19 @@ CLASSIFIER = re.compile(r'(?:^|\.)(?:fc_cls|cls_branches\.\d+|label_embedding)\.
 def other_classes(
     checkpoint: dict, head: dict, datasets: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """Describe how the classes of a checkpoint differ from those of a run.
+    """Say how the classes of a checkpoint differ from those of a run, if they do.
+
+    Its weights tell the number of classes, its ``meta`` their names.
 
     Args:
         checkpoint: Content of the checkpoint.
         head: Config of the model's head, with its ``num_classes``.
         datasets: Classes of the run's data sets, by config key.
-
-    Returns:
-        The difference, as the end of a sentence about the checkpoint. None if the checkpoint shows
-        none: its weights tell the number of classes, its ``meta`` their names.
     """
     state = checkpoint.get('state_dict', checkpoint)
     # MMEngine only warns about weights that do not fit, and skips them.
-    names = (f'{prefix}{name}' for name in CLASS_WEIGHTS for prefix in ('', 'module.'))
-    weight = next((state[name] for name in names if name in state), None)
+    weights = (weight for name, weight in state.items() if str(name).endswith(CLASS_WEIGHTS))
+    weight = next(weights, None)
     if weight is not None and 'num_classes' in head:
         loss = head.get('loss_cls', {})
         # A softmax scores "no object" too.

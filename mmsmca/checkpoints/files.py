@@ -24,13 +24,7 @@ class CheckpointError(ConfigError):
 
 
 def read(path: str | Path) -> dict:
-    """Read a checkpoint without executing code in it.
-
-    Args:
-        path: A file written by ``torch.save``.
-
-    Returns:
-        Its content. If the format allows it, tensors stay on disk until they are used.
+    """Read what ``torch.save`` wrote, without executing code in it; tensors may stay on disk.
 
     Raises:
         CheckpointError: If the file is missing, not a checkpoint, or holds more than data.
@@ -63,15 +57,12 @@ def read(path: str | Path) -> dict:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint without executing code in it.
+    """Read the tensors of a checkpoint by name, without the prefix of DistributedDataParallel.
 
     Args:
         path: A ``.pth`` file with the tensors under ``model`` (as written by the code of DETR,
             Deformable DETR and SMCA), under ``state_dict`` (MMEngine) or at the top level; or a
             ``.safetensors`` file.
-
-    Returns:
-        Tensors by their name in the file, without the prefix of DistributedDataParallel.
 
     Raises:
         CheckpointError: If the file is of another kind, refused by :func:`read`, or has no tensors.
@@ -106,26 +97,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_destination(path: str | Path) -> None:
-    """Check a destination as :func:`mmsmca.files.check_destination` does, and its suffix.
-
-    Args:
-        path: File to write.
-
-    Raises:
-        CheckpointError: If the suffix is unknown.
-        UserError: If it exists, or its folder does not.
-    """
+    """Check a destination as :func:`mmsmca.files.check_destination` does, and its suffix."""
     _check_suffix(Path(path))
     files.check_destination(path)
 
 
 def write(state_dict: Mapping[str, Tensor], path: str | Path, key: str = 'state_dict') -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Args:
-        state_dict: Named tensors.
-        path: Destination, a ``.pth`` or ``.safetensors`` file; must not exist.
-        key: Key of the tensors in a ``.pth`` file. Defaults to ``state_dict``, as in MMEngine.
+    """Write tensors to a ``.pth`` file, there under ``key``, or to a ``.safetensors`` file.
 
     Raises:
         CheckpointError: If ``path`` is refused by :func:`check_destination`, or cannot be written.

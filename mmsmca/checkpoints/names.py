@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmsmca.models.layers.spatial_prior import SCALES
+from mmsmca.errors import few
 
+from .classes import CLASSIFIER
 from .files import CheckpointError
 
 # Prefixes (reference, ours); N stands for a layer index. First those shared with DETR.
@@ -84,16 +85,8 @@ def is_reference(state_dict: Mapping[str, Tensor]) -> bool:
     return any(name.startswith('transformer.') for name in state_dict)
 
 
-def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]:
-    """Recognise the architecture of a reference state dict from its names and shapes.
-
-    Args:
-        state_dict: Tensors under their reference names.
-
-    Returns:
-        ``architecture`` (a key of :data:`NAMES`), ``encoder_layers``, ``decoder_layers``,
-        ``num_queries``, ``num_classes``, ``embed_dims``, ``feedforward_channels``, ``num_heads``
-        and ``scale`` as in our configs.
+def architecture_of(state_dict: Mapping[str, Tensor]) -> str:
+    """Recognise the architecture of a reference state dict, a key of :data:`NAMES`.
 
     Raises:
         CheckpointError: If it is not a known SMCA of the authors, or is incomplete.
@@ -105,30 +98,8 @@ def describe_reference(state_dict: Mapping[str, Tensor]) -> dict[str, int | str]
             "this is not one of the authors' SMCA models, single-scale or convolutional "
             'multi-scale: it lacks their input_proj or the norm4 of their decoder layers'
         )
-    architecture = found[0]
-    _check_complete(state_dict, [reference for reference, _ in NAMES[architecture]])
-    layer = 'transformer.decoder.layers.0'
-    levels = len(state_dict.get(f'{layer}.point4.bias', [None]))
-    num_heads = len(_tensor(state_dict, f'{layer}.point2.bias', 1)) // levels // 2
-    scales = len(state_dict.get(f'{layer}.point3.bias', ()))
-    num_scales, rest = divmod(scales, max(num_heads, 1) * levels)
-    if num_heads < 1 or rest or num_scales >= len(SCALES):
-        raise CheckpointError(
-            f'{layer}: point2 and point3 give {num_heads} heads, {levels} levels and '
-            f'{scales} scales, which match none of the priors'
-        )
-    num_queries, embed_dims = _tensor(state_dict, 'query_embed.weight', 2).shape
-    return dict(
-        architecture=architecture,
-        encoder_layers=_num_layers(state_dict, 'encoder'),
-        decoder_layers=_num_layers(state_dict, 'decoder'),
-        num_queries=num_queries,
-        num_classes=_tensor(state_dict, 'class_embed.weight', 2).size(0),
-        embed_dims=embed_dims,
-        feedforward_channels=len(_tensor(state_dict, f'{layer}.linear1.bias', 1)),
-        num_heads=num_heads,
-        scale=list(SCALES)[num_scales],
-    )
+    _check_complete(state_dict, [reference for reference, _ in NAMES[found[0]]])
+    return found[0]
 
 
 def convert_reference(
@@ -141,36 +112,25 @@ def convert_reference(
         num_classes: 80 keeps only the rows of COCO's 80 categories, in MMDetection's order, of the
             classifier's 92 rows. Defaults to None: all rows, row k being COCO category id k.
 
-    Returns:
-        The same tensors under our names, in the same order.
-
     Raises:
         CheckpointError: If a tensor has no counterpart or is missing, or ``num_classes`` does not
             fit the classifier.
     """
-    architecture = str(describe_reference(state_dict)['architecture'])
-    converted = rename(state_dict, NAMES[architecture])
+    converted = rename(state_dict, NAMES[architecture_of(state_dict)])
     if num_classes is not None:
-        rows = converted['bbox_head.fc_cls.weight'].size(0)
+        rows = _classifier_rows(converted)
         if (num_classes, rows) != (len(COCO_CATEGORY_IDS), 92):
             raise CheckpointError(
                 f'num_classes={num_classes} with a classifier of {rows} rows: only the 92 rows of '
                 "COCO category ids can be mapped, to MMDetection's 80 classes"
             )
-        for leaf in ('weight', 'bias'):
-            name = f'bbox_head.fc_cls.{leaf}'
-            converted[name] = coco_rows(_tensor(converted, name))
+        for name in filter(CLASSIFIER.search, converted):
+            converted[name] = coco_rows(converted[name])
     return converted
 
 
 def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our state dict to the reference's: the inverse of :func:`convert_reference`.
-
-    Args:
-        state_dict: Tensors under our names.
-
-    Returns:
-        The same tensors under their reference names, in the same order.
 
     Raises:
         CheckpointError: If the authors have not released the architecture, a tensor is missing or
@@ -186,7 +146,7 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             'this one has several levels with another encoder'
         )
     _check_complete(state_dict, [ours for _, ours in NAMES[architecture]])
-    rows = _tensor(state_dict, 'bbox_head.fc_cls.weight', 2).size(0)
+    rows = _classifier_rows(state_dict)
     if rows == len(COCO_CATEGORY_IDS):
         raise CheckpointError(
             f'the classifier has {rows} rows, in the order of the COCO classes of MMDetection; the '
@@ -197,38 +157,20 @@ def convert_to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def coco_rows(tensor: Tensor) -> Tensor:
-    """Select the classifier rows of COCO's categories, in the order of MMDetection's classes.
-
-    Args:
-        tensor: Weight or bias with at least 91 rows, row k being COCO category id k.
-
-    Returns:
-        The rows of the 80 categories.
-    """
+    """Of 91 rows or more by category id, those of COCO's 80, in MMDetection's order."""
     return tensor[torch.tensor(COCO_CATEGORY_IDS)]
 
 
 def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Replace the prefixes of all names.
-
-    Args:
-        state_dict: Named tensors.
-        names: Prefixes (from, to); ``N`` stands for a layer index.
-
-    Returns:
-        The same tensors in the same order.
+    """Replace the prefixes (from, to) of all names; ``N`` in a prefix stands for a layer index.
 
     Raises:
         CheckpointError: If a name begins with none of the prefixes.
     """
-    renamed, unplaced = {}, []
-    for name, tensor in state_dict.items():
-        if (new := new_name(name, names)) is None:
-            unplaced.append(name)
-        else:
-            renamed[new] = tensor
-    if unplaced:
-        raise CheckpointError(f'tensors without a counterpart: {", ".join(unplaced)}')
+    renamed = {new_name(name, names): tensor for name, tensor in state_dict.items()}
+    if None in renamed:
+        unplaced = [name for name in state_dict if new_name(name, names) is None]
+        raise CheckpointError(f'tensors without a counterpart: {few(unplaced)}')
     return renamed
 
 
@@ -258,13 +200,10 @@ def _check_complete(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -
             numbered += dict.fromkeys(prefix.replace('.N.', f'.{n}.') for n in layers)
     missing = [p for p in numbered if not any(name.startswith(p) for name in state_dict)]
     if missing:
-        raise CheckpointError(f'tensors are missing under: {", ".join(missing)}')
+        raise CheckpointError(f'tensors are missing under: {few(missing)}')
 
 
-def _tensor(state_dict: Mapping[str, Tensor], name: str, dims: int | None = None) -> Tensor:
-    """Look up a tensor; raise CheckpointError if it is missing or not of ``dims`` dimensions."""
-    if name not in state_dict:
-        raise CheckpointError(f'tensor {name} is missing')
-    if dims is not None and state_dict[name].dim() != dims:
-        raise CheckpointError(f'tensor {name} has {state_dict[name].dim()} dimensions, not {dims}')
-    return state_dict[name]
+def _classifier_rows(state_dict: Mapping[str, Tensor]) -> int:
+    """Number of rows of the classifier, under our names."""
+    shapes = [state_dict[name].shape for name in filter(CLASSIFIER.search, state_dict)]
+    return max((shape[:1].numel() for shape in shapes), default=0)

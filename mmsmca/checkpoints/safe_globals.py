@@ -24,13 +24,6 @@ def statistics_method(owner: type, name: str) -> Callable:
 
     ``getattr`` itself would give a checkpoint access to every attribute of every object.
 
-    Args:
-        owner: The class of the method, ``HistoryBuffer``.
-        name: One of ``STATISTICS``.
-
-    Returns:
-        The method.
-
     Raises:
         pickle.UnpicklingError: If a checkpoint asks for anything else.
     """

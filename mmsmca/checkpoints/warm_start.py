@@ -15,8 +15,10 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import Tensor
 
+from mmsmca.errors import one_line
+
 from .files import CheckpointError
-from .names import DETR_NAMES, NAMES, coco_rows, describe_reference, new_name
+from .names import DETR_NAMES, NAMES, coco_rows, new_name
 
 # Prefixes of https://github.com/fundamentalvision/Deformable-DETR, and MMDetection's. There, norm1
 # follows the cross-attention, not the self-attention.
@@ -37,6 +39,25 @@ DEFORMABLE_NAMES = (
     ('bbox_embed.N.layers.1.', 'bbox_head.reg_branches.N.2.'),
     ('bbox_embed.N.layers.2.', 'bbox_head.reg_branches.N.4.'),
 )
+# Names of the original implementations, by a tensor that only this one has.
+ORIGINAL_NAMES = {
+    'input_proj.weight': NAMES['single_scale'],  # Also DETR's.
+    'input_proj_512.weight': NAMES['multi_scale_conv'],
+    'input_proj.0.0.weight': DEFORMABLE_NAMES,
+}
+# A tensor that identifies a model, under MMDetection's names. SMCA comes first, as it may have
+# those of the others, too.
+SOURCES = {
+    'SMCA': 'decoder.layers.0.spatial_prior.norm.weight',
+    'DETR': 'decoder.layers.0.cross_attn.attn.in_proj_weight',
+    'Deformable DETR': 'encoder.layers.0.self_attn.sampling_offsets.weight',
+}
+# Prefixes of what has another meaning in the source: in an SMCA, the classes; in DETR, classes and
+# "no object" share a softmax, and boxes are relative to the image, not to the query's centre.
+DIFFERENT = {
+    'SMCA': ('bbox_head.fc_cls.',),
+    'DETR': ('bbox_head.fc_cls.', 'bbox_head.fc_reg.'),
+}
 # Prefixes of the head of Deformable DETR's first decoder layer, and of our shared head.
 HEAD = (
     ('bbox_head.cls_branches.0.', 'bbox_head.fc_cls.'),
@@ -50,79 +71,24 @@ PARTS = re.compile(
     r'backbone|neck\.(?:extra_)?convs\.\d+|encoder\.layers\.\d+|bbox_head\.\w+'
     r'|decoder\.layers\.\d+\.(?:self_attn|cross_attn\.attn|ffn|norms)'
 )
-# Parts of our model that have a different meaning in DETR.
-DETR_DIFFERS = {
-    'bbox_head.fc_cls': 'classes and "no object" share a softmax there, each has a sigmoid here',
-    'bbox_head.fc_reg': 'boxes are relative to the image there, to the centre of the query here',
-}
-SMCA_DIFFERS = {'bbox_head.fc_cls': 'the classifier starts fresh, for other classes'}
-REFINEMENT = "every decoder layer has its own head there and refines the previous layer's box"
-# Tensors that identify a model. SMCA comes first, as it has the tensors that identify DETR, too.
-SOURCES = {
-    'SMCA': ('decoder.layers.0.spatial_prior.norm.weight', 'bbox_head.fc_reg.weight'),
-    'SMCA of the authors': (
-        'transformer.decoder.layers.0.norm4.weight',
-        'bbox_embed.layers.2.weight',
-    ),
-    'DETR of MMDetection': (
-        'decoder.layers.0.cross_attn.attn.in_proj_weight',
-        'bbox_head.fc_reg.weight',
-    ),
-    'DETR of facebookresearch': (
-        'transformer.decoder.layers.0.multihead_attn.in_proj_weight',
-        'bbox_embed.layers.2.weight',
-    ),
-    'Deformable DETR of MMDetection': (
-        'encoder.layers.0.self_attn.sampling_offsets.weight',
-        'bbox_head.reg_branches.0.4.weight',
-    ),
-    'Deformable DETR of fundamentalvision': (
-        'transformer.encoder.layers.0.self_attn.sampling_offsets.weight',
-        'bbox_embed.0.layers.2.weight',
-    ),
-}
-
-
-class Candidate(NamedTuple):
-    """A tensor of the source, before it is known whether it fits.
-
-    Attributes:
-        source: Its name in the source.
-        tensor: The values to carry over.
-        excerpt: Which part of the source's tensor they are, if not all. Defaults to ''.
-    """
-
-    source: str
-    tensor: Tensor
-    excerpt: str = ''
 
 
 class WarmStart(NamedTuple):
-    """What is carried over, and why the rest is not, for every tensor of both models.
+    """What an SMCA starts with.
 
     Attributes:
         source: The model recognised, a key of :data:`SOURCES`.
         state_dict: Tensors carried over, under our names.
-        loaded: Source of each tensor of ours that is loaded, by our name.
-        fresh: Why each other tensor of ours starts as the config initialises it, by our name.
-        unused: Why each other tensor of the source is not carried over, by its name.
+        fresh: Names of the model's other tensors, which start as the config initialises them.
     """
 
     source: str
     state_dict: dict[str, Tensor]
-    loaded: dict[str, str]
-    fresh: dict[str, str]
-    unused: dict[str, str]
+    fresh: list[str]
 
 
 def model_tensors(config: str) -> dict[str, Tensor]:
-    """Build the SMCA of a config for the names and shapes of its tensors.
-
-    Args:
-        config: Path of the config. Its ``init_cfg`` are ignored: nothing is downloaded.
-
-    Returns:
-        The state dict of the model.
+    """Tensors of a config's SMCA, for names and shapes; ``init_cfg`` is ignored.
 
     Raises:
         CheckpointError: If the config's model is not an SMCA, or cannot be built.
@@ -131,7 +97,9 @@ def model_tensors(config: str) -> dict[str, Tensor]:
     try:
         state_dict = MODELS.build(Config.fromfile(config).model).state_dict()
     except Exception as error:  # a config is Python code: anything can be wrong with it
-        raise CheckpointError(f'the model of {config} cannot be built: {error}') from error
+        raise CheckpointError(
+            f'the model of {config} cannot be built: {one_line(error)}'
+        ) from error
     if 'decoder.center_head.layers.0.weight' not in state_dict:
         raise CheckpointError(f'the model of {config} is not an SMCA: specify the config of one')
     return state_dict
@@ -140,94 +108,59 @@ def model_tensors(config: str) -> dict[str, Tensor]:
 def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> WarmStart:
     """Carry over what a DETR, Deformable DETR or other SMCA shares with an SMCA.
 
-    Args:
-        source: State dict of a DETR, a Deformable DETR or an SMCA, under the names of MMDetection
-            (ours for SMCA) or of the original implementation.
-        model: State dict of the SMCA to start; only names and shapes matter.
+    A part of the model (the backbone, an encoder layer, the FFN of a decoder layer) is carried over
+    as a whole, or not at all.
 
-    Returns:
-        The tensors to load, and an account of all tensors.
+    Args:
+        source: Tensors under the names of MMDetection (ours for SMCA) or of the original code.
+        model: Tensors of the SMCA to start; only names and shapes matter.
 
     Raises:
         CheckpointError: If the source is none of these models, or nothing of it fits.
     """
-    kind = next((k for k, names in SOURCES.items() if source.keys() >= set(names)), None)
+    names = next((names for key, names in ORIGINAL_NAMES.items() if key in source), None)
+    named = {new_name(k, names) if names else k: tensor for k, tensor in source.items()}
+    kind = next((kind for kind, name in SOURCES.items() if name in named), None)
     if kind is None:
         raise CheckpointError(f'this is not one of the models to start from: {", ".join(SOURCES)}')
-    candidates, differs, unused = _candidates(kind, source, model)
-    misfits = {**_misfits(candidates, model), **differs}
-    state_dict, loaded = {}, {}
-    for name, candidate in candidates.items():
-        if (part := _part(name)) in misfits:
-            unused[candidate.source] = misfits[part]
-        else:
-            state_dict[name] = candidate.tensor
-            loaded[name] = candidate.source + candidate.excerpt
-    if not loaded:
+    candidates = {k: x for k, x in named.items() if k and not k.startswith(DIFFERENT.get(kind, ()))}
+    if kind == 'Deformable DETR':
+        candidates = _from_deformable(candidates, len(model['bbox_head.fc_cls.bias']))
+    elif 'neck.convs.1.conv.weight' not in candidates:
+        # Single-scale models project only the last feature map of the backbone.
+        last = (
+            sum(bool(re.fullmatch(r'neck\.convs\.\d+\.conv\.weight', name)) for name in model) - 1
+        )
+        prefix = f'neck.convs.{last}.'
+        candidates = {k.replace('neck.convs.0.', prefix): x for k, x in candidates.items()}
+    theirs, ours = _shapes(candidates), _shapes(model)
+    state_dict = {
+        name: tensor
+        for name, tensor in candidates.items()
+        if name in model and theirs[_part(name)] == ours[_part(name)]
+    }
+    if not state_dict:
         raise CheckpointError(f'nothing in this {kind} fits the config')
-    fresh = {
-        name: misfits.get(_part(name), 'a counter, not stored there')
-        for name in model
-        if name not in loaded
-    }
-    return WarmStart(kind, state_dict, loaded, fresh, unused)
+    return WarmStart(kind, state_dict, [name for name in model if name not in state_dict])
 
 
-def _candidates(
-    kind: str, source: Mapping[str, Tensor], model: Mapping[str, Tensor]
-) -> tuple[dict[str, Candidate], dict[str, str], dict[str, str]]:
-    """Candidates by our name; why parts of ours differ; why source tensors are not used."""
-    original = {
-        'DETR of facebookresearch': NAMES['single_scale'],
-        'Deformable DETR of fundamentalvision': DEFORMABLE_NAMES,
-    }.get(kind)
-    if kind == 'SMCA of the authors':
-        original = NAMES[str(describe_reference(source)['architecture'])]
-    named, unused = {}, {}
-    for name, tensor in source.items():
-        if (ours := new_name(name, original) if original else name) is None:
-            unused[name] = 'not in this SMCA'
-        else:
-            named[ours] = Candidate(name, tensor)
-    if kind.startswith('Deformable'):
-        candidates, differs = _from_deformable(named, unused, len(model['bbox_head.fc_cls.bias']))
-        return candidates, differs, unused
-    if 'neck.convs.1.conv.weight' in named:
-        return named, SMCA_DIFFERS, unused
-    # Single-scale models project only the last feature map of the backbone.
-    last = sum(bool(re.fullmatch(r'neck\.convs\.\d+\.conv\.weight', name)) for name in model) - 1
-    candidates = {
-        name.replace('neck.convs.0.', f'neck.convs.{last}.'): candidate
-        for name, candidate in named.items()
-    }
-    return candidates, SMCA_DIFFERS if kind.startswith('SMCA') else DETR_DIFFERS, unused
-
-
-def _from_deformable(
-    named: Mapping[str, Candidate], unused: dict[str, str], num_classes: int
-) -> tuple[dict[str, Candidate], dict[str, str]]:
-    """Candidates and differences of a Deformable DETR under MMDetection's names."""
-    candidates, others, refines = {}, [], False
-    for name, candidate in named.items():
-        source, tensor, _ = candidate
-        ours = new_name(name, HEAD) or name
+def _from_deformable(named: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """Tensors of a Deformable DETR that have the same meaning in an SMCA, under our names."""
+    candidates, refines = {}, False
+    for name, tensor in named.items():
         branch = BRANCH.match(name)
         if branch and branch[2] != '0':
-            others.append(source)
             first = named.get(BRANCH.sub(r'bbox_head.\1_branches.0.', name))
-            refines |= first is None or not torch.equal(tensor, first.tensor)
+            refines |= first is None or not torch.equal(tensor, first)
         elif name == 'query_embedding.weight':
             # The other half is the initial content of the queries, which is zero in SMCA.
-            half = tensor[:, : tensor.size(1) // 2].clone()
-            candidates[name] = Candidate(source, half, ' (first half, the position)')
+            candidates[name] = tensor[:, : tensor.size(1) // 2].clone()
         elif branch and branch[1] == 'cls' and (len(tensor), num_classes) == (91, 80):
-            candidates[ours] = Candidate(source, coco_rows(tensor), " (rows of COCO's categories)")
+            candidates[new_name(name, HEAD) or name] = coco_rows(tensor)
         else:
-            candidates[ours] = candidate
-    reason = REFINEMENT if refines else 'shared by the decoder layers: the first is used'
-    unused.update(dict.fromkeys(others, reason))
-    head = ('bbox_head.fc_cls', 'bbox_head.reg_ffn', 'bbox_head.fc_reg')
-    return candidates, dict.fromkeys(head, REFINEMENT) if refines else {}
+            candidates[new_name(name, HEAD) or name] = tensor
+    # With refinement, every layer has a head of its own; SMCA's layers share one.
+    return {k: x for k, x in candidates.items() if not refines or not k.startswith('bbox_head.')}
 
 
 def _part(name: str) -> str:
@@ -235,23 +168,12 @@ def _part(name: str) -> str:
     return match[0] if match else name.rpartition('.')[0] or name
 
 
-def _misfits(candidates: Mapping[str, Candidate], model: Mapping[str, Tensor]) -> dict[str, str]:
-    """Reasons why parts cannot be carried over, by part."""
-    theirs = {name: tuple(candidate.tensor.shape) for name, candidate in candidates.items()}
-    ours = {name: tuple(tensor.shape) for name, tensor in model.items()}
-    their_parts, our_parts = {*map(_part, theirs)}, {*map(_part, ours)}
-    misfits = dict.fromkeys(their_parts - our_parts, 'not in this SMCA')
-    misfits |= dict.fromkeys(our_parts - their_parts, 'not in the source')
-    # Tensors that only one model has are reported first.
-    in_both = theirs.keys() & ours.keys()
-    for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (name in in_both, name)):
-        part = _part(name)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, torch.Size]]:
+    """Shapes by part and name."""
+    parts: dict[str, dict[str, torch.Size]] = {}
+    for name, tensor in tensors.items():
+        part = parts.setdefault(_part(name), {})
         # The frozen batch norms of the original implementations do not count batches.
-        if part in misfits or name.endswith('.num_batches_tracked'):
-            continue
-        if name not in in_both:
-            where = 'there' if name in theirs else 'here'
-            misfits[part] = f'{part} is built differently: {name} is only {where}'
-        elif theirs[name] != ours[name]:
-            misfits[part] = f'{name} has shape {theirs[name]} there, {ours[name]} here'
-    return misfits
+        if not name.endswith('.num_batches_tracked'):
+            part[name] = tensor.shape
+    return parts

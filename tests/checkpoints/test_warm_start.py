@@ -19,7 +19,6 @@ from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints.files import CheckpointError
 from mmsmca.checkpoints.names import convert_to_reference
 from mmsmca.checkpoints.warm_start import warm_start
-from mmsmca.models.layers.memory import LevelCells, Memory
 
 AUTHORS = 'multi_scale_conv'
 SMCA = 'smca/smca_r50_8xb2-50e_coco.py'
@@ -87,16 +86,12 @@ def started(result, model):
     before = {key: x.clone() for key, x in model.state_dict().items()}
     missing, unexpected = model.load_state_dict(result.state_dict, strict=False)
     assert not unexpected and set(missing) <= set(result.fresh)
+    assert sorted([*result.state_dict, *result.fresh]) == sorted(before)
     return model, before
 
 
-def assert_accounts(result, source, model):
-    """Every tensor of both models is in the report once, and fresh ones were left alone."""
-    taken = [origin.split(' ')[0] for origin in result.loaded.values()]
-    assert sorted([*taken, *result.unused]) == sorted(source)
-    assert sorted([*result.loaded, *result.fresh]) == sorted(model)
-    assert result.state_dict.keys() == result.loaded.keys()
-    assert all(result.fresh.values()) and all(result.unused.values())
+def is_classifier(name):
+    return name.startswith('bbox_head.fc_cls.')
 
 
 def batch():
@@ -133,7 +128,6 @@ def test_detr_is_what_smca_starts_as(detr):
     source = detr.state_dict()
     result = warm_start(source, build_detector(SMCA, SMALL).state_dict())
     model, before = started(result, build_detector(SMCA, SMALL))
-    assert_accounts(result, source, before)
     memory, _ = decode(model, *batch())
     switch_priors_off(model)
     _, hidden_states = decode(model, *batch())
@@ -142,101 +136,43 @@ def test_detr_is_what_smca_starts_as(detr):
     torch.testing.assert_close(hidden_states, expected_states, rtol=0, atol=1e-5)
     assert expected_memory.std() > 0.5 and expected_states.std() > 0.5
 
-    assert result.source == 'DETR of MMDetection'
+    assert result.source == 'DETR'
     own = re.compile(r'decoder\.(center_head|layers\.\d\.spatial_prior)\.|bbox_head\.fc_')
     assert set(result.fresh) == {name for name in before if own.match(name)}
-    assert set(result.unused) == {
-        f'bbox_head.fc_{kind}.{leaf}' for kind in ('cls', 'reg') for leaf in ('weight', 'bias')
-    }
-    assert 'softmax' in result.fresh['bbox_head.fc_cls.weight']
-    assert 'relative to' in result.fresh['bbox_head.fc_reg.bias']
     for name in result.fresh:
         if 'spatial_prior.scales' not in name:
             assert torch.equal(model.state_dict()[name], before[name]), name
 
 
-def original_detr(detr):
-    """State dict of the original: PyTorch's transformer layers, from which DETR's were copied."""
-    torch.manual_seed(0)
-    size = dict(d_model=256, nhead=8, dim_feedforward=64, batch_first=True)
-    encoder = [perturbed(nn.TransformerEncoderLayer(**size)) for _ in range(2)]
-    decoder = [perturbed(nn.TransformerDecoderLayer(**size)) for _ in range(2)]
-    modules = {
-        'transformer.decoder.norm': nn.LayerNorm(256),
-        'query_embed': nn.Embedding(7, 256),
-        'input_proj': nn.Conv2d(512, 256, 1),
-        'class_embed': nn.Linear(256, 92),
-        'bbox_embed.layers.0': nn.Linear(256, 256),
-        'bbox_embed.layers.1': nn.Linear(256, 256),
-        'bbox_embed.layers.2': nn.Linear(256, 4),
-        'backbone.0.body': detr.backbone,
-        **{f'transformer.encoder.layers.{n}': layer for n, layer in enumerate(encoder)},
-        **{f'transformer.decoder.layers.{n}': layer for n, layer in enumerate(decoder)},
-    }
-    source = {
-        f'{prefix}.{name}': tensor
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-        if not name.endswith('num_batches_tracked')
-    }
-    return source, encoder, decoder
-
-
-def test_original_detr(detr):
-    source, encoder, decoder = original_detr(detr)
-    result = warm_start(source, build_detector(SMCA, SMALL).state_dict())
-    model, before = started(result, build_detector(SMCA, SMALL))
-    switch_priors_off(model)
-    assert result.source == 'DETR of facebookresearch'
-    assert_accounts(result, source, before)
-    cells, queries = torch.randn(2, 12, 256), torch.randn(2, 7, 256)
-    zeros, no_pos = torch.zeros_like(cells), torch.zeros_like(queries)
-    level = LevelCells((3, 4))
-    sizes = torch.tensor([[128.0, 96.0]] * 2)
-    with torch.no_grad():
-        memory = model.encoder(Memory(cells, zeros, None, [(3, 4)])).cells
-        for layer in encoder:
-            cells = layer(cells)
-        torch.testing.assert_close(memory, cells, rtol=0, atol=1e-5)
-        for ours, theirs in zip(model.decoder.layers, decoder, strict=True):
-            centers = torch.rand(2, 7, 2)
-            actual = ours(queries, no_pos, memory, memory, [level], centers, sizes)
-            queries = theirs(queries, memory)
-            torch.testing.assert_close(actual, queries, rtol=0, atol=1e-5)
-        image = torch.randn(1, 3, 64, 64)
-        features = nn.functional.conv2d(
-            detr.backbone(image)[0], source['input_proj.weight'], source['input_proj.bias']
-        )
-        torch.testing.assert_close(model.extract_feat(image)[0], features, rtol=0, atol=1e-5)
-    assert result.loaded['query_embedding.weight'] == 'query_embed.weight'
-    counters = {name for name in before if name.endswith('num_batches_tracked')}
-    assert {result.fresh[name] for name in counters} == {'a counter, not stored there'}
-    assert 'softmax' in result.unused['class_embed.weight']
-
-
-def test_multi_scale_starts_from_detr(detr):
+def test_multi_scale_starts_from_models_of_one_scale(detr):
     options = {
         **SMALL,
         'neck': dict(in_channels=[256, 512]),
         'encoder': dict(SMALL['encoder'], layer_kinds=['intra', 'multi']),
     }
     model = build_detector(MULTI_SCALE, options).state_dict()
-    result = warm_start(detr.state_dict(), model)
-    assert_accounts(result, detr.state_dict(), model)
-    # The last map of the backbone is the only one that DETR projects.
-    assert result.loaded['neck.convs.1.conv.weight'] == 'neck.convs.0.conv.weight'
-    for name in ('neck.convs.0.conv.bias', 'neck.extra_convs.0.conv.bias', 'level_embed'):
-        assert result.fresh[name] == 'not in the source'
-    assert 'decoder.layers.0.cross_attn.scale_selection.bias' in result.fresh
-    assert 'decoder.layers.0.cross_attn.attn.in_proj_weight' in result.loaded
-    assert 'encoder.layers.1.self_attn.attn.in_proj_weight' in result.loaded
+    smca = perturbed(build_detector(SMCA, SMALL))
+    for source in (detr.state_dict(), smca.state_dict()):
+        result = warm_start(source, model)
+        # Models of one scale project only the last map of the backbone.
+        projection = source['neck.convs.0.conv.weight']
+        assert torch.equal(result.state_dict['neck.convs.1.conv.weight'], projection)
+        own = (
+            'neck.convs.0.',
+            'neck.extra_convs.0.',
+            'level_embed',
+            'decoder.layers.0.cross_attn.s',
+        )
+        assert all(name in result.fresh for name in model if name.startswith(own))
+        assert 'decoder.layers.0.cross_attn.attn.in_proj_weight' in result.state_dict
+        assert 'encoder.layers.1.self_attn.attn.in_proj_weight' in result.state_dict
+    assert all(map(is_classifier, warm_start(model, model).fresh))
 
 
 def test_hybrid_starts_from_deformable_detr(deformable):
     source = deformable.state_dict()
     result = warm_start(source, build_hybrid(**NORMS).state_dict())
     model, before = started(result, build_hybrid(**NORMS))
-    assert_accounts(result, source, before)
     images, samples = batch()
     with torch.no_grad():
         inputs, _ = model.pre_transformer(model.extract_feat(images), samples)
@@ -250,10 +186,6 @@ def test_hybrid_starts_from_deformable_detr(deformable):
     assert set(result.fresh) == {name for name in before if re.match(own, name)}
     query_pos = source['query_embedding.weight'][:, :256]
     assert torch.equal(model.query_embedding.weight, query_pos)
-    assert result.loaded['query_embedding.weight'].endswith('(first half, the position)')
-    assert result.loaded['bbox_head.fc_reg.weight'] == 'bbox_head.reg_branches.0.4.weight'
-    assert 'shared' in result.unused['bbox_head.reg_branches.1.4.weight']
-    assert 'reference_points_fc.weight' in result.unused
     hidden = torch.randn(3, 256)
     with torch.no_grad():
         regressed = model.bbox_head.fc_reg(
@@ -267,32 +199,43 @@ def test_hybrid_starts_from_deformable_detr(deformable):
 def test_neck_without_norms_starts_fresh(deformable):
     result = warm_start(deformable.state_dict(), build_hybrid().state_dict())
     for part in ('neck.convs.1', 'neck.extra_convs.0'):
-        reason = result.fresh[f'{part}.conv.weight']
-        assert reason.startswith(f'{part} is built differently') and reason.endswith('only here')
-        assert result.unused[f'{part}.gn.weight'] == reason
+        assert f'{part}.conv.weight' in result.fresh
 
 
-# What Deformable DETR's own code calls the parts of MMDetection's, by hand.
+# What the original code calls the parts of MMDetection's models, by hand.
 ORIGINAL_NAMES = {
     r'backbone\.': 'backbone.0.body.',
+    r'level_embed': 'transformer.level_embed',
+    r'query_embedding\.': 'query_embed.',
+    r'reference_points_fc\.': 'transformer.reference_points.',
+    r'(..coder.*)ffn\.layers\.0\.0\.': r'transformer.\1linear1.',
+    r'(..coder.*)ffn\.layers\.1\.': r'transformer.\1linear2.',
+    r'encoder\.(.*)norms\.0\.': r'transformer.encoder.\1norm1.',
+    r'encoder\.(.*)norms\.1\.': r'transformer.encoder.\1norm2.',
+    r'decoder\.(.*)norms\.2\.': r'transformer.decoder.\1norm3.',
+    r'decoder\.(.*)self_attn\.attn\.': r'transformer.decoder.\1self_attn.',
+}
+DETR_NAMES = {
+    **ORIGINAL_NAMES,
+    r'neck\.convs\.0\.conv\.': 'input_proj.',
+    r'encoder\.(.*)self_attn\.attn\.': r'transformer.encoder.\1self_attn.',
+    r'decoder\.(.*)norms\.0\.': r'transformer.decoder.\1norm1.',
+    r'decoder\.(.*)norms\.1\.': r'transformer.decoder.\1norm2.',
+    r'decoder\.(.*)cross_attn\.attn\.': r'transformer.decoder.\1multihead_attn.',
+    r'decoder\.post_norm\.': 'transformer.decoder.norm.',
+    r'bbox_head\.fc_cls\.': 'class_embed.',
+    r'bbox_head\.reg_ffn\.layers\.(\d)\.(0\.)?': r'bbox_embed.layers.\1.',
+    r'bbox_head\.fc_reg\.': 'bbox_embed.layers.2.',
+}
+DEFORMABLE_NAMES = {
+    **ORIGINAL_NAMES,
     r'neck\.convs\.(\d)\.conv\.': r'input_proj.\1.0.',
     r'neck\.convs\.(\d)\.gn\.': r'input_proj.\1.1.',
     r'neck\.extra_convs\.0\.conv\.': 'input_proj.3.0.',
     r'neck\.extra_convs\.0\.gn\.': 'input_proj.3.1.',
-    r'level_embed': 'transformer.level_embed',
-    r'query_embedding\.': 'query_embed.',
-    r'reference_points_fc\.': 'transformer.reference_points.',
-    r'encoder\.(.*)ffn\.layers\.0\.0\.': r'transformer.encoder.\1linear1.',
-    r'encoder\.(.*)ffn\.layers\.1\.': r'transformer.encoder.\1linear2.',
-    r'encoder\.(.*)norms\.0\.': r'transformer.encoder.\1norm1.',
-    r'encoder\.(.*)norms\.1\.': r'transformer.encoder.\1norm2.',
     r'encoder\.(.*)self_attn\.': r'transformer.encoder.\1self_attn.',
-    r'decoder\.(.*)ffn\.layers\.0\.0\.': r'transformer.decoder.\1linear1.',
-    r'decoder\.(.*)ffn\.layers\.1\.': r'transformer.decoder.\1linear2.',
     r'decoder\.(.*)norms\.0\.': r'transformer.decoder.\1norm2.',
     r'decoder\.(.*)norms\.1\.': r'transformer.decoder.\1norm1.',
-    r'decoder\.(.*)norms\.2\.': r'transformer.decoder.\1norm3.',
-    r'decoder\.(.*)self_attn\.attn\.': r'transformer.decoder.\1self_attn.',
     r'decoder\.(.*)cross_attn\.': r'transformer.decoder.\1cross_attn.',
     r'bbox_head\.cls_branches\.(\d)\.': r'class_embed.\1.',
     r'bbox_head\.reg_branches\.(\d)\.0\.': r'bbox_embed.\1.layers.0.',
@@ -301,56 +244,57 @@ ORIGINAL_NAMES = {
 }
 
 
-def original_deformable(deformable):
+def original(model, names):
+    """State dict under the original code's names; its frozen norms do not count batches."""
     source = {}
-    for name, tensor in deformable.state_dict().items():
-        found = [(p, new) for p, new in ORIGINAL_NAMES.items() if re.match(p, name)]
-        assert len(found) == 1, name
-        source[re.sub(found[0][0], found[0][1], name, count=1)] = tensor
-    # Its convolutions have a bias beside their norm, its classifier a row a category id.
-    for n in range(4):
-        source[f'input_proj.{n}.0.bias'] = torch.randn(256)
-    for n in range(2):
-        source[f'class_embed.{n}.weight'] = torch.arange(91.0)[:, None].expand(91, 256)
-        source[f'class_embed.{n}.bias'] = torch.arange(91.0)
+    for name, tensor in model.state_dict().items():
+        (pattern,) = (pattern for pattern in names if re.match(pattern, name))
+        if not name.endswith('num_batches_tracked'):
+            source[re.sub(pattern, names[pattern], name, count=1)] = tensor
     return source
 
 
+def assert_same_start(result, expected):
+    """Except for the classifier and for what the original does not count."""
+    names = {name for name in expected.state_dict if not name.endswith('num_batches_tracked')}
+    assert result.state_dict.keys() == names
+    for name in filter(lambda name: not is_classifier(name), names):
+        assert torch.equal(result.state_dict[name], expected.state_dict[name]), name
+
+
+def test_original_detr(detr):
+    model = build_detector(SMCA, SMALL).state_dict()
+    result = warm_start(original(detr, DETR_NAMES), model)
+    assert_same_start(result, warm_start(detr.state_dict(), model))
+    assert 'decoder.layers.1.norms.1.weight' in result.state_dict
+
+
 def test_original_deformable_detr(deformable):
-    source = original_deformable(deformable)
-    model = build_hybrid(**NORMS, bias=True).state_dict()
-    result = warm_start(source, model)
-    assert result.source == 'Deformable DETR of fundamentalvision'
-    assert_accounts(result, source, model)
-    expected = warm_start(deformable.state_dict(), build_hybrid(**NORMS).state_dict())
-    extra = {f'neck.convs.{n}.conv.bias' for n in range(3)} | {'neck.extra_convs.0.conv.bias'}
-    assert result.state_dict.keys() == expected.state_dict.keys() | extra
-    for name, tensor in expected.state_dict.items():
-        if not name.startswith('bbox_head.fc_cls'):
-            assert torch.equal(result.state_dict[name], tensor), name
-    # Ids of person, stop sign and toothbrush.
-    assert result.state_dict['bbox_head.fc_cls.bias'][[0, 11, 79]].tolist() == [1, 13, 90]
-    assert 'COCO' in result.loaded['bbox_head.fc_cls.weight']
-    assert torch.equal(
-        result.state_dict['neck.extra_convs.0.conv.bias'], source['input_proj.3.0.bias']
-    )
-
-
-def test_refined_heads_start_fresh(deformable):
-    source = deformable.state_dict()
-    source['bbox_head.reg_branches.1.4.bias'] = torch.ones(4)
+    source = original(deformable, DEFORMABLE_NAMES)
+    # Its classifier has a row a category id.
+    for n in range(2):
+        source[f'class_embed.{n}.weight'] = torch.arange(91.0)[:, None].expand(91, 256)
+        source[f'class_embed.{n}.bias'] = torch.arange(91.0)
     model = build_hybrid(**NORMS).state_dict()
     result = warm_start(source, model)
-    assert_accounts(result, source, model)
-    heads = [name for name in model if name.startswith('bbox_head.')]
-    assert heads and {result.fresh[name] for name in heads} == {
-        result.unused['bbox_head.cls_branches.1.bias']
-    }
-    assert 'its own head there' in result.fresh[heads[0]]
+    assert_same_start(result, warm_start(deformable.state_dict(), model))
+    # Ids of person, stop sign and toothbrush.
+    assert result.state_dict['bbox_head.fc_cls.bias'][[0, 11, 79]].tolist() == [1, 13, 90]
+    # Its convolutions have a bias beside their norm, which has a place if the config says so.
+    for n in range(4):
+        source[f'input_proj.{n}.0.bias'] = torch.randn(256)
+    assert 'neck.extra_convs.0.gn.bias' in warm_start(source, model).fresh
+    bias = warm_start(source, build_hybrid(**NORMS, bias=True).state_dict())
+    name = 'neck.extra_convs.0.conv.bias'
+    assert torch.equal(bias.state_dict[name], source['input_proj.3.0.bias'])
 
 
-def test_what_does_not_fit_is_told(detr):
-    """Parts are carried over whole: no half a backbone or layer."""
+def test_what_does_not_fit_starts_fresh(detr, deformable):
+    """Parts are carried over whole: no half a backbone, layer or head."""
+    refined = {**deformable.state_dict(), 'bbox_head.reg_branches.1.4.bias': torch.ones(4)}
+    result = warm_start(refined, build_hybrid(**NORMS).state_dict())
+    assert not any(name.startswith('bbox_head.') for name in result.state_dict)
+
     source = detr.state_dict()
     deeper = {
         **SMALL,
@@ -358,32 +302,21 @@ def test_what_does_not_fit_is_told(detr):
         'backbone': dict(depth=34),
         'decoder': dict(SMALL['decoder'], num_layers=1),
     }
-    model = build_detector(SMCA, deeper).state_dict()
     source['encoder.layers.1.ffn.layers.1.bias'] = torch.zeros(3)
-    result = warm_start(source, model)
-    assert_accounts(result, source, model)
-    assert not any(name.startswith(('backbone.', 'encoder.layers.1.')) for name in result.loaded)
-    assert any(name.startswith('encoder.layers.0.') for name in result.loaded)
-    assert 'backbone is built differently' in result.fresh['backbone.conv1.weight']
-    assert 'has shape (3,) there, (256,) here' in result.fresh['encoder.layers.1.norms.0.weight']
-    assert '(7, 256) there, (9, 256) here' in result.fresh['query_embedding.weight']
-    assert result.unused['decoder.layers.1.norms.0.weight'] == 'not in this SMCA'
+    result = warm_start(source, build_detector(SMCA, deeper).state_dict())
+    loaded = result.state_dict
+    assert not any(name.startswith(('backbone.', 'encoder.layers.1.')) for name in loaded)
+    assert any(name.startswith('encoder.layers.0.') for name in loaded)
+    assert {'backbone.conv1.weight', 'query_embedding.weight'} <= set(result.fresh)
+    assert not any(name.startswith('decoder.layers.1.') for name in loaded)
 
 
 def test_other_models_are_refused(detr):
     model = build_detector(SMCA, SMALL).state_dict()
+    nothing = {'decoder.layers.0.cross_attn.attn.in_proj_weight': torch.zeros(3)}
     for source, words in (
-        (
-            detr.backbone.state_dict(),
-            'not one of the models to start from: SMCA, SMCA of the authors',
-        ),
-        (
-            {
-                'decoder.layers.0.cross_attn.attn.in_proj_weight': torch.zeros(3),
-                'bbox_head.fc_reg.weight': torch.zeros(3),
-            },
-            'nothing in this DETR of MMDetection fits',
-        ),
+        (detr.backbone.state_dict(), 'not one of the models to start from: SMCA, DETR, Deformable'),
+        (nothing, 'nothing in this DETR fits'),
     ):
         with pytest.raises(CheckpointError, match=words):
             warm_start(source, model)
@@ -393,33 +326,15 @@ def test_other_models_are_refused(detr):
 def test_smca_of_other_classes(authors):
     """All is carried over but the classifier, whatever its rows; both names are known."""
     ours = perturbed(build_detector(SMCA, SMALL)).state_dict()
-    source = convert_to_reference({**ours, **ninety_two_rows(ours)}) if authors else ours
+    rows = {k: torch.zeros(92, *x.shape[1:]) for k, x in ours.items() if is_classifier(k)}
+    source = convert_to_reference({**ours, **rows}) if authors else ours
     few = build_detector(SMCA, {**SMALL, 'bbox_head': dict(num_classes=3)}).state_dict()
     for model in (few, ours):
         result = warm_start(source, model)
-        assert result.source == ('SMCA of the authors' if authors else 'SMCA')
-        assert set(result.fresh) == {'bbox_head.fc_cls.weight', 'bbox_head.fc_cls.bias'}
-        assert set(result.fresh.values()) == {'the classifier starts fresh, for other classes'}
+        assert result.source == 'SMCA'
+        assert result.fresh == ['bbox_head.fc_cls.weight', 'bbox_head.fc_cls.bias']
         for name, tensor in result.state_dict.items():
             assert torch.equal(tensor, ours[name]), name
-
-
-def ninety_two_rows(state_dict):
-    names = ('bbox_head.fc_cls.weight', 'bbox_head.fc_cls.bias')
-    return {name: torch.zeros(92, *state_dict[name].shape[1:]) for name in names}
-
-
-def test_smca_of_one_scale_starts_one_of_several():
-    one = perturbed(build_detector(SMCA, SMALL)).state_dict()
-    kinds = dict(SMALL, neck=dict(in_channels=[256, 512]))
-    kinds['encoder'] = {**SMALL['encoder'], 'layer_kinds': ['intra', 'multi']}
-    several = build_detector(MULTI_SCALE, kinds).state_dict()
-    last = max(name for name in several if name.startswith('neck.convs.'))
-    assert warm_start(one, several).loaded[last] == last.replace(last.split('.')[2], '0', 1)
-    assert warm_start(several, several).loaded.keys() == several.keys() - {
-        'bbox_head.fc_cls.weight',
-        'bbox_head.fc_cls.bias',
-    }
 
 
 def test_command(detr, tmp_path):
@@ -429,23 +344,16 @@ def test_command(detr, tmp_path):
     cfg.dump(config)
     source, started_from = tmp_path / 'detr.pth', tmp_path / 'start.pth'
     # As MMEngine writes it, the classes included.
-    torch.save(
-        dict(state_dict=detr.state_dict(), meta=dict(dataset_meta=dict(classes=('a',)))), source
-    )
+    meta = dict(dataset_meta=dict(classes=('a',)))
+    torch.save(dict(state_dict=detr.state_dict(), meta=meta), source)
     done = convert(source, started_from, '--warm-start', config)
-    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert 'loaded  backbone.conv1.weight -> backbone.conv1.weight' in lines
-    assert 'fresh   decoder.center_head.layers.0.weight: not in the source' in lines
-    assert any(line.startswith('unused  bbox_head.fc_cls.weight: ') for line in lines)
-    assert 'DETR of MMDetection: ' in lines[-1] and 'tensors loaded' in lines[-1]
+    assert {'loaded  backbone.conv1.weight', 'fresh   bbox_head.fc_cls.weight'} <= set(lines)
+    assert 'tensors loaded from a DETR, ' in lines[-1]
 
-    # load_from goes this way.
     model = build_detector(SMCA, SMALL)
-    load_checkpoint(model, str(started_from), map_location='cpu')
-    for part in ('backbone', 'neck', 'encoder', 'query_embedding'):
-        for name, tensor in getattr(detr, part).state_dict().items():
-            assert torch.equal(getattr(model, part).state_dict()[name], tensor), name
+    load_checkpoint(model, str(started_from), map_location='cpu')  # As with load_from.
+    assert torch.equal(model.query_embedding.weight, detr.query_embedding.weight)
 
     for config, words in (
         ('nowhere.py', 'nowhere.py cannot be built'),
@@ -453,9 +361,7 @@ def test_command(detr, tmp_path):
     ):
         refused = convert(source, tmp_path / 'never.pth', '--warm-start', config)
         assert refused.returncode == 2 and words in refused.stderr
-        assert 'Traceback' not in refused.stderr
     assert not (tmp_path / 'never.pth').exists()
-    assert checkpoint_files.read_tensors(started_from).keys() <= model.state_dict().keys()
 
 
 def test_documented_commands(tmp_path, monkeypatch):
@@ -483,7 +389,7 @@ def test_documented_commands(tmp_path, monkeypatch):
             said += done.stdout
     assert_equal_to_the_bit(checkpoint_files.read_tensors('again.pth'), authors)
     # The page quotes these numbers.
-    for source, loaded, fresh in ((' DETR', 506, 47), ('Deformable DETR', 520, 80)):
-        counted = f'{source} of MMDetection: {loaded} tensors loaded, {fresh} start fresh'
+    for source, loaded, fresh in (('DETR', 506, 47), ('Deformable DETR', 520, 80)):
+        counted = f'{loaded} tensors loaded from a {source}, {fresh} start fresh'
         assert counted in said
         assert f'{loaded}' in page and f'{loaded + fresh} tensors' in page
