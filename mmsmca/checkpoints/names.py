@@ -167,11 +167,10 @@ def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -
     Raises:
         CheckpointError: If a name begins with none of the prefixes.
     """
-    renamed = {new_name(name, names): tensor for name, tensor in state_dict.items()}
-    if None in renamed:
-        unplaced = [name for name in state_dict if new_name(name, names) is None]
+    unplaced = [name for name in state_dict if new_name(name, names) is None]
+    if unplaced:
         raise CheckpointError(f'tensors without a counterpart: {few(unplaced)}')
-    return renamed
+    return {str(new_name(name, names)): tensor for name, tensor in state_dict.items()}
 
 
 def new_name(name: str, names: Sequence[tuple[str, str]]) -> str | None:
