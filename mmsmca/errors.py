@@ -48,7 +48,7 @@ def command(main: Callable[P, int | None]) -> Callable[P, int]:
     return wrapped
 
 
-def few(names: Sequence, limit: int = 5) -> str:
+def shorten(names: Sequence, limit: int = 5) -> str:
     """Join the first ``limit`` names, followed by the total number if there are more."""
     shown = ', '.join(map(str, names[:limit]))
     return shown if len(names) <= limit else f'{shown}, ... ({len(names)} in all)'

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 from mmsmca.checkpoints.files import read
-from mmsmca.errors import ConfigError, few
+from mmsmca.errors import ConfigError, shorten
 
 from .keys import walk
 
@@ -85,7 +85,7 @@ def check_checkpoint(
     if 'backbone' in cfg.model and not any(name.split('.')[0] in cfg.model for name in names):
         raise ConfigError(
             f'checkpoint {path} holds no weights of {cfg.model.type} (top level: '
-            f'{few(list(checkpoint))}). Specify a checkpoint of this model; convert one of the '
+            f'{shorten(list(checkpoint))}). Specify a checkpoint of this model; convert one of the '
             'reference implementation with tools/convert_checkpoint.py.'
         )
     if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mmsmca.errors import DataError, few
+from mmsmca.errors import DataError, shorten
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_coco(path: str, key: str) -> CocoFile:
     unknown = {entry['category_id'] for entry in annotations} - names.keys()
     if unknown:
         raise DataError(
-            f'{where} uses the category ids {few(sorted(unknown, key=str))}, which are not in '
+            f'{where} uses the category ids {shorten(sorted(unknown, key=str))}, which are not in '
             "its 'categories' list. Add them there."
         )
     used = _check_boxes(where, annotations, {i['id']: i for i in images})
@@ -186,8 +186,8 @@ def _entries(where: str, content: object, name: str) -> list[dict]:
     repeated = duplicates(entry['id'] for entry in found)
     if repeated:
         raise DataError(
-            f"{where} has several entries in '{name}' with the same id: {few(repeated)}. All but "
-            'the last would be lost. Give each a unique id.'
+            f"{where} has several entries in '{name}' with the same id: {shorten(repeated)}. All "
+            'but the last would be lost. Give each a unique id.'
         )
     return found
 
@@ -233,14 +233,14 @@ def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, di
     if orphans:
         warnings.warn(
             f'{where}: {len(orphans)} of the {total} annotations are for images that it does not '
-            f"list (ids {few(orphans)}), and are ignored. List their images in 'images', or "
+            f"list (ids {shorten(orphans)}), and are ignored. List their images in 'images', or "
             'remove the annotations.',
             stacklevel=3,
         )
     if empty:
         warnings.warn(
             f'{where}: {len(empty)} of the {total} annotations have a box outside the image or '
-            f'less than a pixel wide or high, or no area (ids {few(empty)}). Training ignores '
+            f'less than a pixel wide or high, or no area (ids {shorten(empty)}). Training ignores '
             'them, but evaluation counts them as objects not found. Correct or remove them.',
             stacklevel=3,
         )

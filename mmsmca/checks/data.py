@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdet.datasets import BaseDetDataset, CocoDataset
-from mmdet.evaluation import CocoMetric, LVISMetric
-from mmdet.registry import DATASETS, METRICS
+from mmdet.evaluation import CocoMetric, LVISMetric, MultiDatasetsEvaluator
+from mmdet.registry import DATASETS, EVALUATOR, METRICS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 
-from mmsmca.errors import ConfigError, DataError, few, first_difference
+from mmsmca.errors import ConfigError, DataError, first_difference, shorten
 
 from .checkpoint import is_local
 from .coco_file import CocoFile, duplicates, read_coco
@@ -38,7 +38,7 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
 
     Returns:
         Local data sets in COCO's format with their config keys, and metrics that read a COCO file
-        with their config keys and phases.
+        with their config keys and the key of the data that each evaluates.
 
     Raises:
         ConfigError: If classes do not fit the model, or a data set cannot be built.
@@ -54,10 +54,14 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
                 paths = (dataset.ann_file, *dataset.data_prefix.values())
                 if all(is_local(path, dataset.backend_args) for path in paths):
                     datasets.append((key, dataset))
-        for key, node in walk(cfg.get(f'{phase}_evaluator'), f'{phase}_evaluator'):
+        evaluator = cfg.get(f'{phase}_evaluator')
+        # It gives every data set of a concatenation a metric of its own.
+        apart = issubclass(_class_of(evaluator, EVALUATOR), MultiDatasetsEvaluator)
+        for key, node in walk(evaluator, f'{phase}_evaluator'):
             if issubclass(_class_of(node, METRICS), CocoMetric) and node.get('ann_file'):
                 if is_local(node.ann_file, node.get('backend_args')):
-                    evaluators.append((key, node, phase))
+                    part = f'.datasets.{key.split(".")[-1]}' if apart else ''
+                    evaluators.append((key, node, f'{phase}_dataloader.dataset{part}'))
 
     # Quick checks come first: COCO's training annotations take ten seconds to read.
     for key, dataset in datasets:
@@ -81,35 +85,39 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
         DataError: If annotations or images are missing or cannot be used.
     """
     files: dict[str, CocoFile] = {}
+    unlabelled = []
     for key, dataset in datasets:
         file = _read_once(files, dataset.ann_file, key)
         _check_categories(key, dataset.metainfo['classes'], file, dataset.ann_file)
         if not dataset.test_mode:
-            _check_filters(key, dataset, file)
+            unlabelled.append(_check_filters(key, dataset, file))
             _check_queries(key, dataset, file, model)
         # A subset needs only its own images.
         if dataset._indices is None:
             _check_images(key, dataset, file)
-    for key, evaluator, phase in evaluators:
+    # Semi-supervised training has labelled and unlabelled data sets.
+    if unlabelled and all(unlabelled):
+        raise DataError(unlabelled[0])
+    for key, evaluator, evaluated in evaluators:
         file = _read_once(files, evaluator.ann_file, key)
         if not evaluator.get('format_only'):
             _check_evaluable(key, evaluator, file)
         for dataset_key, dataset in datasets:
-            if not dataset_key.startswith(phase):
+            if not f'{dataset_key}.'.startswith(f'{evaluated}.'):
                 continue
             classes = dataset.metainfo['classes']
             _check_categories(key, classes, file, evaluator.ann_file)
             if not evaluator.get('format_only') and not file.objects(classes):
                 raise DataError(
                     f'{key}.ann_file: {evaluator.ann_file} has no objects of the classes '
-                    f'{few(classes)} to evaluate against except crowds: AP would be -1. Specify a '
-                    'file that has some.'
+                    f'{shorten(classes)} to evaluate against except crowds: AP would be -1. '
+                    'Specify a file that has some.'
                 )
             unknown = _read_once(files, dataset.ann_file, key).image_ids - file.image_ids
             if unknown:
                 raise DataError(
                     f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
-                    f'images of {dataset_key} (ids {few(sorted(unknown, key=str))}). Set '
+                    f'images of {dataset_key} (ids {shorten(sorted(unknown, key=str))}). Set '
                     f'{key}.ann_file to that of the data set, {dataset.ann_file}.'
                 )
 
@@ -155,7 +163,7 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
         )
     if duplicates(classes):
         raise ConfigError(
-            f'{key}.metainfo.classes lists {few(duplicates(classes))} more than once. '
+            f'{key}.metainfo.classes lists {shorten(duplicates(classes))} more than once. '
             'List every category once.'
         )
     for place, head in walk(model, 'model'):
@@ -165,7 +173,7 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
         if num_classes not in (None, len(classes)):
             raise ConfigError(
                 f'{place} is {num_classes}, but {key} has {len(classes)} classes '
-                f'({few(classes)}). Set {place}={len(classes)}, or list the '
+                f'({shorten(classes)}). Set {place}={len(classes)}, or list the '
                 f'{num_classes} categories in {key}.metainfo.classes.'
             )
 
@@ -218,15 +226,15 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
     repeated = duplicates(in_file)
     if repeated:
         raise DataError(
-            f'{key}.ann_file: {path} has several categories named {few(repeated)}. '
+            f'{key}.ann_file: {path} has several categories named {shorten(repeated)}. '
             'Merge them, or give them different names.'
         )
     lacking = [name for name in classes if name not in in_file]
     if lacking:
         raise DataError(
             f'{key}.ann_file: {path} does not have {len(lacking)} of the {len(classes)} classes of '
-            f'{dataset}: {few(lacking)}. It has {len(file.categories)} categories: '
-            f'{few(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
+            f'{dataset}: {shorten(lacking)}. It has {len(file.categories)} categories: '
+            f'{shorten(file.categories)}. Set {dataset}.metainfo=dict(classes=...) to those, and '
             'model.bbox_head.num_classes to their number.'
         )
     # MMDetection numbers classes in the order of the file, but names them in that of `classes`.
@@ -250,7 +258,7 @@ def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
         )
     if file.unusable_ids:
         raise DataError(
-            f'{where} has annotations with the ids {few(file.unusable_ids)}. Evaluation counts '
+            f'{where} has annotations with the ids {shorten(file.unusable_ids)}. Evaluation counts '
             'only 1, 2, ... as found: 0 means "no match", and others are truncated to integers. '
             'Number the annotations from 1.'
         )
@@ -262,8 +270,12 @@ def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
         )
 
 
-def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> None:
-    """Check what a data set's filters leave, applying them as ``CocoDataset.filter_data`` does."""
+def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> str | None:
+    """Check what a data set's filters leave, applying them as ``CocoDataset.filter_data`` does.
+
+    Returns:
+        What is wrong if no object is left to train on; else None.
+    """
     where = f'{key}.ann_file: {dataset.ann_file}'
     classes = dataset.metainfo['classes']
     settings = dataset.filter_cfg or {}
@@ -286,12 +298,14 @@ def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> None:
     objects = file.objects(classes)
     if not any(objects[i] for i in kept):
         after = f' after the filters ({lost})' if reasons else ''
-        raise DataError(
-            f'{where} has no annotations to train on{after}: no box of the classes {few(classes)} '
-            'lies inside its image and is not a crowd. Specify an annotation file that has some.'
+        return (
+            f'{where} has no annotations to train on{after}: no box of the classes '
+            f'{shorten(classes)} lies inside its image and is not a crowd. Specify an annotation '
+            'file that has some.'
         )
     if small or len(empty) > len(file.image_ids) / 2:
         warnings.warn(f'{lost} of {dataset.ann_file}; {len(kept)} are left.', stacklevel=3)
+    return None
 
 
 def _check_queries(key: str, dataset: CocoDataset, file: CocoFile, model: ConfigDict) -> None:
@@ -321,6 +335,6 @@ def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
     if missing:
         raise DataError(
             f'{key}: {len(missing)} of the {len(file.file_names)} images that {dataset.ann_file} '
-            f'lists do not exist: {few(missing)}. Restore them, point {key}.data_prefix.img to '
+            f'lists do not exist: {shorten(missing)}. Restore them, point {key}.data_prefix.img to '
             'their folder, or remove them from the annotation file.'
         )

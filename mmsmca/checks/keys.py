@@ -38,7 +38,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.distributed import init_process_group
 from torch.utils.data import DataLoader
 
-from mmsmca.errors import ConfigError, few, one_line
+from mmsmca.errors import ConfigError, one_line, shorten
 
 # Functions to which a constructor passes its other keyword arguments.
 READERS: dict[type, Callable] = {CheckpointHook: Runner.save_checkpoint}
@@ -155,7 +155,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         return f'; did you mean {close[0]}?'
     # The first names of a long list are no help.
     return (
-        f'. Choose one of {few(known, 12)}.' if 0 < len(known) < 100 else '. Correct or remove it.'
+        f'. Choose one of {shorten(known, 12)}.'
+        if 0 < len(known) < 100
+        else '. Correct or remove it.'
     )
 
 

@@ -23,7 +23,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 
-from mmsmca.errors import ConfigError, few, one_line
+from mmsmca.errors import ConfigError, one_line, shorten
 from mmsmca.models.dense_heads.few_queries import FewQueries
 
 from .checkpoint import check_checkpoint, check_pretrained, latest_checkpoint
@@ -135,7 +135,11 @@ def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> N
             raise ConfigError(
                 f'{where} {option}: {name} is a variable of the config, which nothing reads once '
                 'the config is loaded. '
-                + (f'Set the keys with its value: {few(places, 8)}.' if places else 'Leave it out.')
+                + (
+                    f'Set the keys with its value: {shorten(places, 8)}.'
+                    if places
+                    else 'Leave it out.'
+                )
             )
         try:
             cfg.merge_from_dict({option: options[option]})

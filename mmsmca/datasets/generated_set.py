@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from mmsmca.errors import DataError, UserError, few
+from mmsmca.errors import DataError, UserError, shorten
 from mmsmca.files import PARTIAL, exclusive_lock
 
 # All choices are made on tune; val is for reported results.
@@ -321,9 +321,9 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
         return True
     if there > files & there:
         raise DataError(
-            f'{out_dir} lacks {len(files - there)} files of its set ({few(sorted(files - there))}) '
-            f'and holds others, which regenerating it would delete: {few(sorted(there - files))}. '
-            'Move those away, or choose another folder'
+            f'{out_dir} lacks {len(files - there)} files of its set '
+            f'({shorten(sorted(files - there))}) and holds others, which regenerating it would '
+            f'delete: {shorten(sorted(there - files))}. Move those away, or choose another folder'
         )
     return False
 
