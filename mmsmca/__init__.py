@@ -10,10 +10,11 @@ from .operators import provide_operators  # noqa: E402
 provide_operators()
 import_quietly()
 
-from . import models  # noqa: E402, F401
+from . import config_scope, models  # noqa: E402, F401
 from .checkpoints import safe_globals  # noqa: E402
 from .engine import coco_metric, flops, grouped_optim_constructor, hooks  # noqa: E402, F401
 
+config_scope.register()
 safe_globals.register()
 flops.register()
 

@@ -1,19 +1,25 @@
 """Checks of COCO annotation files for what MMDetection would crash on or silently ignore.
 
 Anything that would end a run with a traceback, or assign boxes to the wrong image or class, is
-refused. Boxes that MMDetection leaves out of training (outside their image, or less than a pixel
-wide or high) occur in COCO too: a warning gives their number.
+refused. What MMDetection leaves out of training occurs in COCO too, and is counted.
 """
 
 import json
 import math
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mmsmca.errors import DataError, shorten
+
+# Kinds of annotations, as CocoDataset.parse_data_info tells them apart; training uses objects only.
+OBJECT = 'of an object'
+CROWD = "of a crowd ('iscrowd': 1)"
+IGNORED = "with 'ignore': 1"
+EMPTY = 'with a box outside the image, less than a pixel wide or high, or without area'
+KINDS = (OBJECT, CROWD, IGNORED, EMPTY)
 
 
 @dataclass(frozen=True)
@@ -22,40 +28,26 @@ class CocoFile:
 
     Attributes:
         categories: Names of the categories, in the order of the file.
-        file_names: File names of the images.
-        shorter_sides: Shorter side of every image in pixels, by image id.
-        has_annotations: Whether there is an annotation that MMDetection trains on.
+        images: File name and shorter side in pixels of every image by its id, in the file's order.
         has_iscrowd: Whether every annotation has the key ``iscrowd``.
         unusable_ids: Annotation ids that are not positive integers, which evaluations misread.
         string_ids: Lists with string ids: "images", "categories", "images and categories" or ''.
-        boxed: Ids of the images with any annotation of a category, by category name.
-        counts: Numbers of trainable objects (in the image, no crowd), by category name and image.
+        annotations: Numbers of annotations by category name and kind, and then by image id.
     """
 
     categories: tuple[str, ...]
-    file_names: tuple[str, ...]
-    shorter_sides: dict[int | str, float]
-    has_annotations: bool
+    images: dict[int | str, tuple[str, float]]
     has_iscrowd: bool
     unusable_ids: tuple[int | float | str, ...]
     string_ids: str
-    boxed: dict[str, set[int | str]]
-    counts: dict[str, Counter[int | str]]
+    annotations: dict[tuple[str, str], Counter[int | str]]
 
-    @property
-    def image_ids(self) -> set[int | str]:
-        """Ids of the images."""
-        return set(self.shorter_sides)
-
-    def boxed_images(self, classes: Iterable[str]) -> set[int | str]:
-        """Ids of the images with an annotation of any of these classes."""
-        return self.image_ids & {i for name in classes for i in self.boxed.get(name, ())}
-
-    def objects(self, classes: Iterable[str]) -> Counter[int | str]:
-        """Numbers of trainable objects of these classes, by image."""
+    def count(self, kinds: Sequence[str], classes: Iterable[str] | None = None) -> Counter:
+        """Numbers of annotations of these kinds and classes (None: of all), by image."""
         total: Counter[int | str] = Counter()
-        for name in classes:
-            total.update(self.counts.get(name, {}))
+        for name in self.categories if classes is None else set(classes):
+            for kind in kinds:
+                total.update(self.annotations.get((name, kind), {}))
         return total
 
 
@@ -67,48 +59,62 @@ def read_coco(path: str, key: str) -> CocoFile:
         key: Config key of the file's user, such as ``train_dataloader.dataset``, for messages.
 
     Returns:
-        The parts that the other checks need. A warning names annotations that are skipped.
+        The parts that the other checks need.
 
     Raises:
         DataError: If it is not an annotation file in COCO's format, or is inconsistent.
     """
     where = f'{key}.ann_file: {path}'
     content = _read_json(path, where)
-    images = _entries(where, content, 'images')
+    images = {image['id']: image for image in _entries(where, content, 'images')}
     categories = _entries(where, content, 'categories')
     # COCO's files for its test images have no annotations.
-    annotations = _entries(where, content, 'annotations') if 'annotations' in content else []
+    entries = _entries(where, content, 'annotations') if 'annotations' in content else []
     if not images:
         raise DataError(f'{where} lists no images. Specify an annotation file that does.')
     names = {category['id']: category['name'] for category in categories}
-    unknown = {entry['category_id'] for entry in annotations} - names.keys()
+    unknown = {entry['category_id'] for entry in entries} - names.keys()
     if unknown:
         raise DataError(
             f'{where} uses the category ids {shorten(sorted(unknown, key=str))}, which are not in '
             "its 'categories' list. Add them there."
         )
-    used = _check_boxes(where, annotations, {i['id']: i for i in images})
-    boxed: dict[str, set[int | str]] = {name: set() for name in names.values()}
-    counts: dict[str, Counter[int | str]] = {name: Counter() for name in names.values()}
-    for entry in annotations:
-        boxed[names[entry['category_id']]].add(entry['image_id'])
-    for entry in used:
-        if not entry.get('iscrowd'):
-            counts[names[entry['category_id']]][entry['image_id']] += 1
-    lists = dict(images=images, categories=categories)
-    strings = [key for key, found in lists.items() if any(isinstance(e['id'], str) for e in found)]
-    ids = [entry['id'] for entry in annotations]
+    listed = [entry for entry in entries if entry['image_id'] in images]
+    _check_boxes(where, listed, images)
+    if len(listed) < len(entries):
+        orphans = [entry['id'] for entry in entries if entry['image_id'] not in images]
+        warnings.warn(
+            f'{where}: {len(orphans)} of the {len(entries)} annotations are for images that it '
+            f'does not list (ids {shorten(orphans)}), and are ignored. List their images in '
+            "'images', or remove the annotations.",
+            stacklevel=2,
+        )
+    annotations: dict[tuple[str, str], Counter[int | str]] = defaultdict(Counter)
+    for entry in listed:
+        kind = _kind(entry, images[entry['image_id']])
+        annotations[names[entry['category_id']], kind][entry['image_id']] += 1
+    strings = {
+        name
+        for name, ids in (('images', images), ('categories', names))
+        if any(isinstance(i, str) for i in ids)
+    }
     return CocoFile(
         categories=tuple(category['name'] for category in categories),
-        file_names=tuple(image['file_name'] for image in images),
-        shorter_sides={image['id']: min(image['height'], image['width']) for image in images},
-        has_annotations=bool(used),
-        has_iscrowd=all('iscrowd' in entry for entry in annotations),
-        unusable_ids=tuple(i for i in ids if not (isinstance(i, int) and i > 0)),
-        string_ids=' and '.join(strings),
-        boxed=boxed,
-        counts=counts,
+        images={i: (e['file_name'], min(e['height'], e['width'])) for i, e in images.items()},
+        has_iscrowd=all('iscrowd' in entry for entry in entries),
+        unusable_ids=tuple(
+            entry['id']
+            for entry in entries
+            if not (isinstance(entry['id'], int) and entry['id'] > 0)
+        ),
+        string_ids=' and '.join(sorted(strings, reverse=True)),
+        annotations=dict(annotations),
     )
+
+
+def duplicates(names: Iterable[Hashable]) -> list:
+    """Names that occur more than once, in order of first occurrence."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _is_number(value: object) -> bool:
@@ -146,31 +152,21 @@ def _read_json(path: str, where: str) -> Any:
         with open(path, encoding='utf-8') as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError) or 'BOM' in str(error):
-            raise DataError(
-                f'{where} is not plain UTF-8, as JSON must be: it begins with a byte order mark or '
-                'uses another encoding. Save it as UTF-8 without a byte order mark.'
-            ) from error
         raise DataError(
-            f'{where} cannot be read as JSON ({error}). '
-            'Restore the file; it may be an incomplete copy.'
+            f'{where} cannot be read as JSON ({error}). Restore the file, as it may be an '
+            'incomplete copy, or save it as UTF-8 without a byte order mark.'
         ) from error
-
-
-def duplicates(names: Iterable[Hashable]) -> list:
-    """Names that occur more than once, in order of first occurrence."""
-    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _entries(where: str, content: object, name: str) -> list[dict]:
     """One of the lists of a file, after checking its entries against :data:`LISTS`."""
-    found = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(found, list):
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
         raise DataError(
             f"{where} is not a COCO annotation file: it has no list '{name}'. "
             'Specify an instances file in COCO format, or convert yours to it.'
         )
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(entries):
         lacking = sorted(LISTS[name].keys() - (entry if isinstance(entry, dict) else {}).keys())
         if lacking:
             raise DataError(
@@ -183,43 +179,34 @@ def _entries(where: str, content: object, name: str) -> list[dict]:
                     f'{where}: {name}[{i}].{key} is {entry[key]!r} (id {entry["id"]}), but must be '
                     f'{kind.words}. Correct the file, or remove the entry.'
                 )
-    repeated = duplicates(entry['id'] for entry in found)
+    repeated = duplicates(entry['id'] for entry in entries)
     if repeated:
         raise DataError(
-            f"{where} has several entries in '{name}' with the same id: {shorten(repeated)}. All "
-            'but the last would be lost. Give each a unique id.'
+            f"{where} has several entries in '{name}' with the same id: {shorten(repeated)}. "
+            'All but the last would be lost. Give each a unique id.'
         )
-    return found
+    return entries
 
 
-def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, dict]) -> list[dict]:
-    """Refuse boxes in other formats, warn about boxes that are skipped, and return the others."""
-    orphans, empty, used = [], [], []
+def _check_boxes(where: str, entries: list[dict], images: dict[int | str, dict]) -> None:
+    """Refuse boxes in other formats, and warn if most extend beyond their image."""
     corners = corner_areas = beyond = fractions = 0
-    for entry in annotations:
-        box = entry['bbox']
-        image = images.get(entry['image_id'])
-        if image is None:
-            orphans.append(entry['id'])
-            continue
-        x, y, w, h = box
-        fractions += 0 < max(w, h) <= max(box) <= 1 < min(image['width'], image['height'])
-        if x < w <= image['width'] + 1 and y < h <= image['height'] + 1:
+    for entry in entries:
+        x, y, w, h = entry['bbox']
+        image = images[entry['image_id']]
+        width, height = image['width'], image['height']
+        fractions += 0 < max(w, h) <= max(entry['bbox']) <= 1 < min(width, height)
+        if x < w <= width + 1 and y < h <= height + 1:
             corners += 1
             corner_areas += abs((w - x) * (h - y) - entry['area']) < 1 < abs(w * h - entry['area'])
-        beyond += x + w > image['width'] + 1 or y + h > image['height'] + 1
-        # As CocoDataset.parse_data_info decides.
-        if entry['area'] <= 0 or not _covers_pixels(box, image):
-            empty.append(entry['id'])
-        else:
-            used.append(entry)
-    total = len(annotations)
-    if fractions == total - len(orphans) > 0:
+        beyond += x + w > width + 1 or y + h > height + 1
+    total = len(entries)
+    if fractions == total > 0:
         raise DataError(
             f'{where}: all {fractions} boxes lie between 0 and 1: they are fractions of the image '
             'size. Multiply them by its width and height; COCO boxes are in pixels.'
         )
-    if corners == total - len(orphans) > 0 and (corner_areas == corners or beyond * 4 >= corners):
+    if corners == total > 0 and (corner_areas == corners or beyond * 4 >= corners):
         raise DataError(
             f'{where}: all {corners} boxes look like corners (x1, y1, x2, y2): read as x, y, width '
             f'and height, {beyond} of them extend beyond their image. Write x, y, x2 - x1, y2 - y1.'
@@ -230,25 +217,15 @@ def _check_boxes(where: str, annotations: list[dict], images: dict[int | str, di
             'are x, y, width and height, in pixels of the image size that the file lists.',
             stacklevel=3,
         )
-    if orphans:
-        warnings.warn(
-            f'{where}: {len(orphans)} of the {total} annotations are for images that it does not '
-            f"list (ids {shorten(orphans)}), and are ignored. List their images in 'images', or "
-            'remove the annotations.',
-            stacklevel=3,
-        )
-    if empty:
-        warnings.warn(
-            f'{where}: {len(empty)} of the {total} annotations have a box outside the image or '
-            f'less than a pixel wide or high, or no area (ids {shorten(empty)}). Training ignores '
-            'them, but evaluation counts them as objects not found. Correct or remove them.',
-            stacklevel=3,
-        )
-    return used
 
 
-def _covers_pixels(box: Sequence[float], image: dict) -> bool:
-    x, y, width, height = box
+def _kind(entry: dict, image: dict) -> str:
+    """Kind of an annotation, as ``CocoDataset.parse_data_info`` decides."""
+    if entry.get('ignore'):
+        return IGNORED
+    x, y, width, height = entry['bbox']
     inside_x = min(x + width, image['width']) - max(x, 0)
     inside_y = min(y + height, image['height']) - max(y, 0)
-    return width >= 1 and height >= 1 and inside_x > 0 and inside_y > 0
+    if min(inside_x, inside_y, entry['area']) <= 0 or min(width, height) < 1:
+        return EMPTY
+    return CROWD if entry.get('iscrowd') else OBJECT

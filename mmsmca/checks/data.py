@@ -17,9 +17,10 @@ from mmengine.registry import Registry
 from mmsmca.errors import ConfigError, DataError, first_difference, shorten
 
 from .checkpoint import is_local
-from .coco_file import CocoFile, duplicates, read_coco
+from .coco_file import CROWD, EMPTY, IGNORED, KINDS, OBJECT, CocoFile, duplicates, read_coco
 from .keys import described, walk
 
+EMPTY_IMAGES = 'without a box of its classes (filter_cfg.filter_empty_gt=True)'
 # Keys of a data set's metainfo that MMDetection reads.
 META = ('classes', 'palette')
 # Config keys of the heads whose num_classes must match the data set.
@@ -66,6 +67,7 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
     # Quick checks come first: COCO's training annotations take ten seconds to read.
     for key, dataset in datasets:
         _check_classes(key, dataset.metainfo, cfg.model)
+        _check_palette(key, dataset)
         if _is_coco(type(dataset)):
             _check_paths(key, dataset)
     for key, evaluator, _ in evaluators:
@@ -73,7 +75,7 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
     return [(key, dataset) for key, dataset in datasets if _is_coco(type(dataset))], evaluators
 
 
-def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -> None:
+def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -> dict[str, int]:
     """Read the annotation files, each once, and check them.
 
     Args:
@@ -81,45 +83,51 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
         evaluators: As returned by :func:`find_data`.
         model: The config of the model.
 
+    Returns:
+        Numbers of images in the data sets, by config key.
+
     Raises:
+        ConfigError: If a data set has no image with one of its ``indices``.
         DataError: If annotations or images are missing or cannot be used.
     """
     files: dict[str, CocoFile] = {}
-    unlabelled = []
+    used: dict[str, list[int | str]] = {}
+    objects: dict[str, int] = {}
     for key, dataset in datasets:
         file = _read_once(files, dataset.ann_file, key)
         _check_categories(key, dataset.metainfo['classes'], file, dataset.ann_file)
+        used[key], unused = _used_images(key, dataset, file)
         if not dataset.test_mode:
-            unlabelled.append(_check_filters(key, dataset, file))
+            objects[f'{key}.ann_file: {dataset.ann_file}'] = _check_training(
+                key, dataset, file, used[key], unused
+            )
             _check_queries(key, dataset, file, model)
-        # A subset needs only its own images.
-        if dataset._indices is None:
-            _check_images(key, dataset, file)
-    # Semi-supervised training has labelled and unlabelled data sets.
-    if unlabelled and all(unlabelled):
-        raise DataError(unlabelled[0])
-    for key, evaluator, evaluated in evaluators:
+        _check_images(key, dataset, file, used[key])
+    # One data set may have none: unlabelled images, or images of the background.
+    if objects and not any(objects.values()):
+        raise DataError(
+            f'{shorten(list(objects))} has no annotations to train on: no box of the classes lies '
+            "inside its image and is neither a crowd nor marked 'ignore'. Specify an annotation "
+            'file that has some.'
+        )
+    for key, evaluator, evaluated_key in evaluators:
         file = _read_once(files, evaluator.ann_file, key)
-        if not evaluator.get('format_only'):
-            _check_evaluable(key, evaluator, file)
-        for dataset_key, dataset in datasets:
-            if not f'{dataset_key}.'.startswith(f'{evaluated}.'):
-                continue
+        evaluated = [(k, d) for k, d in datasets if f'{k}.'.startswith(f'{evaluated_key}.')]
+        for dataset_key, dataset in evaluated:
             classes = dataset.metainfo['classes']
             _check_categories(key, classes, file, evaluator.ann_file)
-            if not evaluator.get('format_only') and not file.objects(classes):
-                raise DataError(
-                    f'{key}.ann_file: {evaluator.ann_file} has no objects of the classes '
-                    f'{shorten(classes)} to evaluate against except crowds: AP would be -1. '
-                    'Specify a file that has some.'
+            _check_same_images(key, evaluator, file, dataset_key, dataset, files)
+        if not evaluator.get('format_only'):
+            _check_evaluable(key, evaluator, file, [d.metainfo['classes'] for _, d in evaluated])
+            unseen = file.images.keys() - {i for k, _ in evaluated for i in used[k]}
+            if evaluated and unseen:
+                warnings.warn(
+                    f'{key}.ann_file: {evaluator.ann_file} has {len(unseen)} images that '
+                    f'{evaluated_key} does not have. Their objects count as not found, so AP '
+                    'will be too low. Set it to a file with the same images.',
+                    stacklevel=2,
                 )
-            unknown = _read_once(files, dataset.ann_file, key).image_ids - file.image_ids
-            if unknown:
-                raise DataError(
-                    f'{key}.ann_file: {evaluator.ann_file} does not have {len(unknown)} of the '
-                    f'images of {dataset_key} (ids {shorten(sorted(unknown, key=str))}). Set '
-                    f'{key}.ann_file to that of the data set, {dataset.ann_file}.'
-                )
+    return {key: len(images) for key, images in used.items()}
 
 
 def _class_of(node: Any, registry: Registry) -> type[Any]:
@@ -176,6 +184,19 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
                 f'({shorten(classes)}). Set {place}={len(classes)}, or list the '
                 f'{num_classes} categories in {key}.metainfo.classes.'
             )
+
+
+def _check_palette(key: str, dataset: BaseDetDataset) -> None:
+    palette, classes = dataset.metainfo.get('palette'), dataset.metainfo['classes']
+    if isinstance(palette, list) and len(palette) < len(classes):
+        message = (
+            f'{key}.metainfo.palette has {len(palette)} colours for {len(classes)} classes, so '
+            'detections cannot be drawn. Set it to None for random colours.'
+        )
+        if palette != type(dataset).METAINFO.get('palette'):
+            raise ConfigError(message)
+        # The 80 colours of CocoDataset are no fault of a config with more classes.
+        warnings.warn(message, stacklevel=3)
 
 
 def _check_ann_file(key: str, ann_file: str) -> None:
@@ -245,11 +266,37 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
     )
 
 
-def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
+def _check_same_images(
+    key: str,
+    evaluator: ConfigDict,
+    file: CocoFile,
+    dataset_key: str,
+    dataset: CocoDataset,
+    files: dict[str, CocoFile],
+) -> None:
+    images = _read_once(files, dataset.ann_file, key).images
+    lacking = images.keys() - file.images.keys()
+    renamed = [
+        i
+        for i in images.keys() - lacking
+        if os.path.basename(images[i][0]) != os.path.basename(file.images[i][0])
+    ]
+    if lacking or renamed:
+        raise DataError(
+            f'{key}.ann_file: {evaluator.ann_file} does not have {len(lacking)} of the images of '
+            f'{dataset_key}, and other images have the ids of {len(renamed)} (ids '
+            f'{shorten(sorted(lacking or renamed, key=str))}). Set {key}.ann_file to that of the '
+            f'data set, {dataset.ann_file}.'
+        )
+
+
+def _check_evaluable(
+    key: str, evaluator: ConfigDict, file: CocoFile, class_lists: Sequence[Sequence[str]]
+) -> None:
     where = f'{key}.ann_file: {evaluator.ann_file}'
     # LVIS has no crowds, and is evaluated by other code.
     needs_iscrowd = not issubclass(_class_of(evaluator, METRICS), LVISMetric)
-    if not file.has_annotations or (needs_iscrowd and not file.has_iscrowd):
+    if not file.annotations or (needs_iscrowd and not file.has_iscrowd):
         needed = "annotations, with 'iscrowd' (0 or 1) in every entry"
         raise DataError(
             f'{where} cannot be evaluated against: it needs '
@@ -268,49 +315,98 @@ def _check_evaluable(key: str, evaluator: ConfigDict, file: CocoFile) -> None:
             f'{where}: the ids of its {file.string_ids} are strings, which {evaluator.type} cannot '
             f"read. Make them numbers, or set {key}.type='CocoMetric'."
         )
+    for classes in class_lists:
+        if not file.count((OBJECT, IGNORED, EMPTY), classes):
+            raise DataError(
+                f'{where} has no objects of the classes {shorten(classes)} to evaluate against '
+                'except crowds: AP would be -1. Specify a file that has some.'
+            )
+    for kind in (IGNORED, EMPTY):
+        count = file.count([kind])
+        if count:
+            warnings.warn(
+                f'{where} has {count.total()} annotations {kind} (images {shorten(list(count))}). '
+                'Training leaves such annotations out, but evaluation counts them as objects to '
+                "be found. Correct or remove them, or mark them with 'iscrowd': 1.",
+                stacklevel=3,
+            )
 
 
-def _check_filters(key: str, dataset: CocoDataset, file: CocoFile) -> str | None:
-    """Check what a data set's filters leave, applying them as ``CocoDataset.filter_data`` does.
-
-    Returns:
-        What is wrong if no object is left to train on; else None.
-    """
-    where = f'{key}.ann_file: {dataset.ann_file}'
-    classes = dataset.metainfo['classes']
-    settings = dataset.filter_cfg or {}
-    boxed = file.boxed_images(classes)
-    empty = file.image_ids - boxed if settings.get('filter_empty_gt') else frozenset()
+def _used_images(
+    key: str, dataset: CocoDataset, file: CocoFile
+) -> tuple[list[int | str], dict[str, int]]:
+    """Ids of the images that ``CocoDataset`` chooses, and numbers of the others by reason."""
+    settings = {} if dataset.test_mode else dataset.filter_cfg or {}
+    boxed = file.count(KINDS, dataset.metainfo['classes'])
     least = settings.get('min_size', 0)
-    small = {i for i, side in file.shorter_sides.items() if side < least} - empty
-    kept = file.image_ids - empty - small
-    reasons = []
-    if empty:
-        reasons.append(f'{len(empty)} without a box of its classes (filter_empty_gt=True)')
-    if small:
-        reasons.append(f'{len(small)} smaller than {least} pixels (min_size={least})')
-    lost = f'{key}.filter_cfg drops {" and ".join(reasons)} of the {len(file.image_ids)} images'
-    if not kept:
-        raise DataError(
-            f'{lost} of {dataset.ann_file}, and none is left. Correct the filter, or use other '
-            'images.'
+    kept = [i for i in file.images if i in boxed or not settings.get('filter_empty_gt')]
+    large = [i for i in kept if file.images[i][1] >= least]
+    used, indices = large, dataset._indices
+    if indices is not None:
+        numbers = [indices] if isinstance(indices, int) else indices
+        if not all(-len(large) <= i < len(large) for i in numbers):
+            raise ConfigError(
+                f'{key}.indices={indices}: {dataset.ann_file} has only {len(large)} images that '
+                'the filter leaves. Set it to None to use all of them.'
+            )
+        if isinstance(indices, int):
+            used = large[:indices] if indices >= 0 else large[indices:]
+        else:
+            used = [large[i] for i in indices]
+    return used, {
+        EMPTY_IMAGES: len(file.images) - len(kept),
+        f'smaller than {least} pixels (filter_cfg.min_size={least})': len(kept) - len(large),
+        'not among its indices': len(large) - len(set(used)),
+    }
+
+
+def _check_training(
+    key: str,
+    dataset: CocoDataset,
+    file: CocoFile,
+    used: Sequence[int | str],
+    unused: dict[str, int],
+) -> int:
+    """Say what training leaves out, if it matters, and return the number of objects that it uses.
+
+    Training and evaluation agree on crowds, other categories and images without objects. These
+    matter only if they are the greater part.
+    """
+
+    def number(kinds: Sequence[str], classes: Sequence[str] | None) -> int:
+        counts = file.count(kinds, classes)
+        return sum(counts[i] for i in used)
+
+    classes = dataset.metainfo['classes']
+    skipped = {kind: number([kind], classes) for kind in KINDS}
+    objects, total = skipped.pop(OBJECT), number(KINDS, None)
+    faulty = sorted(file.count([EMPTY], classes).keys() & set(used), key=str)
+    skipped[f'{EMPTY} (images {shorten(faulty)})'] = skipped.pop(EMPTY)
+    skipped['of other categories'] = total - objects - sum(skipped.values())
+    reasons = ', '.join(
+        [f'{n} annotations {why}' for why, n in skipped.items() if n]
+        + [f'{n} images {why}' for why, n in unused.items() if n]
+    )
+    message = f'{key}.ann_file: of {dataset.ann_file}, training leaves out {reasons}'
+    if not used:
+        raise DataError(f'{message}; no image is left. Correct {key}.filter_cfg or indices.')
+    expected = {CROWD, 'of other categories', EMPTY_IMAGES}
+    if (
+        any(n and why not in expected for why, n in (skipped | unused).items())
+        or sum(skipped.values()) > total / 2
+        or sum(unused.values()) > len(file.images) / 2
+    ):
+        warnings.warn(
+            f'{message}; {objects} objects in {len(used)} images are left. If they should be '
+            f'trained on, correct the file, {key}.filter_cfg or indices.',
+            stacklevel=3,
         )
-    objects = file.objects(classes)
-    if not any(objects[i] for i in kept):
-        after = f' after the filters ({lost})' if reasons else ''
-        return (
-            f'{where} has no annotations to train on{after}: no box of the classes '
-            f'{shorten(classes)} lies inside its image and is not a crowd. Specify an annotation '
-            'file that has some.'
-        )
-    if small or len(empty) > len(file.image_ids) / 2:
-        warnings.warn(f'{lost} of {dataset.ann_file}; {len(kept)} are left.', stacklevel=3)
-    return None
+    return objects
 
 
 def _check_queries(key: str, dataset: CocoDataset, file: CocoFile, model: ConfigDict) -> None:
     queries = model.get('num_queries')
-    counts = file.objects(dataset.metainfo['classes'])
+    counts = file.count([OBJECT], dataset.metainfo['classes'])
     crowded = [i for i, count in counts.items() if isinstance(queries, int) and count > queries]
     if crowded:
         most = max(crowded, key=lambda i: counts[i])
@@ -322,11 +418,13 @@ def _check_queries(key: str, dataset: CocoDataset, file: CocoFile, model: Config
         )
 
 
-def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
+def _check_images(
+    key: str, dataset: CocoDataset, file: CocoFile, used: Sequence[int | str]
+) -> None:
     # List each folder once: looking up each of 118,000 files takes minutes on a network disk.
     names = defaultdict(list)
-    for file_name in file.file_names:
-        folder, name = os.path.split(os.path.join(dataset.data_prefix['img'], file_name))
+    for i in used:
+        folder, name = os.path.split(os.path.join(dataset.data_prefix['img'], file.images[i][0]))
         names[folder].append(name)
     missing = []
     for folder, listed in names.items():
@@ -334,7 +432,7 @@ def _check_images(key: str, dataset: CocoDataset, file: CocoFile) -> None:
         missing += [os.path.join(folder, name) for name in listed if name not in present]
     if missing:
         raise DataError(
-            f'{key}: {len(missing)} of the {len(file.file_names)} images that {dataset.ann_file} '
-            f'lists do not exist: {shorten(missing)}. Restore them, point {key}.data_prefix.img to '
-            'their folder, or remove them from the annotation file.'
+            f'{key}: {len(missing)} of the {len(used)} images that it uses of {dataset.ann_file} '
+            f'do not exist: {shorten(missing)}. Restore them, point {key}.data_prefix.img to their '
+            'folder, or remove them from the annotation file.'
         )

@@ -5,21 +5,7 @@ no flips, as a mirrored digit is not a digit.
 """
 
 data_root = 'data/digits/'
-metainfo = dict(
-    classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
-    palette=[
-        (220, 50, 45),
-        (50, 90, 225),
-        (50, 175, 70),
-        (240, 205, 40),
-        (190, 60, 200),
-        (60, 210, 215),
-        (245, 130, 48),
-        (145, 30, 180),
-        (128, 128, 0),
-        (0, 128, 128),
-    ],
-)
+metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -53,17 +53,7 @@ multi_scale = dict(
 
 small_data = dict(
     data_root='data/shapes192/',
-    metainfo=dict(
-        classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring'),
-        palette=[
-            (220, 50, 45),
-            (50, 90, 225),
-            (50, 175, 70),
-            (240, 205, 40),
-            (190, 60, 200),
-            (60, 210, 215),
-        ],
-    ),
+    metainfo=dict(classes=('disc', 'square', 'triangle', 'star', 'cross', 'ring')),
 )
 small_train_pipeline = [
     dict(type='LoadImageFromFile'),
