@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmsmca.errors import few
+from mmsmca.errors import shorten
 
 from .classes import CLASSIFIER
 from .files import CheckpointError
@@ -169,7 +169,7 @@ def rename(state_dict: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -
     """
     unplaced = [name for name in state_dict if new_name(name, names) is None]
     if unplaced:
-        raise CheckpointError(f'tensors without a counterpart: {few(unplaced)}')
+        raise CheckpointError(f'tensors without a counterpart: {shorten(unplaced)}')
     return {str(new_name(name, names)): tensor for name, tensor in state_dict.items()}
 
 
@@ -199,7 +199,7 @@ def _check_complete(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -
             numbered += dict.fromkeys(prefix.replace('.N.', f'.{n}.') for n in layers)
     missing = [p for p in numbered if not any(name.startswith(p) for name in state_dict)]
     if missing:
-        raise CheckpointError(f'tensors are missing under: {few(missing)}')
+        raise CheckpointError(f'tensors are missing under: {shorten(missing)}')
 
 
 def _classifier_rows(state_dict: Mapping[str, Tensor]) -> int:
