@@ -66,9 +66,7 @@ def parser(name: str) -> argparse.ArgumentParser:
         add(
             '--resume-schedule',
             choices=('config', 'checkpoint'),
-            default='config',
-            help='which learning rate and schedule to use when resuming, if they differ; '
-            'default: config',
+            help='which schedule and optimizer settings to use when resuming, if they differ',
         )
         add('--no-trial-step', action='store_true', help='skip the trial training step')
     else:
@@ -129,7 +127,8 @@ def _set_up_training(cfg: Config, args: Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     if cfg.get('resume'):
-        hooks.schedule = dict(type='ResumeScheduleHook', keep=args.resume_schedule == 'checkpoint')
+        keep = {'checkpoint': True, 'config': False}.get(args.resume_schedule)
+        hooks.schedule = dict(type='ResumeScheduleHook', keep=keep)
     elif cfg.get('load_from'):
         hooks.classifier = dict(type='FreshClassifierHook')
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -146,25 +147,29 @@ def watch(connection: Connection, point: Point | None) -> None:
     RuntimeInfoHook.after_train_iter = report_iteration
 
 
-def train(folder: Path, config: Path, own: bool, connection: Connection, point: Point | None):
-    """Train in ``folder``, or resume there; runs in a process of its own."""
+def train(folder: Path, config: Path, own: bool = True) -> int | None:
+    """Train in ``folder`` with the script, or resume there."""
+    os.environ['LOCAL_RANK'] = '0'
+    sys.argv = ['train.py', str(config), '--work-dir', str(folder / 'work'), '--resume']
+    if not own:
+        return mmdet_script('train').main()
+    sys.argv.append('--no-trial-step')
+    return run_tool('train')
+
+
+def _run(folder: Path, train: Callable, connection: Connection, point: Point | None) -> None:
     log = os.open(folder / 'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115
     sys.stderr = open(2, 'w', closefd=False)  # noqa: SIM115
     torch.set_num_threads(1)  # other threads do not survive the fork
-    os.environ['LOCAL_RANK'] = '0'
     os.chdir(folder)
     watch(connection, point)
-    sys.argv = ['train.py', str(config), '--work-dir', str(folder / 'work'), '--resume']
-    if not own:
-        sys.exit(mmdet_script('train').main())
-    sys.argv.append('--no-trial-step')
-    sys.exit(run_tool('train'))
+    sys.exit(train())
 
 
-def run(folder: Path, config: Path, own: bool = True, point: Point | None = None):
+def run(folder: Path, train: Callable, point: Point | None = None):
     """Train in a process of its own, which is killed at ``point`` if it gets there.
 
     Returns:
@@ -173,7 +178,7 @@ def run(folder: Path, config: Path, own: bool = True, point: Point | None = None
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context('fork')
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=train, args=(folder, config, own, theirs, point))
+    process = context.Process(target=_run, args=(folder, train, theirs, point))
     process.start()
     theirs.close()
     events = []
@@ -261,16 +266,18 @@ def main() -> None:
         folder = Path(name)
         Shapes(24, 4, size=64, max_objects=2, seed=0).write(folder / 'data')
         config = write_config(folder, folder / 'data', args.workers, own)
-        exit_code, events = run(folder / 'unharmed', config, own)
+        exit_code, events = run(
+            folder / 'unharmed', partial(train, folder / 'unharmed', config, own)
+        )
         assert exit_code == 0, (folder / 'unharmed/log.txt').read_text()
         expected = result(folder / 'unharmed')
         same = 0
         for i, point in enumerate(random_points(events, args.points, args.seed)):
             killed = folder / str(i)
-            exit_code, _ = run(killed, config, own, point)
+            exit_code, _ = run(killed, partial(train, killed, config, own), point)
             assert exit_code == -point.signal, (exit_code, (killed / 'log.txt').read_text())
             left = leftovers(killed)
-            exit_code, resumed = run(killed, config, own)
+            exit_code, resumed = run(killed, partial(train, killed, config, own))
             if exit_code == 0:
                 found = result(killed)
                 is_same = equal(found, expected)

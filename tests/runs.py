@@ -84,7 +84,8 @@ def save_checkpoint(
     state[HEAD_WEIGHT] = torch.zeros(rows, state[HEAD_WEIGHT].size(1))
     state[HEAD_WEIGHT.replace('weight', 'bias')] = torch.zeros(rows)
     meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(meta=meta, state_dict=state, message_hub={}) | content, path)
+    progress = dict(message_hub={}, optimizer={}, param_schedulers=[])
+    torch.save(dict(meta=meta, state_dict=state) | progress | content, path)
     return str(path)
 
 

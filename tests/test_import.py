@@ -164,7 +164,13 @@ class Getter:
 
 
 @pytest.mark.parametrize(
-    'arguments', [(np.ndarray, 'tofile'), (safe_globals.HistoryBuffer, '__init__')]
+    'arguments',
+    [
+        (np.ndarray, 'tofile'),
+        (safe_globals.HistoryBuffer, '__init__'),
+        (safe_globals.OneCycleParamScheduler, 'step'),
+        (np.zeros(1), 'tofile'),
+    ],
 )
 def test_getattr_stays_closed(tmp_path, arguments):
     torch.save(Getter(*arguments), tmp_path / 'checkpoint.pth')

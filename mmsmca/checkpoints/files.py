@@ -1,13 +1,16 @@
 """Checkpoint files, which are read without executing code and written whole or not at all."""
 
 import argparse
+import io
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
+from mmengine.utils import apply_to
 from torch import Tensor
 
 from mmsmca import files
@@ -54,6 +57,28 @@ def read(path: str | Path) -> dict:
             'Specify a checkpoint that training wrote to its work directory.'
         )
     return checkpoint
+
+
+def check_readable(content: Any, key: str = 'checkpoint') -> None:
+    """Check that :func:`read` will be able to read what a run is about to save.
+
+    Raises:
+        CheckpointError: If it holds more than data; the message names the key.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(apply_to(content, torch.is_tensor, lambda x: x.new_empty(0)), buffer)
+        buffer.seek(0)
+        safe_globals.register()
+        torch.load(buffer, weights_only=True)
+    except Exception as error:  # as in `read`, and whatever pickling may raise
+        parts = content.items() if isinstance(content, Mapping) else ()
+        for name, part in enumerate(content) if isinstance(content, (list, tuple)) else parts:
+            check_readable(part, f'{key}.{name}')
+        raise CheckpointError(
+            f'{key}: the run would save a {type(content).__name__} there, with which the file '
+            'cannot be read without executing code. Use numbers, text or tensors instead.'
+        ) from error
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -1,15 +1,12 @@
 """Checks of the checkpoints that a run starts from against its config and model."""
 
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
-from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
@@ -22,35 +19,6 @@ from .keys import walk
 def is_local(path: str, backend_args: dict | None = None) -> bool:
     """Whether a path is on this machine's file system."""
     return not backend_args and '://' not in path
-
-
-def latest_checkpoint(work_dir: str) -> str | None:
-    """Find the checkpoint to resume from, whatever ended the run.
-
-    This is the checkpoint that MMEngine names in ``last_checkpoint``. If a run was killed while
-    writing, that checkpoint may be truncated or missing, or ``last_checkpoint`` itself missing or
-    empty. In those cases, it is the newest complete checkpoint that training wrote to the folder.
-
-    Args:
-        work_dir: Work directory of the run.
-
-    Returns:
-        Path of a complete checkpoint, or the URL in ``last_checkpoint``, which is not checked. If
-        no checkpoint is complete, the path in ``last_checkpoint``, or None without one.
-    """
-    named = find_latest_checkpoint(work_dir) or None
-    if named and not is_local(named):
-        return named
-    written = [path for kind in ('epoch', 'iter') for path in Path(work_dir).glob(f'{kind}_*.pth')]
-    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in filter(None, (named, *map(str, newest_first))):
-        try:
-            read(path)
-        except ConfigError as error:
-            print(f'Not resumed from: {error}', file=sys.stderr)
-        else:
-            return path
-    return named
 
 
 def check_checkpoint(
@@ -71,9 +39,18 @@ def check_checkpoint(
         ConfigError: If the run cannot start from the checkpoint.
     """
     path = cfg.get('load_from')
-    if not path or not is_local(path):
+    if path is None or not is_local(path):
         return
-    checkpoint = read(os.path.expanduser(path))
+    if path == '':  # MMEngine's hook writes the file in place.
+        raise ConfigError(
+            "the file last_checkpoint in the run's work_dir is empty. Name the checkpoint: "
+            '--resume PATH.'
+        )
+    try:
+        checkpoint = read(os.path.expanduser(path))
+    except ConfigError as error:
+        earlier = ' To resume from an earlier checkpoint, name it: --resume PATH.'
+        raise ConfigError(f'{error}{earlier if cfg.get("resume") else ""}') from error
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict):
         raise ConfigError(
@@ -88,10 +65,16 @@ def check_checkpoint(
             f'{shorten(list(checkpoint))}). Specify a checkpoint of this model; convert one of the '
             'reference implementation with tools/convert_checkpoint.py.'
         )
-    if cfg.get('resume') and not {'meta', 'message_hub'} <= checkpoint.keys():
+    needed = ['meta', 'message_hub', 'optimizer', 'param_schedulers']
+    if not cfg.get('param_scheduler'):
+        needed.remove('param_schedulers')
+    lacking = [key for key in needed if key not in checkpoint]
+    if cfg.get('resume') and lacking:
         raise ConfigError(
-            f'checkpoint {path} holds weights only, so training cannot resume from it. Start from '
-            f'its weights instead: leave out --resume and set load_from={path} (--cfg-options).'
+            f'checkpoint {path} lacks {", ".join(lacking)}, so training cannot resume from it; '
+            "MMEngine leaves this out of best_*.pth. Resume from one of the run's epoch_*.pth or "
+            'iter_*.pth, or start from its weights: leave out --resume and set '
+            f'load_from={path} (--cfg-options).'
         )
     difference = other_classes(
         checkpoint,

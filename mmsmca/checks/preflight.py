@@ -22,11 +22,12 @@ from mmdet.models.dense_heads import DETRHead
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
+from mmengine.runner import find_latest_checkpoint
 
 from mmsmca.errors import ConfigError, one_line, shorten
 from mmsmca.models.dense_heads.few_queries import FewQueries
 
-from .checkpoint import check_checkpoint, check_pretrained, latest_checkpoint
+from .checkpoint import check_checkpoint, check_pretrained
 from .data import check_files, find_data
 from .keys import TOP_LEVEL, check_keys, described, walk
 
@@ -76,8 +77,8 @@ def effective_config(args: Namespace) -> Config:
     Returns:
         The config with ``--cfg-options`` merged; ``load_from`` is the checkpoint that the run
         starts from, or None, and ``resume`` says whether the run resumes from it. For ``--resume``
-        without a path, the checkpoint is :func:`.latest_checkpoint`; if there is none yet, the run
-        starts as it would without ``--resume``.
+        without a path, the checkpoint is the one in ``last_checkpoint``; if there is none yet, the
+        run starts as it would without ``--resume``.
 
     Raises:
         ConfigError: If the config file does not exist, or it or an option is wrong.
@@ -105,8 +106,9 @@ def effective_config(args: Namespace) -> Config:
         cfg.load_from, cfg.resume = args.resume, True
     elif args.resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
         default = os.path.join('work_dirs', Path(args.config).stem)
-        latest = latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
-        cfg.load_from, cfg.resume = latest or cfg.get('load_from'), latest is not None
+        latest = find_latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
+        cfg.load_from = cfg.get('load_from') if latest is None else latest
+        cfg.resume = latest is not None
     return cfg
 
 

@@ -4,6 +4,7 @@ import argparse
 import copy
 import pickle
 from functools import partial
+from pathlib import Path
 
 import golden
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 import torch
 from conversion import assert_equal_to_the_bit, convert
 from mmdet.datasets import CocoDataset
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
 from utils import build_detector
 
 from mmsmca.checkpoints import files as checkpoint_files
 from mmsmca.checkpoints import names as checkpoints
-from mmsmca.checkpoints.files import CheckpointError
+from mmsmca.checkpoints.files import CheckpointError, check_readable
 from mmsmca.errors import UserError
 
 
@@ -281,3 +283,11 @@ def test_weights_of_several_processes_are_read_without_their_prefix(tmp_path):
     assert list(checkpoint_files.read_tensors(tmp_path / 'several.pth')) == ['a.weight', 'b.bias']
     torch.save(dict(model=weights | {'c': torch.zeros(1)}), tmp_path / 'part.pth')
     assert 'module.a.weight' in checkpoint_files.read_tensors(tmp_path / 'part.pth')
+
+
+def test_what_could_not_be_read_back_is_named():
+    content = dict(meta=dict(dataset_meta=dict(palette=np.zeros((2, 3), np.uint8))))
+    check_readable(content | dict(state_dict=dict(a=torch.zeros(3)), state=ConfigDict(b=[1])))
+    content['meta']['dataset_meta']['kinds'] = ['a', Path('b')]
+    with pytest.raises(CheckpointError, match=r'meta\.dataset_meta\.kinds\.1: .* a PosixPath'):
+        check_readable(content)

@@ -491,6 +491,23 @@ def test_resuming_from_weights_alone(cfg: Config, tmp_path: Path):
     assert_names(refusal(ConfigError, cfg, 'train'), cfg.load_from, 'leave out --resume')
 
 
+def test_resuming_from_what_a_run_leaves(cfg: Config, tmp_path: Path):
+    """MMEngine writes the best checkpoint without optimizer, and both files in place."""
+    cfg.resume = True
+    cfg.load_from = save_checkpoint(tmp_path / 'epoch_1.pth')
+    check_config(cfg, ('train',))
+    Path(cfg.load_from).write_bytes(Path(cfg.load_from).read_bytes()[:-1])
+    assert_names(refusal(ConfigError, cfg, 'train'), cfg.load_from, 'truncated', '--resume PATH')
+    content = torch.load(save_checkpoint(tmp_path / 'best.pth'), weights_only=True)
+    cfg.load_from = str(tmp_path / 'best_mAP_epoch_1.pth')
+    del content['optimizer'], content['param_schedulers']
+    torch.save(content, cfg.load_from)
+    message = refusal(ConfigError, cfg, 'train')
+    assert_names(message, cfg.load_from, 'lacks optimizer, param_schedulers', 'epoch_*.pth')
+    cfg.load_from = ''
+    assert_names(refusal(ConfigError, cfg, 'train'), 'last_checkpoint', 'is empty', '--resume PATH')
+
+
 def test_classes_of_unlike_datasets_are_not_compared(cfg: Config, tmp_path: Path):
     meta = dict(dataset_meta=[dict(classes=('a',)), dict(classes=('b',))])
     cfg.load_from = save_checkpoint(tmp_path / 'concat.pth', meta=meta)

@@ -1,13 +1,14 @@
 """Checkpoints that are complete whenever they exist, however the run ends.
 
-MMEngine writes ``epoch_N.pth`` in place, after removing the checkpoint that exceeds
-``max_keep_ckpts`` or the best one that is to be replaced. A run that is killed in between leaves a
-truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
+MMEngine writes ``epoch_N.pth`` and ``last_checkpoint`` in place, after removing the checkpoint that
+exceeds ``max_keep_ckpts`` or the best one that is to be replaced. A run that is killed in between
+leaves a truncated file, or with ``max_keep_ckpts=1`` nothing to resume from.
 """
 
 from pathlib import Path
 
 from mmdet.registry import HOOKS
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
@@ -73,8 +74,31 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(backend_args=dict(backend='AtomicBackend'), **kwargs)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        super()._save_checkpoint_with_step(runner, step, meta)
-        self.file_backend.remove_outdated()
+        """Save as ``CheckpointHook`` does, then name the checkpoint, then remove the outdated."""
+        # Two calls in one epoch overwrite the same checkpoint.
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts and is_main_process():
+                outdated = self.filename_tmpl.format(self.keep_ckpt_ids[0])
+                self.file_backend.remove(Path(self.out_dir, outdated))
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        filename = self.filename_tmpl.format(step)
+        self.last_ckpt = str(Path(self.out_dir, filename))
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            filename,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            named = Path(runner.work_dir, 'last_checkpoint')
+            self.file_backend.put(self.last_ckpt.encode(), named)
+            self.file_backend.remove_outdated()
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         super()._save_best_checkpoint(runner, metrics)
