@@ -27,6 +27,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs/small/smca-dino_r18w16_1xb4-2e_shapes128.py'
 DATA_DIR = Path('data/shapes128')
+TRAINING_IMAGES = 2000
 WORK_DIR = Path('work_dirs/quickstart')
 # Written last: its presence means that everything else is there.
 RESULT = WORK_DIR / 'result.json'
@@ -65,7 +66,7 @@ def last_checkpoint() -> Path:
 def train_and_evaluate() -> None:
     """Generate the data, train, evaluate and write ``RESULT``."""
     start = time.monotonic()
-    run('make_shapes.py', DATA_DIR)
+    run('make_shapes.py', DATA_DIR, '--train', str(TRAINING_IMAGES))
     minutes = training_minutes(Config.fromfile(CONFIG))
     print(f'At this speed, the whole training takes about {minutes:.0f} minutes.', flush=True)
     run('train.py', CONFIG, '--work-dir', WORK_DIR, '--resume')
@@ -79,7 +80,7 @@ def train_and_evaluate() -> None:
 
 def draw_detections() -> None:
     """Draw the detections on some validation images, enlarged so that labels are legible."""
-    inferencer = DetInferencer(str(CONFIG), str(last_checkpoint()), palette='none')
+    inferencer = DetInferencer(str(CONFIG), str(last_checkpoint()))
     with tempfile.TemporaryDirectory() as folder:
         enlarged = []
         for path in sorted((DATA_DIR / 'val').iterdir())[:NUM_PICTURES]:

@@ -1,6 +1,7 @@
 _base_ = './smca_r18w16_1xb4-3ki_shapes192.py'
 
-# Trained in epochs, on the data of the quick start ("tools/make_shapes.py data/shapes128").
+# Trained in epochs, on the data of the quick start
+# ("tools/make_shapes.py data/shapes128 --train 2000").
 data_root = 'data/shapes128/'
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline

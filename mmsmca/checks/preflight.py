@@ -30,6 +30,7 @@ from mmsmca.models.dense_heads.few_queries import FewQueries
 from .checkpoint import check_checkpoint, check_pretrained
 from .data import check_files, find_data
 from .keys import TOP_LEVEL, check_keys, described, walk
+from .schedule import check_schedule
 
 # Phases whose data loaders and evaluators each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -65,7 +66,9 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
     _check_detections(cfg.model, model)
     check_checkpoint(cfg, model, datasets, fine_tuning='train' in phases and not cfg.get('resume'))
 
-    check_files(datasets, evaluators, cfg.model)
+    images = check_files(datasets, evaluators, cfg.model)
+    if 'train' in phases:
+        check_schedule(cfg, images)
 
 
 def effective_config(args: Namespace) -> Config:
