@@ -46,7 +46,7 @@ def trained(tmp_path_factory) -> Path:
     """Folder with ``config.py`` and ``epoch_15.pth``: 60 iterations, on ``data``."""
     folder = tmp_path_factory.mktemp('trained')
     data = folder / 'data'
-    Shapes(num_train=16, num_val=3, size=128, max_objects=2, variant='easy', seed=0).write(data)
+    Shapes(num_train=16, num_val=3, size=128, max_objects=2, seed=0).write(data)
     cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     loader = {'batch_size': 4, 'num_workers': 0, 'persistent_workers': False}
     for name in ('train', 'val', 'test'):

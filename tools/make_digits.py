@@ -1,15 +1,15 @@
-"""Generate the "digits" detection data set; the defaults are those of the digits study."""
+"""Generate the "digits" detection data set: handwritten digits on photographs."""
 
 import sys
 
 from mmsmca.datasets.digits import Digits
-from mmsmca.datasets.generated_set import generate, parser
+from mmsmca.datasets.generated_set import generate
 from mmsmca.errors import command
 
 
 @command
 def main() -> None:
-    generate(Digits, parser(Digits, __doc__, 'data/digits').parse_args())
+    generate(Digits, __doc__, 'data/digits')
 
 
 if __name__ == '__main__':

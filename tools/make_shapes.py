@@ -1,19 +1,15 @@
-"""Generate the "shapes" detection data set; the defaults are those of the quick start."""
+"""Generate the "shapes" detection data set: coloured shapes on blotches."""
 
 import sys
 
-from mmsmca.datasets.generated_set import generate, parser
-from mmsmca.datasets.shapes import VARIANTS, Shapes
+from mmsmca.datasets.generated_set import generate
+from mmsmca.datasets.shapes import Shapes
 from mmsmca.errors import command
 
 
 @command
 def main() -> None:
-    arguments = parser(Shapes, __doc__, 'data/shapes128')
-    arguments.add_argument(
-        '--variant', choices=VARIANTS, default='easy', help='what defines a class'
-    )
-    generate(Shapes, arguments.parse_args())
+    generate(Shapes, __doc__, 'data/shapes128')
 
 
 if __name__ == '__main__':

@@ -320,6 +320,9 @@ def _hints(kind: Callable) -> dict[str, Any]:
 def _check_values(key: str, node: dict, hints: dict[str, Any]) -> None:
     for name, value in node.items():
         allowed = _kinds(hints.get(name))
+        # Epochs may be fractions where MMEngine converts them to iterations.
+        if int in allowed and node.get('convert_to_iter_based'):
+            allowed = allowed | {float}
         wrong = allowed and value is not None and not isinstance(value, tuple(allowed))
         if wrong and isinstance(value, (str, int, float)):
             shown = ' or '.join(word for kind, word in WORDS.items() if kind in allowed)

@@ -8,7 +8,6 @@ photographs: of their left halves in the training split, of their right halves i
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +27,6 @@ CONTRAST_RANGE = (50, 200)  # between a stroke and its surroundings, in grey lev
 COLOUR_JITTER = 30  # per channel, either way
 PLACE_ATTEMPTS = 20
 MIN_CROP = 128  # side of the crops of photographs in pixels
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -38,12 +36,6 @@ class Digits(GeneratedSet):
     num_val: int = 200
 
     classes = DIGITS_CLASSES
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """Name and parameters of the set."""
-        name = {'set': 'digits', 'format_version': FORMAT_VERSION}
-        return {**name, **self.numbers, 'seed': self.seed}
 
     def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
         """A crop of a photograph's half, uint8, (size, size, 3)."""

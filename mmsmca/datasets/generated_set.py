@@ -10,7 +10,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from mmsmca.errors import DataError, UserError, shorten
-from mmsmca.files import PARTIAL, exclusive_lock
+from mmsmca.files import PARTIAL, exclusive_lock, read_json
 
 # All choices are made on tune; val is for reported results.
 SPLITS = ('train', 'val', 'tune')
@@ -27,6 +27,17 @@ MANIFEST = 'manifest.json'
 EMPTY_SHARE = 0.03
 # Parameters of a set that are numbers, with their minimum; None: the set's own `min_size`.
 AT_LEAST = dict(num_train=1, num_val=1, num_tune=1, size=None, max_objects=1)
+HELP = dict(
+    num_train='number of training images',
+    num_val='number of validation images',
+    num_tune='number of images for model selection; None: as many as for validation',
+    size='side length of the images in pixels',
+    max_objects='maximum number of objects in an image',
+    seed='random seed',
+    objects='folder with a subfolder of cut-out pictures per class; None: a Debian package',
+    backgrounds='folder of photographs; None: Debian packages',
+    cache="folder with Debian's packages, unpacked",
+)
 
 
 @dataclass
@@ -48,10 +59,7 @@ class GeneratedObject:
     @property
     def bbox(self) -> list[int]:
         """Tight box of the visible pixels, ``[x, y, width, height]`` in pixels."""
-        columns = np.flatnonzero(self.mask.any(axis=0))
-        rows = np.flatnonzero(self.mask.any(axis=1))
-        x, y = int(columns[0]), int(rows[0])
-        return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+        return list(cv2.boundingRect(self.mask.astype(np.uint8)))
 
 
 @dataclass
@@ -102,6 +110,8 @@ class GeneratedSet(ABC):
     """
 
     min_size: ClassVar[int] = 64
+    # Increased whenever the same parameters give different files, so that an old set is not reused.
+    format_version: ClassVar[int] = 1
 
     num_train: int = 4000
     num_val: int = 300
@@ -126,9 +136,10 @@ class GeneratedSet(ABC):
         return {name: getattr(self, name) for name in AT_LEAST}
 
     @property
-    @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """What identifies this set, as written beside the images."""
+        name = {'set': type(self).__name__.lower(), 'format_version': self.format_version}
+        return {**name, **self.numbers, 'seed': self.seed}
 
     @property
     @abstractmethod
@@ -178,8 +189,7 @@ class GeneratedSet(ABC):
 
         Raises:
             UserError: If the sources of the set cannot be obtained, or another process writes it.
-            DataError: If ``out_dir`` holds a set made with other parameters or anything else, or
-                holds this set with files missing and others added.
+            DataError: If ``out_dir`` holds anything else, or this set with files missing.
         """
         out_dir = Path(out_dir)
         manifest = self.manifest
@@ -192,16 +202,12 @@ class GeneratedSet(ABC):
                 unfinished.rmdir()
                 return False
             for leftover in unfinished.iterdir():
-                if leftover.is_dir():
-                    shutil.rmtree(leftover)
-                else:
-                    leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             (unfinished / 'annotations').mkdir()
             for split in SPLITS:
                 content = self._write_images(unfinished / split, manifest[f'num_{split}'])
                 (unfinished / f'annotations/instances_{split}.json').write_text(json.dumps(content))
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
-            shutil.rmtree(out_dir, ignore_errors=True)
             unfinished.rename(out_dir)
         return True
 
@@ -247,42 +253,31 @@ def half(photograph: np.ndarray, split: str) -> np.ndarray:
     return photograph[:, :middle] if split == 'train' else photograph[:, middle:]
 
 
-def parser(kind: type[GeneratedSet], description: str, example: str) -> argparse.ArgumentParser:
-    """Build the argument parser of a generator's command, for use with :func:`generate`.
+def generate(kind: type[GeneratedSet], description: str | None, example: str) -> None:
+    """Write the set that a command line asks for, and report it.
 
     Args:
-        kind: Class of the set, which has the defaults.
+        kind: Class of the set, whose fields are the options.
         description: What the command does.
         example: Example of a folder for the set.
+
+    Raises:
+        UserError: If the set cannot be made or written.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument('out_dir', help=f'folder for the data set, for example {example}')
-    for name, default, text in (
-        ('train', kind.num_train, 'number of training images'),
-        ('val', kind.num_val, 'number of validation images'),
-        ('tune', argparse.SUPPRESS, 'number of images for model selection (default: as --val)'),
-    ):
-        options: dict = dict(dest=f'num_{name}', metavar='N', default=default, help=text)
-        parser.add_argument(f'--{name}', type=int, **options)
-    for name, text in (
-        ('size', 'side length of the images in pixels'),
-        ('max_objects', 'maximum number of objects in an image'),
-        ('seed', 'random seed'),
-    ):
-        option = '--' + name.replace('_', '-')
-        parser.add_argument(option, type=int, default=getattr(kind, name), help=text)
-    return parser
-
-
-def generate(kind: type[GeneratedSet], args: argparse.Namespace) -> None:
-    """Write the set that a command asks for, and report it.
-
-    Raises:
-        UserError: If the set cannot be made or written.
-    """
-    parameters = vars(args)
+    for option in fields(kind):
+        name = '--' + option.name.removeprefix('num_').replace('_', '-')
+        parser.add_argument(
+            name,
+            dest=option.name,
+            type=int if option.name in (*AT_LEAST, 'seed') else Path,
+            default=option.default,
+            help=HELP[option.name],
+        )
+    parameters = vars(parser.parse_args())
     out_dir = parameters.pop('out_dir')
     try:
         written = kind(**parameters).write(out_dir)
@@ -301,31 +296,23 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     remedy = 'delete it or choose another folder'
-    manifest_file = out_dir / MANIFEST
-    if not manifest_file.is_file():
+    made = read_json(out_dir / MANIFEST)
+    if made is None:
         raise DataError(f'{out_dir} exists and is not a generated set: {remedy}')
-    found = json.loads(manifest_file.read_text())
-    if found != manifest:
-        differences = ', '.join(
-            f'{key} {found.get(key)} (asked for: {value})'
-            for key, value in manifest.items()
-            if found.get(key) != value
-        )
-        raise DataError(f'{out_dir} holds a set with {differences}: {remedy}')
-    files = {MANIFEST}
+    differences = [
+        f'{key} {made[key]} (asked for: {value})'
+        for key, value in manifest.items()
+        if made.get(key, value) != value
+    ]
+    if differences:
+        raise DataError(f'{out_dir} holds a set with {", ".join(differences)}: {remedy}')
+    files = [out_dir / f'annotations/instances_{split}.json' for split in SPLITS]
     for split in SPLITS:
-        files.add(f'annotations/instances_{split}.json')
-        files.update(f'{split}/{_image_name(index)}' for index in range(manifest[f'num_{split}']))
-    there = {p.relative_to(out_dir).as_posix() for p in out_dir.rglob('*') if not p.is_dir()}
-    if files <= there:
-        return True
-    if there > files & there:
-        raise DataError(
-            f'{out_dir} lacks {len(files - there)} files of its set '
-            f'({shorten(sorted(files - there))}) and holds others, which regenerating it would '
-            f'delete: {shorten(sorted(there - files))}. Move those away, or choose another folder'
-        )
-    return False
+        files += [out_dir / split / _image_name(i) for i in range(manifest[f'num_{split}'])]
+    lost = [str(file) for file in files if not file.is_file()]
+    if lost:
+        raise DataError(f'{out_dir} has lost {len(lost)} files ({shorten(lost)}): {remedy}')
+    return True
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:

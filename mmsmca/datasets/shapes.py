@@ -6,17 +6,14 @@ depend on the machine.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
 
-from mmsmca.errors import UserError
-
 from .generated_set import Drawing, GeneratedSet
 
 SHAPES_CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
-VARIANTS = ('easy', 'outline')
 
 # Extent: the longer side of an object's box before occlusion, as a fraction of the image side.
 EXTENT_RANGE = (0.09, 0.9)
@@ -31,10 +28,7 @@ PLACE_ATTEMPTS = 20
 MAX_ROTATION = 30.0  # degrees, either way
 MIN_ASPECT = 0.7
 
-# Increased whenever the same parameters give different files, so that an old set is not reused.
-FORMAT_VERSION = 1
-
-# The easy variant's colour (RGB) and texture of each class.
+# Colour (RGB) and texture of each class, which identify it as well as its outline does.
 CLASS_LOOKS = {
     'disc': ((220, 50, 45), 'plain'),
     'square': ((50, 90, 225), 'checks'),
@@ -43,9 +37,7 @@ CLASS_LOOKS = {
     'cross': ((190, 60, 200), 'diagonals'),
     'ring': ((60, 210, 215), 'rows'),
 }
-TEXTURES = tuple(texture for _, texture in CLASS_LOOKS.values())
 COLOUR_JITTER = 25  # per channel, either way
-MIN_CONTRAST = 150  # of the outline variant's objects, summed over the channels
 BLOTCHES = ((3, 40), (8, 30), (24, 20))  # of the background: cells per side, amplitude
 
 SUBPIXEL_BITS = 4
@@ -53,30 +45,13 @@ SUBPIXEL_BITS = 4
 
 @dataclass
 class Shapes(GeneratedSet):
-    """Shapes on blotches; a crowd does not count towards ``max_objects``.
-
-    Attributes:
-        variant: ``'easy'``: colour and texture identify the class as well as the outline does.
-            ``'outline'``: only the outline does.
-    """
+    """Shapes on blotches; a crowd does not count towards ``max_objects``."""
 
     min_size: ClassVar[int] = 32
 
     size: int = 128
-    variant: str = 'easy'
 
     classes = SHAPES_CLASSES
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise UserError(f'variant is {self.variant!r}; it must be one of {", ".join(VARIANTS)}')
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """Parameters of the set."""
-        of_drawing = {'variant': self.variant, 'seed': self.seed}
-        return {'format_version': FORMAT_VERSION, **self.numbers, **of_drawing}
 
     def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
         """Blotches of several sizes in muted colours, uint8, (size, size, 3)."""
@@ -113,28 +88,24 @@ class Shapes(GeneratedSet):
         else:
             return
         drawing.add(label, mask, is_crowd)
-        look = self._draw_look(rng, drawing.pixels, label, extent)
+        look = _draw_look(rng, *CLASS_LOOKS[SHAPES_CLASSES[label]], self.size, extent)
         drawing.pixels[mask] = look[mask]
 
-    def _draw_look(
-        self, rng: np.random.RandomState, image: np.ndarray, label: int, extent: float
-    ) -> np.ndarray:
-        """An image filled with the colour and texture of an object, uint8, (size, size, 3)."""
-        if self.variant == 'easy':
-            base, texture = CLASS_LOOKS[SHAPES_CLASSES[label]]
-            colour = np.array(base)
-        else:
-            texture = TEXTURES[rng.randint(len(TEXTURES))]
-            # Any colour that stands out from the image's mean.
-            mean = image.mean(axis=(0, 1))
-            colour = rng.randint(0, 256, 3)
-            while abs(colour - mean).sum() < MIN_CONTRAST:
-                colour = rng.randint(0, 256, 3)
-        colour = np.clip(colour + rng.randint(-COLOUR_JITTER, COLOUR_JITTER + 1, 3), 0, 255)
-        period = max(2, round(extent / rng.randint(4, 8)))
-        pattern = _draw_texture(rng, texture, self.size, period)
-        shades = np.stack((colour, colour * rng.randint(40, 66) // 100)).astype(np.uint8)
-        return shades[pattern]
+
+def _draw_look(
+    rng: np.random.RandomState,
+    base: tuple[int, int, int],
+    texture: str,
+    size: int,
+    extent: float,
+) -> np.ndarray:
+    """An image filled with a jittered colour and a texture, uint8, (size, size, 3)."""
+    jitter = rng.randint(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
+    colour = np.clip(np.array(base) + jitter, 0, 255)
+    period = max(2, round(extent / rng.randint(4, 8)))
+    pattern = _draw_texture(rng, texture, size, period)
+    shades = np.stack((colour, colour * rng.randint(40, 66) // 100)).astype(np.uint8)
+    return shades[pattern]
 
 
 def _log_uniform(rng: np.random.RandomState, low: float, high: float) -> float:
@@ -177,20 +148,17 @@ def _draw_texture(rng: np.random.RandomState, name: str, size: int, period: int)
     """A pattern of zeros and ones, int, (size, size)."""
     shift_x, shift_y = rng.randint(0, period, 2)
     y, x = np.mgrid[shift_y : shift_y + size, shift_x : shift_x + size]
-    if name == 'plain':
-        pattern = np.zeros_like(x)
-    elif name == 'columns':
-        pattern = x * 2 // period % 2
-    elif name == 'rows':
-        pattern = y * 2 // period % 2
-    elif name == 'diagonals':
-        pattern = (x + y) * 2 // period % 2
-    elif name == 'checks':
-        pattern = (x * 2 // period + y * 2 // period) % 2
-    else:  # dots with a radius of a third of the period
-        dx, dy = x % period - period // 2, y % period - period // 2
-        pattern = (9 * (dx * dx + dy * dy) < period * period).astype(int)
-    return pattern
+    dx, dy = x % period - period // 2, y % period - period // 2
+    patterns = {
+        'plain': np.zeros_like(x),
+        'columns': x * 2 // period % 2,
+        'rows': y * 2 // period % 2,
+        'diagonals': (x + y) * 2 // period % 2,
+        'checks': (x * 2 // period + y * 2 // period) % 2,
+        # With a radius of a third of the period.
+        'dots': (9 * (dx * dx + dy * dy) < period * period).astype(int),
+    }
+    return patterns[name]
 
 
 def _interpolate(grid: np.ndarray, size: int) -> np.ndarray:

@@ -6,14 +6,11 @@ photographs; later objects hide parts of earlier ones. Splits share neither obje
 photographs: backgrounds are left halves in the training split, and right halves, of different
 photographs, in the other two.
 
-By default the pictures come from four Debian packages, which are downloaded and unpacked but not
-installed.
+By default the pictures come from four Debian packages, which need to be unpacked but not installed.
 """
 
 import hashlib
 import math
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
-from mmsmca.errors import DataError, UserError
-from mmsmca.files import PARTIAL
+from mmsmca.errors import DataError
 
 from .generated_set import SPLITS, Drawing, GeneratedSet, crop, half
 
@@ -81,7 +77,6 @@ MAX_HEIGHT = 1024  # of a picture in memory, in pixels
 # A quarter of the objects of each class is for validation, another quarter for tuning.
 MIN_OBJECTS = 4
 MIN_BACKGROUNDS = 2
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -111,7 +106,7 @@ class Stamps(GeneratedSet):
             channel. Defaults to None: the pictures of Debian's tuxpaint-stamps-default.
         backgrounds: Folder of at least two photographs. Defaults to None: Debian's wallpapers that
             show no object of the classes.
-        cache: Folder for Debian's packages; missing ones are downloaded.
+        cache: Folder with a subfolder for each of Debian's packages.
     """
 
     num_val: int = 400
@@ -125,13 +120,18 @@ class Stamps(GeneratedSet):
         """The pictures that the images are composed of.
 
         Raises:
-            UserError: If the packages cannot be downloaded.
             DataError: If there are too few pictures, or one cannot be read.
         """
         cache = Path(self.cache)
         wanted = PACKAGES[:1] * (self.objects is None) + PACKAGES[1:] * (self.backgrounds is None)
-        for package in wanted:
-            _unpack(package, cache)
+        missing = ' '.join(name for name in wanted if not (cache / name).is_dir())
+        if missing:
+            raise DataError(
+                f'{cache} does not have the Debian packages {missing}. Unpack them with "mkdir -p '
+                f'{cache}; cd {cache}; apt-get download {missing}; for file in *.deb; do dpkg -x '
+                '$file ${file%%_*}; done", or pass folders of pictures with --objects and '
+                '--backgrounds'
+            )
         return _read_pictures(
             _packaged_objects(cache) if self.objects is None else _own_objects(Path(self.objects)),
             _packaged_photographs(cache)
@@ -146,10 +146,8 @@ class Stamps(GeneratedSet):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Name and parameters of the set, and the digest of its pictures."""
-        name = {'set': 'stamps', 'format_version': FORMAT_VERSION}
-        made_from = {'seed': self.seed, 'pictures': self.pictures.digest}
-        return {**name, **self.numbers, **made_from}
+        """What identifies this set, with the digest of its pictures."""
+        return {**super().manifest, 'pictures': self.pictures.digest}
 
     def draw_background(self, rng: np.random.RandomState, split: str) -> np.ndarray:
         """A crop of a photograph's half, float32, (size, size, 3), 0 to 1."""
@@ -310,34 +308,3 @@ def _packaged_photographs(cache: Path) -> list[Path]:
         for name in names.split()
     ]
     return [file for file in files if file.is_file()]
-
-
-def _unpack(package: str, cache: Path) -> None:
-    """Download a Debian package and unpack it to a folder of its name, unless that exists."""
-    folder = cache / package
-    if folder.is_dir():
-        return
-    unfinished = cache / (package + PARTIAL)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    print(f'Downloading the Debian package {package} to {cache}', flush=True)
-    _run(['apt-get', 'download', '-q', package], unfinished)
-    (archive,) = unfinished.glob('*.deb')
-    _run(['dpkg', '-x', archive.name, '.'], unfinished)
-    archive.unlink()
-    unfinished.rename(folder)
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    remedy = 'or pass folders of pictures with --objects and --backgrounds'
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise UserError(
-            f'{command[0]} was not found: run this on Debian or Ubuntu, {remedy}'
-        ) from error
-    if done.returncode:
-        reason = ' '.join(done.stderr.split())[-300:]
-        raise UserError(
-            f'{" ".join(command)} failed: {reason}. Run "apt-get update" first, {remedy}'
-        )

@@ -711,7 +711,6 @@ COMMANDS = {
     'too small shapes': ('make_shapes', ['set', '--size', '31'], ['size is 31', 'at least 32']),
     'no shapes': ('make_shapes', ['set', '--train', '0'], ['num_train is 0', 'at least 1']),
     'size in words': ('make_shapes', ['set', '--size', 'large'], ['--size', "'large'"]),
-    'unknown variant': ('make_shapes', ['set', '--variant', 'hard'], ['--variant', 'outline']),
     'negative seed': ('make_shapes', ['set', '--seed', '-1'], ['seed is -1', '0 to']),
     'shapes over other data': ('make_shapes', ['data'], ['data exists', 'choose another folder']),
     'shapes below a file': ('make_shapes', ['config.py/set'], ['config.py/set', 'Not a directory']),

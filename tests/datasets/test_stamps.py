@@ -13,7 +13,7 @@ from utils import ROOT
 from mmsmca.datasets import stamps
 from mmsmca.datasets.generated_set import SPLITS
 from mmsmca.datasets.stamps import Stamps
-from mmsmca.errors import DataError, UserError
+from mmsmca.errors import DataError
 
 SMALL = {'num_train': 8, 'num_val': 4, 'size': 64, 'seed': 3}
 # Blue tells an object, green a half of a photograph; both are exact after division by 16.
@@ -109,6 +109,12 @@ def test_later_objects_hide_parts_of_earlier_ones(pictures):
     assert 0.05 < np.mean(hidden) < 0.6
 
 
+def test_packages_are_asked_for(tmp_path):
+    with pytest.raises(DataError, match='apt-get download tuxpaint-stamps-default mate-.*dpkg -x'):
+        Stamps(cache=tmp_path / 'cache', **SMALL).write(tmp_path / 'set')
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
@@ -130,24 +136,6 @@ def test_bad_pictures_are_named_before_anything_is_written(pictures, tmp_path, c
         Stamps(objects=tmp_path / 'objects', backgrounds=tmp_path / 'backgrounds', **SMALL).write(
             tmp_path / 'set'
         )
-    assert not (tmp_path / 'set').exists()
-
-
-@pytest.mark.parametrize(
-    ('tool', 'words'),
-    [
-        (None, 'apt-get was not found: run this on Debian'),
-        ('echo E: no such package >&2; exit 100', 'E: no such package. Run "apt-get update"'),
-    ],
-)
-def test_packages_that_cannot_be_had_are_no_trace(tmp_path, monkeypatch, tool, words):
-    if tool:
-        (tmp_path / 'bin').mkdir()
-        (tmp_path / 'bin/apt-get').write_text(f'#!/bin/sh\n{tool}\n')
-        (tmp_path / 'bin/apt-get').chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tmp_path}/bin' + (':/bin' if tool else ''))
-    with pytest.raises(UserError, match=words):
-        Stamps(cache=tmp_path / 'cache', **SMALL).write(tmp_path / 'set')
     assert not (tmp_path / 'set').exists()
 
 

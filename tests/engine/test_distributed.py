@@ -183,9 +183,7 @@ def test_no_config_for_coco_has_statistics_to_synchronise(config):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
-    Shapes(num_train=8, num_val=5, size=64, max_objects=2, variant='easy', seed=0).write(
-        folder / 'data'
-    )
+    Shapes(num_train=8, num_val=5, size=64, max_objects=2, seed=0).write(folder / 'data')
     return folder
 
 

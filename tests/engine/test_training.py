@@ -18,7 +18,7 @@ CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('shapes') / 'data'
-    Shapes(num_train=16, num_val=4, size=64, max_objects=2, variant='easy', seed=0).write(folder)
+    Shapes(num_train=16, num_val=4, size=64, max_objects=2, seed=0).write(folder)
     return folder
 
 

@@ -138,7 +138,7 @@ def test_mixed_precision_on_a_cpu_is_bfloat16():
 @pytest.mark.slow
 def test_300_steps_with_amp_stay_finite(tmp_path):
     data = tmp_path / 'data'
-    Shapes(num_train=20, num_val=2, size=64, max_objects=2, variant='easy', seed=0).write(data)
+    Shapes(num_train=20, num_val=2, size=64, max_objects=2, seed=0).write(data)
     cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     options = {
         'model.backbone.base_channels': 8,

@@ -18,9 +18,7 @@ CONFIGS = {
 def workplace(tmp_path_factory):
     """Generated data, and config and untrained checkpoint of every detector."""
     folder = tmp_path_factory.mktemp('visualization')
-    Shapes(num_train=4, num_val=4, size=64, max_objects=2, variant='easy', seed=0).write(
-        folder / 'shapes'
-    )
+    Shapes(num_train=4, num_val=4, size=64, max_objects=2, seed=0).write(folder / 'shapes')
     for name, config in CONFIGS.items():
         cfg = load_config(config)
         cfg.merge_from_dict(
