@@ -62,7 +62,7 @@ def _length(node: ConfigDict, key: str, images: dict[str, int]) -> int | None:
     kind = str(node.get('type'))
     if kind.endswith('ConcatDataset'):
         parts = [_length(n, f'{key}.datasets.{i}', images) for i, n in enumerate(node.datasets)]
-        return None if None in parts else sum(parts)
+        return None if None in parts else sum(part or 0 for part in parts)
     if kind.endswith(('RepeatDataset', 'MultiImageMixDataset')):
         inner = _length(node.dataset, f'{key}.dataset', images)
         return inner and inner * node.get('times', 1)
