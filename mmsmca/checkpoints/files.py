@@ -38,7 +38,7 @@ def read(path: str | Path) -> dict:
     try:
         # The training scripts of DETR and its successors store their arguments with the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(
+            checkpoint = torch.load(  # noqa: TID251
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # the unpickler may raise anything on other files

