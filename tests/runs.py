@@ -17,14 +17,19 @@ from utils import ROOT, load_config
 from mmsmca.launch import run_tool
 
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+SMALL = 'small/smca_r18w16_1xb8-11e_shapes128.py'
+# Of a second per epoch.
+TINY_MODEL = dict(
+    num_queries=4,
+    encoder=dict(num_layers=1),
+    decoder=dict(num_layers=1),
+    test_cfg=dict(max_per_img=4),
+)
 HEAD_WEIGHT = 'bbox_head.fc_cls.weight'
-# Small enough for a second per epoch.
 CONFIG = f"""
-_base_ = '{ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py'}'
+_base_ = '{ROOT / 'configs' / SMALL}'
 train_cfg = dict(max_epochs=1, val_interval=1)
-model = dict(
-    num_queries=4, encoder=dict(num_layers=1), decoder=dict(num_layers=1),
-    test_cfg=dict(max_per_img=4))
+model = {TINY_MODEL}
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
 val_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
 test_dataloader = val_dataloader
@@ -67,13 +72,32 @@ def on_data(config: Config, root: Path) -> Config:
     return cfg
 
 
+def data_options(data: Path) -> dict[str, object]:
+    """What puts a config of configs/small on the data in a folder, to be loaded without workers."""
+    options: dict[str, object] = {}
+    for phase in ('train', 'val', 'test'):
+        options[f'{phase}_dataloader.dataset.data_root'] = f'{data}/'
+        options[f'{phase}_dataloader.num_workers'] = 0
+        options[f'{phase}_dataloader.persistent_workers'] = False
+    for phase in ('val', 'test'):
+        options[f'{phase}_evaluator.ann_file'] = f'{data}/annotations/instances_val.json'
+    return options
+
+
+def small_config(data: Path, name: str = SMALL, **options: object) -> Config:
+    """A config of configs/small on the data in a folder, with the options merged into it."""
+    cfg = load_config(name)
+    cfg.merge_from_dict(data_options(data) | options)
+    return cfg
+
+
 def model_state(model: ConfigDict) -> dict[str, torch.Tensor]:
     return MODELS.build(copy.deepcopy(model)).state_dict()
 
 
 @cache
 def shapes_state() -> dict[str, torch.Tensor]:
-    return model_state(load_config('small/smca_r18w16_1xb8-11e_shapes128.py').model)
+    return model_state(load_config(SMALL).model)
 
 
 def save_checkpoint(
@@ -113,17 +137,7 @@ def real_study(folder: Path, data: Path, **options: object) -> Path:
     """One experiment, two seeds of eight iterations each, with a checkpoint after every second."""
     config = ROOT / 'configs/small/smca_r18w16_1xb4-3ki_shapes192.py'
     cfg_options = {
-        **{
-            f'{loader}_dataloader.{key}': value
-            for loader in ('train', 'val', 'test')
-            for key, value in (
-                ('dataset.data_root', f'{data}/'),
-                ('num_workers', 0),
-                ('persistent_workers', False),
-            )
-        },
-        'val_evaluator.ann_file': f'{data}/annotations/instances_val.json',
-        'test_evaluator.ann_file': f'{data}/annotations/instances_val.json',
+        **data_options(data),
         'train_dataloader.batch_size': 2,
         'train_cfg.max_iters': 8,
         'train_cfg.val_interval': 8,

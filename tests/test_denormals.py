@@ -6,7 +6,6 @@ import a hook, or run the function that is named on the command line.
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,7 +20,9 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.hooks import Hook
 from onnx import TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
-from utils import ROOT, build_detector, load_config
+from runs import SMALL, TINY_MODEL, small_config
+from scripts import run_python
+from utils import ROOT, build_detector
 
 from mmsmca.datasets.shapes import Shapes
 from mmsmca.denormals import denormals_flushed, denormals_kept
@@ -73,7 +74,7 @@ def ask_around(build):
 
 
 def detector():
-    ask_around(lambda: build_detector('small/smca_r18w16_1xb8-11e_shapes128.py'))
+    ask_around(lambda: build_detector(SMALL))
 
 
 def part():
@@ -85,7 +86,7 @@ def package():
 
 
 def inferencer():
-    config = str(ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py')
+    config = str(ROOT / 'configs' / SMALL)
     detect = ask_around(lambda: DetInferencer(config, device='cpu', show_progress=False))
     detect(np.zeros((64, 64, 3), np.uint8))
     print(json.dumps(denormals_flushed()))
@@ -119,20 +120,10 @@ def template():
         ask_session(infer_onnx.start(f'{folder}/double.onnx', threads=2, streams=1)[0])
 
 
-def run(*command, switch='1'):
+def run(*command, switch='1', processes=1):
     """Lines that a process of two threads prints."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-    environment = dict(
-        os.environ, OMP_NUM_THREADS='2', MMSMCA_FLUSH_DENORMAL=switch, PYTHONPATH=path
-    )
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    variables = dict(OMP_NUM_THREADS=2, MMSMCA_FLUSH_DENORMAL=switch)
+    done = run_python(*command, processes=processes, **variables)
     return done.stdout.splitlines()
 
 
@@ -162,34 +153,25 @@ def config(tmp_path_factory):
     """A step of training and one of evaluation, with the hook."""
     folder = tmp_path_factory.mktemp('denormals')
     Shapes(num_train=2, num_val=2, size=64).write(folder / 'data')
-    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
+    cfg = small_config(folder / 'data', model=TINY_MODEL, work_dir=str(folder / 'run'))
     cfg.custom_imports.imports.append('test_denormals')
     cfg.custom_hooks = [dict(type='AskHook', folder=str(folder))]
-    cfg.work_dir = str(folder / 'run')
-    cfg.train_cfg.max_epochs = 1
-    cfg.train_cfg.val_interval = 1
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
     for phase in ('train', 'val', 'test'):
-        loader = cfg[f'{phase}_dataloader']
-        loader.update(batch_size=1, num_workers=0, persistent_workers=False)
-        loader.dataset.data_root = f'{folder}/data/'
-    for phase in ('val', 'test'):
-        cfg[f'{phase}_evaluator'].ann_file = f'{folder}/data/annotations/instances_val.json'
+        cfg[f'{phase}_dataloader'].batch_size = 1
     cfg.dump(folder / 'config.py')
     return folder / 'config.py'
 
 
 def test_training_and_evaluation_of_two_processes_set_it(config):
-    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
-    run(*torchrun, ROOT / 'tools/train.py', config, '--launcher', 'pytorch')
+    run(ROOT / 'tools/train.py', config, '--launcher', 'pytorch', processes=2)
     for name in ('train_0', 'train_1', 'val_0', 'val_1'):
         assert json.loads((config.parent / name).read_text()), name
 
 
 def test_test_tool_sets_it(config):
-    torch.save(
-        dict(state_dict=build_detector('small/smca_r18w16_1xb8-11e_shapes128.py').state_dict()),
-        config.parent / 'weights.pth',
-    )
+    weights = build_detector(SMALL, TINY_MODEL).state_dict()
+    torch.save(dict(state_dict=weights), config.parent / 'weights.pth')
     run(ROOT / 'tools/test.py', config, config.parent / 'weights.pth')
     assert json.loads((config.parent / 'test_0').read_text())
 

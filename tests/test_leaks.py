@@ -16,12 +16,12 @@ from mmcv.transforms import Compose
 from mmdet.apis import inference_detector
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from runs import SMALL, small_config
 from utils import build_detector, load_config
 
 from mmsmca.datasets.shapes import Shapes
 
 pytestmark = pytest.mark.slow
-CONFIG = 'small/smca_r18w16_1xb8-11e_shapes128.py'
 MODEL = dict(
     num_queries=10,
     backbone=dict(base_channels=8),
@@ -61,8 +61,8 @@ def growth(step: Callable[[], object], warm_up: int, steps: int) -> np.ndarray:
 @pytest.fixture
 def detect() -> Callable[[], object]:
     """Detects on an image of 32 to 128 pixels a side, by MMDetection's own function."""
-    model = build_detector(CONFIG, MODEL).eval()
-    model.cfg = load_config(CONFIG)
+    model = build_detector(SMALL, MODEL).eval()
+    model.cfg = load_config(SMALL)
     resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
     pack = model.cfg.test_dataloader.dataset.pipeline[-1]
     pipeline = Compose([dict(type='mmdet.LoadImageFromNDArray'), resize, pack])
@@ -117,12 +117,10 @@ class MeasureHook(Hook):
 def test_training(tmp_path):
     """On the shapes with the full-size recipe's augmentation, by MMEngine's runner."""
     Shapes(24, 1, size=96, max_objects=3, seed=0).write(tmp_path / 'data')
-    cfg = load_config(CONFIG)
-    cfg.merge_from_dict(dict(model=MODEL, work_dir=str(tmp_path / 'work')))
+    cfg = small_config(tmp_path / 'data', model=MODEL, work_dir=str(tmp_path / 'work'))
     loader = cfg.train_dataloader
-    loader.dataset.data_root = f'{tmp_path / "data"}/'
     loader.dataset.pipeline = shrunk(load_config(RECIPE).train_dataloader.dataset.pipeline)
-    loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    loader.batch_size = 2
     # Of an epoch's end `IterBasedTrainLoop` makes two seconds' sleep.
     loader.sampler = dict(type='InfiniteSampler')
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=200)
