@@ -1,16 +1,14 @@
 """Every config trains and infers as it is written: what builds does not always run."""
 
-import copy
 import json
 from functools import cache
-from pathlib import Path
 
 import mmdet
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
@@ -33,11 +31,21 @@ STUDIES = (
     'smca_dino_stamps',
     'spatial_modulation_stamps',
 )
+# The backbones of these configs are as written.
+WHOLE = ('smca_r50_8xb2-50e', 'smca_r101_8xb2-50e', 'smca_r50-dc5_8xb1-50e')
+MAX_QUERIES = 50
 # Height and width: padded to one size, each has empty cells.
 SIZES = ((64, 96), (96, 64))
-# Two stages choose queries among the cells; images with cells for DINO's 900 would take minutes.
-TWO_STAGE_SIZES = ((96, 160), (160, 96))
-MAX_CHOSEN_QUERIES = 100
+
+
+def shrink(model: ConfigDict) -> None:
+    """Give a detector a ResNet-18 with a sixteenth of ResNet-50's channels, and few queries."""
+    if model.backbone.get('depth', 0) >= 50:
+        model.backbone.update(depth=18, base_channels=16)
+        model.neck.in_channels = [channels // 16 for channels in model.neck.in_channels]
+    model.num_queries = min(model.num_queries, MAX_QUERIES)
+    detections = model.get('test_cfg', {}).get('max_per_img', 100)
+    model.test_cfg = dict(model.get('test_cfg', {}), max_per_img=min(detections, MAX_QUERIES))
 
 
 @cache
@@ -50,16 +58,18 @@ def load_all() -> dict[str, Config]:
             cfgs[f'{study}/{name}'] = cfg
     kinds: dict[str, str] = {}
     for name, cfg in cfgs.items():
+        if not any(whole in name for whole in WHOLE):
+            shrink(cfg.model)
         kind = json.dumps([cfg.model, cfg.optim_wrapper], sort_keys=True, default=repr)
         kinds.setdefault(kind, name)
     return {name: cfgs[name] for name in kinds.values()}
 
 
-def small_batch(num_classes: int, sizes: tuple[tuple[int, int], ...]) -> dict:
+def small_batch(num_classes: int) -> dict:
     """Two images of different sizes, as a data loader gives them; the second with two objects."""
     generator = torch.Generator().manual_seed(0)
     samples = []
-    for count, (height, width) in enumerate(sizes, start=1):
+    for count, (height, width) in enumerate(SIZES, start=1):
         instances = InstanceData(
             bboxes=torch.tensor([[8.0, 16.0, 40.0, 56.0], [20.0, 4.0, 60.0, 30.0]])[:count],
             labels=torch.tensor([0, num_classes - 1])[:count],
@@ -69,14 +79,9 @@ def small_batch(num_classes: int, sizes: tuple[tuple[int, int], ...]) -> dict:
         sample.gt_instances = instances
         samples.append(sample)
     inputs = [
-        torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes
+        torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES
     ]
     return dict(inputs=inputs, data_samples=samples)
-
-
-def test_there_are_configs_of_every_folder():
-    folders = {Path(name).parts[0] for name in CONFIGS}
-    assert folders == {path.name for path in (ROOT / 'configs').iterdir()} - {'_base_', 'studies'}
 
 
 @pytest.mark.parametrize(
@@ -109,33 +114,32 @@ def by_distribution(name: str):
 @pytest.mark.parametrize('name', [by_distribution(name) for name in load_all()])
 def test_trains_one_step_and_infers(name):
     torch.manual_seed(0)
-    cfg = copy.deepcopy(load_all()[name])
-    if cfg.model.get('as_two_stage'):
-        cfg.model.num_queries = min(cfg.model.num_queries, MAX_CHOSEN_QUERIES)
+    cfg = load_all()[name]
     model = MODELS.build(cfg.model)
     model.init_weights()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-
-    sizes = TWO_STAGE_SIZES if getattr(model, 'as_two_stage', False) else SIZES
-    batch = small_batch(model.bbox_head.num_classes, sizes)
+    num_classes = model.bbox_head.num_classes
+    batch = small_batch(num_classes)
 
     model.train()
     inputs = model.data_preprocessor(batch, training=True)
     loss, losses = model.parse_losses(model(**inputs, mode='loss'))
     assert all(value.isfinite().all() for value in losses.values()), losses
     optim_wrapper.backward(loss)
-    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-    assert gradients
-    assert [key for key, gradient in gradients.items() if not gradient.isfinite().all()] == []
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    without = [key for key, gradient in gradients.items() if gradient is None]
+    assert not without or not type(model).__module__.startswith('mmsmca')
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients.values())
     optim_wrapper.step()
 
     model.eval()
     with torch.no_grad():
         results = model(**model.data_preprocessor(batch), mode='predict')
-    for result, (height, width) in zip(results, sizes, strict=True):
+    for result, (height, width) in zip(results, SIZES, strict=True):
         found = result.pred_instances
-        assert len(found) > 0
+        assert len(found) == cfg.model.test_cfg.max_per_img
         assert found.scores.isfinite().all()
+        assert (found.labels < num_classes).all()
         assert (found.bboxes >= 0).all()
         assert (found.bboxes <= torch.tensor([width, height] * 2)).all()
 

@@ -76,37 +76,14 @@ def assert_finite(losses):
         assert torch.isfinite(loss).all(), name
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-def test_parameters(name):
-    model = build_detector(name)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == CONFIGS[name]
-
-
-def test_every_config_is_tested():
-    paths = (ROOT / 'configs/smca').rglob('*.py')
-    assert set(CONFIGS) == {path.relative_to(ROOT / 'configs').as_posix() for path in paths}
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_loss_and_predict(name):
-    model = build_detector(name, FEW_QUERIES)
-    model.init_weights()
-    images, samples = batch((96, 130), (70, 160))
-    losses = model.loss(images, samples)
-    assert len(losses) == 2 * 3
-    assert_finite(losses)
-    sum(losses.values()).backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without, without
-    with torch.no_grad():
-        detections = model.eval().predict(images, samples)
-    for found in detections:
-        height, width = found.img_shape
-        boxes = found.pred_instances.bboxes
-        assert len(boxes) == 12
-        assert (boxes >= 0).all()
-        assert (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
-        assert (found.pred_instances.labels < 80).all()
+def test_parameters_of_every_config():
+    found = {}
+    for path in (ROOT / 'configs/smca').rglob('*.py'):
+        name = path.relative_to(ROOT / 'configs').as_posix()
+        with torch.device('meta'):
+            model = build_detector(name)
+        found[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found == CONFIGS
 
 
 @pytest.fixture(scope='module')
