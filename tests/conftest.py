@@ -2,17 +2,9 @@
 
 import os
 
-import mmengine.config.config
-import pytest
-from unformatted.yapf.yapflib.yapf_api import FormatCode
+import quick_configs  # noqa: F401
 from utils import ROOT
 
-
-@pytest.fixture(scope='session', autouse=True)
-def unformatted_configs():
-    """Every run writes its config several times, and formatting takes longer than its steps."""
-    folders = [str(ROOT / 'tests/unformatted'), *filter(None, [os.environ.get('PYTHONPATH')])]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmengine.config.config, 'FormatCode', FormatCode)
-        patch.setenv('PYTHONPATH', os.pathsep.join(folders))
-        yield
+# Processes that tests start are to be quick too.
+folders = [str(ROOT / 'tests/quick'), *filter(None, [os.environ.get('PYTHONPATH')])]
+os.environ['PYTHONPATH'] = os.pathsep.join(folders)

@@ -15,7 +15,8 @@ from subprocess import CompletedProcess
 import torch
 
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['mmdet.apis', 'mmdet.evaluation', 'mmsmca.launch'])
+MODULES = ['mmdet.apis', 'mmdet.evaluation', 'mmsmca.launch', 'quick_configs']
+SERVER.set_forkserver_preload(MODULES)
 
 
 def interpret(command: list[str], folder: str, environment: dict[str, str], output: str) -> None:

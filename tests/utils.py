@@ -1,6 +1,8 @@
 """What several tests need."""
 
+import copy
 import importlib.util
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -22,11 +24,16 @@ register_all_modules()
 FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
 
 
-def load_config(name: str) -> Config:
-    """Config below ``configs/`` whose backbone starts from scratch: no weights are downloaded."""
+@cache
+def _config(name: str) -> Config:
     cfg = Config.fromfile(ROOT / 'configs' / name)
     cfg.model.backbone.init_cfg = None
     return cfg
+
+
+def load_config(name: str) -> Config:
+    """Config below ``configs/`` whose backbone starts from scratch: no weights are downloaded."""
+    return copy.deepcopy(_config(name))
 
 
 def build_detector(name: str, model_options: dict | None = None) -> BaseModel:

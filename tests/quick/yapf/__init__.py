@@ -1,4 +1,4 @@
-"""In the place of yapf in processes that tests start: MMEngine's configs are left as they are.
+"""In the place of yapf: MMEngine's configs are left as they are.
 
 Every run writes its config several times, and formatting takes longer than the steps of a test.
 """
