@@ -70,7 +70,7 @@ def check_readable(content: Any, key: str = 'checkpoint') -> None:
         torch.save(apply_to(content, torch.is_tensor, lambda x: x.new_empty(0)), buffer)
         buffer.seek(0)
         safe_globals.register()
-        torch.load(buffer, weights_only=True)
+        torch.load(buffer, weights_only=True)  # noqa: TID251
     except Exception as error:  # as in `read`, and whatever pickling may raise
         parts = content.items() if isinstance(content, Mapping) else ()
         for name, part in enumerate(content) if isinstance(content, (list, tuple)) else parts:
