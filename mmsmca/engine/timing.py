@@ -2,9 +2,7 @@
 
 import os
 import platform
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +16,7 @@ import mmdet
 import mmengine
 import numpy as np
 import torch
+from mmengine.utils.dl_utils import collect_env
 from torch.utils.benchmark import timer
 
 from mmsmca.denormals import denormals_flushed
@@ -89,17 +88,16 @@ def in_own_process(function: Callable, *args: object) -> Any:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What measurements depend on besides the settings: date, hardware, versions.
-
-    On a GPU, this includes :func:`gpu_environment`.
-    """
+    """What measurements depend on besides the settings: date, hardware, versions."""
+    # Compilers, CUDA and GPUs; the seed is a random number, and PyTorch's flags fill a page.
+    left_out = ('PyTorch compiling details', 'numpy_random_seed')
     return dict(
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         hardware=torch.cuda.get_device_name() if device == 'cuda' else cpu_name(),
         threads=torch.get_num_threads(),
         denormals_flushed=denormals_flushed(),
         **versions(),
-        **(gpu_environment() if device == 'cuda' else {}),
+        **{key: str(value) for key, value in collect_env().items() if key not in left_out},
     )
 
 
@@ -120,34 +118,6 @@ def machine() -> dict[str, Any]:
     """Processor, cores and GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return dict(cpu=cpu_name(), cores=os.cpu_count(), gpus=gpus)
-
-
-def gpu_environment() -> dict[str, Any]:
-    """What measurements on a GPU depend on: its memory and architecture, versions, TF32."""
-    major, minor = torch.cuda.get_device_capability()
-    return dict(
-        gpu_memory_gib=round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
-        compute_capability=f'{major}.{minor}',
-        driver=driver_version(),
-        cuda=torch.version.cuda,
-        cudnn=torch.backends.cudnn.version(),
-        # The values of a run: nothing here changes PyTorch's defaults.
-        tf32_matrix_products=torch.backends.cuda.matmul.allow_tf32,
-        tf32_convolutions=torch.backends.cudnn.allow_tf32,
-    )
-
-
-def driver_version() -> str | None:
-    """Version of NVIDIA's driver, or None if ``nvidia-smi`` does not report it."""
-    command = shutil.which('nvidia-smi')
-    if command is None:
-        return None
-    done = subprocess.run(
-        [command, '--query-gpu=driver_version', '--format=csv,noheader'],
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
 
 
 def cpu_name() -> str:

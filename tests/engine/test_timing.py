@@ -1,10 +1,8 @@
 """Times in turns, their ratios, and what is said about where they were measured."""
 
+import json
 import os
-import shutil
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,24 +50,9 @@ def test_a_process_of_its_own():
     assert timing.in_own_process(os.getpid) != os.getpid()
 
 
-def test_environment_of_a_gpu(monkeypatch):
+def test_environment(monkeypatch):
+    found = timing.environment('cpu')
+    assert {'date', 'hardware', 'threads', 'mmdet', 'mmsmca', 'CUDA available'} <= found.keys()
+    json.dumps(found)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'GPU')
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: (9, 0))
-    properties = SimpleNamespace(total_memory=2**34)
-    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: properties)
-    monkeypatch.setattr(shutil, 'which', lambda name: None)
-    found = timing.environment('cuda')
-    assert (found['hardware'], found['gpu_memory_gib']) == ('GPU', 16)
-    assert found['compute_capability'] == '9.0'
-    assert found['driver'] is None
-    assert {'cuda', 'cudnn'} <= found.keys()
-
-
-def test_driver(tmp_path: Path, monkeypatch):
-    tool = tmp_path / 'nvidia-smi'
-    tool.write_text('#!/bin/sh\necho 570.1\necho 570.1\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
-    assert timing.driver_version() == '570.1'
-    tool.write_text('#!/bin/sh\nexit 9\n')
-    assert timing.driver_version() is None
+    assert timing.environment('cuda')['hardware'] == 'GPU'
