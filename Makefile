@@ -93,7 +93,7 @@ SHAPES192 := data/shapes192 --size 192 --val 400 --seed 1
 study: install
 	$(BIN)/python tools/make_shapes.py $(SHAPES192)
 	$(BIN)/python tools/sweep.py configs/studies/$(STUDY).py --jobs $(JOBS)
-	$(BIN)/python tools/report.py work_dirs/$(STUDY) --costs
+	$(BIN)/python tools/report.py work_dirs/$(STUDY)
 
 FULL_STUDY := smca_dino_shapes
 FULL_DATA = $(if $(findstring stamps,$(FULL_STUDY)),stamps.py data/stamps,\
@@ -102,7 +102,7 @@ full-study: install
 	$(BIN)/python tools/make_$(FULL_DATA)
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS) --calibrate
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
-	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY) --costs
+	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY)
 
 # Needs no installation if PYTHON has the packages; it says which ones are missing.
 gpu:

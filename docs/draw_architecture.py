@@ -165,8 +165,7 @@ def draw_study_flow() -> Axes:
     check = Box(3.7, 3.45, 'Preflight', 'checks/: does it fit?', OURS, 1.8)
     runner = Box(3.7, 2.0, 'Runner', "MMEngine's; our hooks\nfrom engine/", THEIRS, 1.7)
     work = Box(6.1, 2.0, 'work_dirs/', 'checkpoints, logs,\nrun.json, result.json', FILES, 1.7)
-    read = Box(6.1, 3.45, 'Read', 'studies/report/: runs,\nlogs, published AP', OURS, 1.7)
-    costs = Box(6.1, 4.75, 'Costs', 'studies/report/: GFLOPs,\nlatency of each model', OURS, 1.7)
+    read = Box(6.1, 3.45, 'Read', 'studies/report/: runs\nand their logs', OURS, 1.7)
     numbers = Box(8.3, 3.45, 'Numbers', 'statistics: means,\ndifferences, paired', OURS, 1.6)
     report = Box(8.3, 2.0, 'Report', 'report.md, .csv, .tex,\n.json and curves', FILES, 1.6)
     single = Box(
@@ -181,7 +180,6 @@ def draw_study_flow() -> Axes:
     join(axes, work, single)
     join(axes, work, read)
     join(axes, read, numbers)
-    draw_arrow(axes, (costs.x + 0.85, 4.6), (numbers.x - 0.3, 3.81))
     join(axes, numbers, report)
     draw_arrow(axes, (sweep.x + 0.9, 2.2), (train.x - 0.8, 4.5))
     for box in (
@@ -193,7 +191,6 @@ def draw_study_flow() -> Axes:
         runner,
         work,
         read,
-        costs,
         numbers,
         report,
         single,

@@ -1,9 +1,9 @@
 """Report on a study, or on any MMDetection work directory, with tables and figures.
 
-Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG, or
-rewrites them from a report.json. Config dumps in the folder are executed.
+Writes report.md, report.tex (booktabs), report.csv, report.json and the figures as PNG and SVG.
+Config dumps in the folder are executed.
 
-Example: python tools/report.py work_dirs/head_to_head_shapes --costs
+Example: python tools/report.py work_dirs/head_to_head_shapes
 """
 
 import argparse
@@ -16,12 +16,11 @@ from pathlib import Path
 from mmsmca.errors import command
 from mmsmca.files import atomic_write
 from mmsmca.studies.record import StudyError
-from mmsmca.studies.report.costs import add_costs
 from mmsmca.studies.report.figures import write_figures
 from mmsmca.studies.report.results import Report, read_reports
 from mmsmca.studies.report.statistics import numbers
 from mmsmca.studies.report.tables import tables
-from mmsmca.studies.report.writers import csv_text, json_text, latex, markdown
+from mmsmca.studies.report.writers import json_text, latex, markdown
 
 
 def parse_args() -> Namespace:
@@ -30,11 +29,10 @@ def parse_args() -> Namespace:
     )
     parser.add_argument(
         'work_dir', type=Path,
-        help='that of a study or a run, or a folder with several runs; or a report.json',
+        help='that of a study or a run, or a folder with several runs',
     )  # fmt: skip
     parser.add_argument(
-        '--out', type=Path, help='folder for the report; default: WORK_DIR/report, or that of the '
-        'report.json',
+        '--out', type=Path, help='folder for the report; default: WORK_DIR/report'
     )  # fmt: skip
     parser.add_argument(
         '--baseline', metavar='EXPERIMENT', help="default: the study's, or the first by name"
@@ -43,11 +41,6 @@ def parse_args() -> Namespace:
         '--ap', nargs='+', type=float, metavar='AP',
         help="APs to reach, between 0 and 1; default: half, 3/4 and 9/10 of the baseline's final "
         'AP, which is always included',
-    )  # fmt: skip
-    parser.add_argument(
-        '--costs', action='store_true',
-        help='measure parameters, GFLOPs and latency of the models, unless WORK_DIR/costs.json '
-        'has them already',
     )  # fmt: skip
     return parser.parse_args()
 
@@ -62,7 +55,7 @@ def write_report(report: Report, aps: list[float] | None, out: Path) -> None:
     for suffix, content in (
         ('md', text),
         ('tex', latex(rows)),
-        ('csv', csv_text(report, found)),
+        ('csv', report.runs.to_csv(index=False)),
         ('json', json_text(report, found)),
     ):
         with atomic_write(out / f'report.{suffix}') as partial:
@@ -77,15 +70,10 @@ def main() -> None:
     for ap in args.ap or []:
         if not 0 < ap < 1:
             raise StudyError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
-    is_report = args.work_dir.is_file()
-    if is_report and args.costs:
-        raise StudyError('--costs measures the models of runs: specify their folder')
-    out = args.out or (args.work_dir.parent if is_report else args.work_dir / 'report')
+    out = args.out or args.work_dir / 'report'
     for budget, report in read_reports(args.work_dir, args.baseline).items():
-        if not is_report:
-            report.date = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
-            report.command = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
-            add_costs(report, args.work_dir, args.costs)
+        report.date = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
+        report.command = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
         write_report(report, args.ap, out / budget)
 
 

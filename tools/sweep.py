@@ -20,14 +20,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('study', type=Path, help='file of the study, see configs/studies')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/<name of the study>')
-    parser.add_argument('--jobs', type=positive, default=1, help='runs at a time (default: 1)')
     parser.add_argument(
-        '--gpus-per-job', type=int, help='default: 1 if there is a GPU or with --slurm, else 0'
+        '--jobs',
+        type=positive,
+        default=1,
+        help='runs at a time (default: 1); they share the GPUs, in turn, if there are too few',
     )
     parser.add_argument(
-        '--share-gpus',
-        action='store_true',
-        help='put several runs on one GPU, in turn, if there are fewer GPUs than --jobs needs',
+        '--gpus-per-job', type=int, help='default: 1 if there is a GPU or with --slurm, else 0'
     )
     parser.add_argument(
         '--slurm',
@@ -80,8 +80,8 @@ def slurm_parameters(pairs: list[str]) -> dict:
 def sweep(args: argparse.Namespace) -> int:
     from mmsmca.studies.console import calibrate_study, print_plan, run_sweep
     from mmsmca.studies.record import CALIBRATION
-    from mmsmca.studies.study import load_study
-    from mmsmca.studies.sweep import Resources, Sweep, select, visible_gpus
+    from mmsmca.studies.study import load_study, select
+    from mmsmca.studies.sweep import Resources, Sweep, visible_gpus
 
     work_dir = (args.work_dir or Path('work_dirs') / args.study.stem).resolve()
     if args.calibrate:
@@ -90,17 +90,10 @@ def sweep(args: argparse.Namespace) -> int:
     gpus = args.gpus_per_job
     if gpus is None:
         gpus = int(slurm is not None or bool(visible_gpus()))
-    resources = Resources(args.jobs, gpus, slurm, args.share_gpus)
+    resources = Resources(args.jobs, gpus, slurm)
     if not args.dry_run:
         resources.check()
-    study = load_study(
-        args.study,
-        resources.world_size,
-        work_dir / CALIBRATION,
-        args.budgets,
-        args.dry_run,
-        args.only,
-    )
+    study = load_study(args.study, max(1, gpus), work_dir / CALIBRATION)
     runs = select(study, args.only, args.seeds, args.budgets)
     train_script = Path(__file__).resolve().with_name('train.py')
     made = Sweep(study, runs, work_dir, train_script, resources)

@@ -2,7 +2,7 @@
 baseline = '2intra-multi-2intra'
 seeds = [0]
 experiments = [
-    dict(name=name, config=f'../smca/{config}.py', published=f'smca/{config.split("/")[-1]}.py')
+    dict(name=name, config=f'../smca/{config}.py')
     for name, config in (
         ('2intra-multi-2intra', 'smca-multi-scale_r50_8xb1-50e_coco'),
         *(
@@ -17,11 +17,5 @@ experiments = [
             )
         ),
         ('conv', 'smca-multi-scale-conv_r50_8xb1-50e_coco'),
-    )
-] + [
-    # Not in the paper, whose encoders have no prior.
-    dict(
-        name='gaussian',
-        config='../smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py',
     )
 ]

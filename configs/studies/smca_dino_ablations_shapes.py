@@ -34,9 +34,6 @@ _options = {
             loss_weight=1.0,
         )
     },
-    'matchability-loss': {
-        'model.bbox_head.loss_cls': dict(_delete_=True, type='MatchabilityLoss', gamma=1.5)
-    },
     'intra-multi-encoder': {
         'model.encoder': dict(
             _delete_=True,

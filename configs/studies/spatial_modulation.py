@@ -5,17 +5,14 @@ experiments = [
     dict(
         name='detr-focal-loss',
         config='../smca/ablation/detr_r50_focal-loss_8xb2-50e_coco.py',
-        published='smca/detr_r50_focal-loss_8xb2-50e_coco.py',
     ),
     dict(
         name='head-shared',
         config='../smca/ablation/smca_r50_head-shared_8xb2-50e_coco.py',
-        published='smca/smca_r50_head-shared_8xb2-50e_coco.py',
     ),
     dict(
         name='fixed',
         config='../smca/ablation/smca_r50_fixed-scale_8xb2-50e_coco.py',
-        published='smca/smca_r50_fixed-scale_8xb2-50e_coco.py',
     ),
     dict(
         name='isotropic',
@@ -24,7 +21,6 @@ experiments = [
     dict(
         name='independent',
         config='../smca/smca_r50_8xb2-50e_coco.py',
-        published='smca/smca_r50_8xb2-50e_coco.py',
     ),
     dict(
         name='covariance',

@@ -16,18 +16,13 @@ chosen = (
     'chosen on these.'
 )
 experiments = [
-    dict(
-        name=name,
-        config=_config.format(detector),
-        published=published and f'smca/{published}_8xb2-50e_coco.py',
-        cfg_options=options,
-    )
-    for name, detector, published, options in (
-        ('detr-focal-loss', 'detr', 'detr_r50_focal-loss', _focal_loss),
-        ('head-shared', 'smca', 'smca_r50_head-shared', {f'{_prior}.head_shared': True}),
-        ('fixed', 'smca', 'smca_r50_fixed-scale', {f'{_prior}.scale': 'fixed'}),
-        ('isotropic', 'smca', None, {f'{_prior}.scale': 'isotropic'}),
-        ('independent', 'smca', 'smca_r50', {f'{_prior}.scale': 'independent'}),
-        ('covariance', 'smca', None, {f'{_prior}.scale': 'covariance'}),
+    dict(name=name, config=_config.format(detector), cfg_options=options)
+    for name, detector, options in (
+        ('detr-focal-loss', 'detr', _focal_loss),
+        ('head-shared', 'smca', {f'{_prior}.head_shared': True}),
+        ('fixed', 'smca', {f'{_prior}.scale': 'fixed'}),
+        ('isotropic', 'smca', {f'{_prior}.scale': 'isotropic'}),
+        ('independent', 'smca', {f'{_prior}.scale': 'independent'}),
+        ('covariance', 'smca', {f'{_prior}.scale': 'covariance'}),
     )
 ]

@@ -1,71 +1,19 @@
-"""Budgets: training lengths for all runs of a study, and schedules fitted to them."""
-
-import re
-from itertools import accumulate, pairwise
-from typing import Any
+"""Budgets: schedules fitted to the training length that all runs of a study get."""
 
 from mmengine.config import Config, ConfigDict
 
-from .record import Budget, StudyError
+from .record import StudyError
 
-BUDGET_KEYS = {'iterations', 'time_of'}
-# Arguments of MMEngine's schedulers that count iterations from the scheduler's begin.
-SCHEDULERS = {
-    'Constant': (),
-    'Linear': (),
-    'QuadraticWarmup': (),
-    'Poly': (),
-    'MultiStep': ('milestones',),
-    'Step': ('step_size',),
-    'CosineAnnealing': ('T_max',),
-    'CosineRestart': ('periods',),
-    'OneCycle': ('total_steps',),
-}
-
-
-def read_budgets(entries: object, names: list[str], where: str) -> list[Budget]:
-    """Read the budgets of a study's file.
-
-    Args:
-        entries: Value of the study's key ``budgets``.
-        names: Names of the experiments.
-        where: Prefix of error messages: the file.
-
-    Raises:
-        StudyError: If ``entries`` is not a list of valid and distinct budgets.
-    """
-    if not isinstance(entries, list) or not entries:
-        raise StudyError(f'{where}: budgets: give a list, such as [dict(iterations=1500)].')
-    budgets: list[Budget] = []
-    for i, entry in enumerate(entries):
-        what = f'{where}: budgets[{i}]'
-        if not isinstance(entry, dict) or not {'iterations'} <= entry.keys() <= BUDGET_KEYS:
-            raise StudyError(
-                f'{what}: {entry!r} is not dict(iterations=...) or '
-                "dict(iterations=..., time_of='<experiment>')."
-            )
-        budget = Budget(**entry)
-        if type(budget.iterations) is not int or budget.iterations < 1:
-            raise StudyError(
-                f'{what}: iterations: {budget.iterations!r} is not an integer of at least 1.'
-            )
-        if budget.time_of not in (None, *names):
-            raise StudyError(
-                f'{what}: time_of: {budget.time_of!r} is not an experiment of this study '
-                f'({", ".join(names)}).'
-            )
-        if budget in budgets:
-            raise StudyError(f'{where}: budgets: one is listed twice. Remove one.')
-        budgets.append(budget)
-    return budgets
+# Schedulers that can be fitted.
+SCHEDULERS = ('LinearLR', 'MultiStepLR', 'CosineAnnealingLR')
 
 
 def fit(cfg: Config, iterations: int, where: str) -> Config:
     """Fit a config's whole schedule to a number of iterations.
 
     Warm-up schedulers, which begin at 0, raise the learning rate and end before training does, stay
-    unchanged. The iterations of other schedulers and the intervals of evaluations and checkpoints
-    are scaled with the training length, so that their number stays the same.
+    unchanged. The iterations of other schedulers are scaled with the training length. The intervals
+    of evaluations and checkpoints change so that their number stays the same.
 
     Args:
         cfg: Resolved config that counts iterations.
@@ -76,30 +24,35 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
         The fitted config.
 
     Raises:
-        StudyError: If the config counts epochs, has a scheduler that cannot be fitted, or would
-            drop the learning rate during warm-up.
+        StudyError: If the config counts epochs, has a setting that cannot be fitted, would drop the
+            learning rate during warm-up, or trains too short for its number of evaluations.
     """
     cfg = Config(cfg.to_dict())
-    length = cfg.get('train_cfg', {}).get('max_iters')
+    train_cfg = cfg.get('train_cfg') or ConfigDict()
+    length = train_cfg.get('max_iters')
     if length is None:
         raise StudyError(
             f'{where}: budgets are in iterations, but its train_cfg has no max_iters: train with '
             "train_cfg=dict(type='IterBasedTrainLoop', max_iters=...), or leave out budgets."
         )
+    for key in ('val_begin', 'dynamic_intervals'):
+        if key in train_cfg:
+            raise StudyError(
+                f'{where}: train_cfg.{key} cannot be fitted to a budget: remove it, or leave out '
+                'budgets.'
+            )
     schedulers = cfg.get('param_scheduler') or []
     schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-    kinds = [_kind(s, f'{where}: param_scheduler[{i}]') for i, s in enumerate(schedulers)]
-    warm_ups = [
-        s.end for s, kind in zip(schedulers, kinds, strict=True) if _raises(s, kind, length)
-    ]
-    warm_up = max(warm_ups, default=0)
+    names = [_name(s, f'{where}: param_scheduler[{i}]') for i, s in enumerate(schedulers)]
+    named = list(zip(schedulers, names, strict=True))
+    warm_up = max((s.end for s, name in named if _is_warm_up(s, name, length)), default=0)
 
     def scaled(iteration: int) -> int:
         return max(1, round(iteration * iterations / length))
 
     drops = [iterations]
-    for scheduler, kind in zip(schedulers, kinds, strict=True):
-        if _raises(scheduler, kind, length):
+    for scheduler, name in named:
+        if _is_warm_up(scheduler, name, length):
             continue
         begin, end = scheduler.get('begin', 0), min(scheduler.get('end', length), length)
         new_begin = scaled(begin) if begin > warm_up else begin
@@ -109,60 +62,73 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
             drops.append(new_begin)
         if 'end' in scheduler:
             scheduler.end = scaled(end)
-        for key in SCHEDULERS[kind]:
-            if key in scheduler:
-                scheduler[key] = _times(scheduler[key], factor, sums=key == 'periods')
-        if kind in ('MultiStep', 'Step'):
-            (key,) = SCHEDULERS[kind]
-            drops += [new_begin + step for step in [*_as_list(scheduler[key])][:1]]
+        if name == 'CosineAnnealingLR' and 'T_max' in scheduler:
+            scheduler.T_max = max(1, round(scheduler.T_max * factor))
+        elif name == 'MultiStepLR':
+            steps = [max(1, round(step * factor)) for step in scheduler.milestones]
+            scheduler.milestones = steps
+            drops += [new_begin + step for step in steps[:1]]
     if min(drops) <= warm_up:
         raise StudyError(
             f'{where}: a budget of {iterations} iterations is too small: its warm-up takes '
             f'{warm_up}, and the learning rate would drop after {min(drops)}. Give it more '
             'iterations, or shorten the warm-up.'
         )
-    cfg.train_cfg.max_iters = iterations
-    if 'val_interval' in cfg.train_cfg:
-        cfg.train_cfg.val_interval = scaled(cfg.train_cfg.val_interval)
-    checkpoint = cfg.get('default_hooks', ConfigDict()).get('checkpoint')
-    if checkpoint is not None and checkpoint.get('interval', -1) > 0:
-        checkpoint.interval = scaled(checkpoint.interval)
+    train_cfg.max_iters = iterations
+    checkpoint = cfg.get('default_hooks', ConfigDict()).get('checkpoint') or {}
+    # By default, MMEngine's loop evaluates every 1,000 iterations, and its hook saves the last.
+    for settings, key, default in ((train_cfg, 'val_interval', 1000), (checkpoint, 'interval', -1)):
+        if (interval := settings.get(key, default)) > 0:
+            settings[key] = fit_interval(interval, length, iterations, f'{where}: {key}')
     return cfg
 
 
-def _kind(scheduler: ConfigDict, where: str) -> str:
-    """Key of a scheduler in ``SCHEDULERS``; an error if it has none or counts epochs."""
-    name = getattr(scheduler.type, '__name__', str(scheduler.type).split('.')[-1])
-    kind = re.sub('(LR|Momentum|ParamScheduler)$', '', name)
-    if kind not in SCHEDULERS:
+def fit_interval(interval: int, length: int, iterations: int, where: str) -> int:
+    """Interval at which a training of another length has as many evaluations or checkpoints.
+
+    They come at multiples of the interval and after the last iteration.
+
+    Args:
+        interval: Interval in a training of ``length`` iterations.
+        length: Length of that training.
+        iterations: Length of the other training.
+        where: Prefix of the error message.
+
+    Raises:
+        StudyError: If no interval gives as many.
+    """
+    count = -(-length // interval)
+    # Of the intervals that give this number, the one closest to the same part of the training.
+    fitted = max(round(interval * iterations / length), -(-iterations // count))
+    if count > 1:
+        fitted = min(fitted, (iterations - 1) // (count - 1))
+    if fitted < 1 or -(-iterations // fitted) != count:
         raise StudyError(
-            f'{where}: budgets cannot be fitted to {name}: train with one of '
-            f'{", ".join(f"{kind}LR" for kind in SCHEDULERS)}, or leave out budgets.'
+            f'{where}: no interval divides a budget of {iterations} iterations into {count}, as '
+            f'{interval} divides {length}. Give it more iterations, or a larger interval.'
+        )
+    return fitted
+
+
+def _name(scheduler: ConfigDict, where: str) -> str:
+    """Name of a scheduler; an error if it cannot be fitted or counts epochs."""
+    name = getattr(scheduler.type, '__name__', str(scheduler.type).split('.')[-1])
+    if name not in SCHEDULERS:
+        raise StudyError(
+            f'{where}: budgets cannot be fitted to {name}: train with {", ".join(SCHEDULERS)}, or '
+            'leave out budgets.'
         )
     if scheduler.get('by_epoch', True):
         raise StudyError(
             f'{where} counts epochs: set by_epoch=False, as budgets are in iterations.'
         )
-    return kind
+    return name
 
 
-def _raises(scheduler: ConfigDict, kind: str, length: int) -> bool:
-    """Whether a scheduler is a warm-up."""
-    if scheduler.get('begin', 0) > 0 or scheduler.get('end', length) >= length:
-        return False
-    if kind == 'Linear':
-        return scheduler.get('start_factor', 1 / 3) < scheduler.get('end_factor', 1.0)
-    return kind == 'QuadraticWarmup' or (kind == 'Constant' and scheduler.get('factor', 1 / 3) < 1)
-
-
-def _times(numbers: Any, factor: float, sums: bool = False) -> Any:
-    """Scale a number or a list of numbers; with ``sums``, scale the cumulative sums instead."""
-    if not isinstance(numbers, (list, tuple)):
-        return max(1, round(numbers * factor))
-    if not sums:
-        return [max(1, round(number * factor)) for number in numbers]
-    return [b - a for a, b in pairwise([0, *(round(s * factor) for s in accumulate(numbers))])]
-
-
-def _as_list(numbers: Any) -> list[int]:
-    return list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
+def _is_warm_up(scheduler: ConfigDict, name: str, length: int) -> bool:
+    return (
+        name == 'LinearLR'
+        and scheduler.get('begin', 0) == 0
+        and scheduler.get('end', length) < length
+        and scheduler.get('start_factor', 1 / 3) < scheduler.get('end_factor', 1.0)
+    )

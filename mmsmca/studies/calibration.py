@@ -12,8 +12,6 @@ from mmsmca.engine.step_time import step_seconds, train_loader
 from mmsmca.engine.timing import in_own_process, machine, versions
 from mmsmca.files import read_json, write_json
 
-from .record import StudyError
-
 WARM_UP = 5
 TIMED = 30
 # Load of other programs, in cores, above which they distort the measurements.
@@ -28,25 +26,19 @@ def conditions() -> dict[str, Any]:
 def calibrate(
     cfgs: dict[str, Config], digests: dict[str, str], path: Path
 ) -> Iterator[tuple[str, float]]:
-    """Measure the experiments one after the other and write the results.
+    """Measure the experiments one after the other, and write each result at once.
 
     Each experiment runs in its own process, with as many threads as ``OMP_NUM_THREADS`` gives a run
     of the sweep. Results already in the file are kept if they were measured under the same
     conditions with the same config.
 
-    Args:
-        cfgs: Resolved configs by experiment name.
-        digests: Digests of these configs by experiment name.
-        path: File to write after every experiment.
-
     Yields:
         Name and median seconds per iteration of each experiment, as soon as they are known.
     """
     content: dict[str, Any] = dict(conditions(), iterations=TIMED, experiments={})
-    if path.exists():
-        before = _read(path)
-        if all(before.get(key) == content[key] for key in content if key != 'experiments'):
-            content['experiments'] = before['experiments']
+    before = read_json(path) or {}
+    if all(before.get(key) == content[key] for key in content if key != 'experiments'):
+        content['experiments'] = before['experiments']
     for name, cfg in cfgs.items():
         known = content['experiments'].get(name)
         if known is None or known['config'] != digests[name]:
@@ -59,40 +51,33 @@ def calibrate(
         yield name, known['seconds']
 
 
-def calibrated_seconds(path: Path, digests: dict[str, str], remedy: str) -> dict[str, float]:
-    """Seconds per iteration of the experiments, as measured under the current conditions.
+def calibrated_seconds(path: Path, digests: dict[str, str]) -> tuple[dict[str, float], str]:
+    """Seconds per iteration of the experiments that were measured with these configs, here.
 
-    Args:
-        path: File that :func:`calibrate` wrote.
-        digests: Digests of the resolved configs by experiment name.
-        remedy: Calibration command, for error messages.
-
-    Raises:
-        StudyError: If the file is missing, was measured on other hardware or with other threads or
-            versions, or lacks an experiment with its current config.
+    Returns:
+        The seconds by name, and why some are missing: a sentence for readers, empty if none are.
     """
-    if not path.is_file():
-        raise StudyError(
+    if not path.exists():
+        return {}, (
             f'{path}: no such file. A budget in training time needs the time per iteration of '
-            f'every experiment, measured while nothing else runs: {remedy}'
+            'every experiment'
         )
-    content = _read(path)
+    content = read_json(path) or {}
+    measured = content.get('experiments')
+    if not isinstance(measured, dict):
+        return {}, f'{path} cannot be read: remove it'
     for key, here in conditions().items():
         if (there := content.get(key)) != here:
-            raise StudyError(
-                f'{path}: measured with different {key}: {there}, but {here} here. Calibrate '
-                f'again: {remedy}'
-            )
-    measured = content['experiments']
+            return {}, f'{path}: measured with different {key}: {there}, but {here} here'
+    seconds, missing = {}, ''
     for name, digest in digests.items():
         if name not in measured:
-            raise StudyError(f'{path}: experiment {name!r} has not been measured: {remedy}')
-        if measured[name]['config'] != digest:
-            raise StudyError(
-                f'{path}: the config of experiment {name!r} has changed since it was measured: '
-                f'{remedy}'
-            )
-    return {name: measured[name]['seconds'] for name in digests}
+            missing = missing or f'{path}: experiment {name!r} has not been measured'
+        elif measured[name]['config'] != digest:
+            missing = missing or f'{path}: the config of {name!r} has changed since it was measured'
+        else:
+            seconds[name] = measured[name]['seconds']
+    return seconds, missing
 
 
 def busy_warning() -> str | None:
@@ -108,10 +93,3 @@ def busy_warning() -> str | None:
 
 def _step_seconds(cfg: Config, timed: int) -> list[float]:
     return step_seconds(cfg, train_loader(cfg), timed, WARM_UP)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if content is None or not isinstance(content.get('experiments'), dict):
-        raise StudyError(f'{path}: cannot be read. Remove it and calibrate again.')
-    return content

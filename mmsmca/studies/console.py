@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -9,15 +10,61 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from mmsmca.files import exclusive_lock
+
 from .calibration import busy_warning, calibrate
-from .progress import SweepProgress
-from .run_process import LOCK, Signals, hold, log_tail
+from .record import Run, StudyError
+from .report.logs import read_log
+from .run_process import Signals, log_tail, owned_children
 from .study import digest, study_configs
 from .sweep import Sweep, check_experiments
 
 POLL_SECONDS = 1.0
 # Interval at which progress is printed where the output is not a terminal.
 LINE_SECONDS = 60.0
+STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'yellow'}
+
+
+class SweepProgress:
+    """Live view of a sweep; rich renders it at every refresh."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self._finished: dict[str, tuple[str, str, str, str]] = {}  # Their logs do not change.
+
+    def __rich__(self) -> Table:
+        states = [self.sweep.state_of(run) for run in self.sweep.runs]
+        counts = ', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))
+        table = Table(title=f'{self.sweep.study.name}: {counts}', title_justify='left')
+        table.add_column('experiment', overflow='fold')
+        for column in ('seed', 'state', 'progress', 'loss', 'AP so far', 'time left'):
+            table.add_column(column, justify='left' if column == 'state' else 'right')
+        for run, state in zip(self.sweep.runs, states, strict=True):
+            cells = ('', '', '', '') if state in ('new', 'queued') else self._figures(run, state)
+            style = STYLES.get(state, 'dim')
+            table.add_row(run.experiment, str(run.seed), state, *cells, style=style)
+        return table
+
+    def _figures(self, run: Run, state: str) -> tuple[str, str, str, str]:
+        if run.dir in self._finished:
+            return self._finished[run.dir]
+        train_cfg = run.cfg.train_cfg if run.cfg else {}
+        log = read_log(self.sweep.dir_of(run), train_cfg)
+        aps = log.evaluations.AP.dropna()
+        progress, loss, ap, eta = '', '', '' if aps.empty else f'{aps.iloc[-1]:.3f}', ''
+        if 'loss' in log.last:
+            loss = f'{log.last["loss"]:.2f}'
+            step, total = log.last['step'], run.length or 0
+            if 'max_epochs' in train_cfg:
+                progress = f'epoch {log.last["epoch"]}/{total}'
+                left = log.epoch_length and total * log.epoch_length - step
+            else:
+                progress, left = f'{step}/{total}', total - step
+            if state == 'running' and left is not None:
+                eta = str(timedelta(seconds=round(left * log.last.get('time', 0))))
+        if state == 'finished':
+            self._finished[run.dir] = progress, loss, ap, eta
+        return progress, loss, ap, eta
 
 
 def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False) -> int:
@@ -32,37 +79,32 @@ def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False
         Exit status: 0 when every run is finished, else 1.
 
     Raises:
-        StudyError: If an experiment cannot be run.
-        HeldError: If another process is using the folder.
+        UserError: If an experiment cannot be run, another sweep is using the folder, or a file
+            cannot be written.
     """
     console = Console()
-    sweep.check()
+    if any(not run.id for run in sweep.runs):
+        raise StudyError(f'{sweep.study.uncalibrated}. --calibrate measures it.')
     lengths = {run.experiment: run.length for run in sweep.study.runs}
     if not sweep.study.budgets and len(set(lengths.values())) > 1:
         said = ', '.join(f'{name} {length}' for name, length in lengths.items())
         console.print(f'[yellow]Experiments train for different lengths: {said}.[/]')
-    if trial_steps:
-        sweep.try_experiments()
-    with hold(sweep.work_dir / LOCK):
-        sweep.study.write(sweep.work_dir)
-        _run_all(sweep, retry_failed, console)
-        return _print_end(sweep, console)
+    sweep.check(trial_steps)
+    try:
+        sweep.work_dir.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(sweep.work_dir):
+            sweep.study.write(sweep.work_dir)
+            _run_all(sweep, retry_failed, console)
+            return _print_end(sweep, console)
+    except OSError as error:
+        raise StudyError(
+            f'{error.filename or sweep.work_dir}: {error.strerror}. The runs are ending; once this '
+            'is solved, the same command resumes them.'
+        ) from error
 
 
 def calibrate_study(study: Path, path: Path, only: Sequence[str] | None = None) -> int:
-    """Measure the time per iteration of a study's experiments, and print it.
-
-    Args:
-        study: File of the study.
-        path: File to write.
-        only: As in :func:`.study_configs`.
-
-    Returns:
-        Exit status 0.
-
-    Raises:
-        StudyError: If an experiment is unknown or cannot be run.
-    """
+    """Measure the time per iteration of a study's experiments, print it and return status 0."""
     console = Console()
     if warning := busy_warning():
         console.print(f'[yellow]{warning}[/]')
@@ -75,29 +117,21 @@ def calibrate_study(study: Path, path: Path, only: Sequence[str] | None = None) 
 
 
 def print_plan(sweep: Sweep) -> int:
-    """Print what would run, and what is still unknown about it.
-
-    Returns:
-        Exit status 0.
-    """
+    """Print what would run, and what is still unknown about it; return status 0."""
     console = Console()
     table = Table(title=f'{sweep.study.name} in {sweep.work_dir}', title_justify='left')
     for column in ('experiment', 'seed', 'length', 'run', 'state'):
         table.add_column(column, overflow='fold')
     for run in sweep.runs:
         length = f'{run.length:,}' if run.length else '?'
-        state = sweep.state_of(run)
-        table.add_row(run.experiment, str(run.seed), length, run.id or '?', state)
+        table.add_row(run.experiment, str(run.seed), length, run.id or '?', sweep.state_of(run))
     console.print(table)
     for experiment in sweep.study.experiments:
         if any(run.experiment == experiment.name for run in sweep.runs):
             configs = ' + '.join(experiment.configs)
             console.print(escape(f'{experiment.name}: {configs} {experiment.cfg_options or ""}'))
     if any(not run.id for run in sweep.runs):
-        console.print(
-            '? depends on times per iteration that have not been measured here: --calibrate '
-            'measures them.'
-        )
+        console.print(f'?: {escape(sweep.study.uncalibrated)}. --calibrate measures it.')
     return 0
 
 
@@ -106,11 +140,11 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
     waiting = sweep.pending(retry_failed)
     progress = SweepProgress(sweep)
     next_line = time.monotonic()
-    # Draws nothing where the output is not a terminal.
-    with Live(progress, console=console, refresh_per_second=0.5, transient=True):
-        # Signals wait, so that no run is interrupted while it is being started.
-        with Signals() as signals:
-            while (waiting or sweep.active) and not signals.received:
+    # Draws nothing where the output is not a terminal. Signals wait, so that no run is interrupted
+    # while it is being started.
+    with Live(progress, console=console, refresh_per_second=0.5, transient=True), Signals() as got:
+        with owned_children():
+            while (waiting or sweep.active) and not got.received:
                 while waiting and len(sweep.active) < sweep.resources.jobs:
                     run = waiting.pop(0)
                     sweep.start(run)
@@ -121,13 +155,12 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
                     console.print(progress)
                     next_line = time.monotonic() + LINE_SECONDS
                 time.sleep(POLL_SECONDS)
-        if signals.received:
-            console.print('Interrupted: ending the runs; the same command resumes them.')
-            for run in sweep.cancel():
-                console.print(f'{run.dir} keeps running: it was started on another machine.')
-            while sweep.active:
-                sweep.collect()
-                time.sleep(POLL_SECONDS)
+        if got.received:
+            console.print('Interrupted: the runs are ending. The same command resumes them.')
+            sweep.cancel()
+        while sweep.active:
+            sweep.collect()
+            time.sleep(POLL_SECONDS)
 
 
 def _print_end(sweep: Sweep, console: Console) -> int:

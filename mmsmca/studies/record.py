@@ -1,26 +1,46 @@
-"""The record of a study and its runs: dataclasses that sweeps write as JSON and reports read."""
+"""The record of a study and its runs: what a study's file says and what sweeps write as JSON."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
+import os
+import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from mmengine.config import Config
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from mmsmca.errors import UserError
 from mmsmca.files import read_json, write_json
 
 STUDY = 'study.json'
 RUN = 'run.json'
+RESULT = 'result.json'
+FAILED = 'failed.json'
 CALIBRATION = 'calibration.json'
-T = TypeVar('T')
+# Names become folder names.
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
 
 
 class StudyError(UserError):
     """A study that cannot be run or reported on. The message names file, key and remedy."""
 
 
-@dataclass(frozen=True)
-class Budget:
+class Record(BaseModel):
+    """Base class: strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra='forbid', strict=True, arbitrary_types_allowed=True)
+
+
+class Budget(Record):
     """How long runs train.
 
     Attributes:
@@ -28,7 +48,7 @@ class Budget:
         time_of: Experiment whose training time all get; None: all train for ``iterations``.
     """
 
-    iterations: int
+    iterations: PositiveInt
     time_of: str | None = None
 
     @property
@@ -46,25 +66,51 @@ class Budget:
         return f'the training time of {self.iterations:,} iterations of {self.time_of}'
 
 
-@dataclass(frozen=True)
-class Experiment:
+class Experiment(Record):
     """One configuration of a study.
 
     Attributes:
         name: Name, unique in the study and used as a folder name.
-        configs: Paths of the config files; each is merged over the previous ones.
+        configs: Paths of the config files; each is merged over the previous ones. A study's file
+            calls it ``config`` and may give a single one.
         cfg_options: Config overrides: values by dotted key.
-        published: Config whose published results are shown beside this experiment's, or None.
     """
 
     name: str
-    configs: list[str]
-    cfg_options: dict[str, Any]
-    published: str | None = None
+    configs: list[str] = Field(validation_alias=AliasChoices('config', 'configs'), min_length=1)
+    cfg_options: dict[str, Any] = {}
+
+    @field_validator('name')
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f'{name!r} must start with a letter or digit and consist of letters, digits, '
+                "'.', '_' and '-': it becomes a folder name"
+            )
+        return name
+
+    @field_validator('configs', mode='before')
+    @classmethod
+    def _exist(cls, configs: Any, info: ValidationInfo) -> Any:
+        configs = [configs] if isinstance(configs, str) else configs
+        if info.context is None or not isinstance(configs, list):
+            return configs
+        return [_config_path(str(config), info.context['file']) for config in configs]
 
 
-@dataclass(frozen=True)
-class Run:
+def _config_path(config: str, study: Path) -> str:
+    """Path of a config that a study's file names, relative to it or of a package."""
+    try:
+        path = os.path.normpath(Config._get_cfg_path(config, str(study))[0])
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise ValueError(f'{config}: {error}') from error
+    if not os.path.isfile(path):
+        raise ValueError(f'{path} does not exist. The path is relative to the study')
+    return path
+
+
+class Run(Record):
     """One experiment with one seed.
 
     Attributes:
@@ -81,7 +127,7 @@ class Run:
     seed: int
     id: str
     budgets: list[str]
-    cfg: Config | None = field(default=None, repr=False, compare=False)
+    cfg: Config | None = Field(default=None, exclude=True, repr=False)
 
     @property
     def dir(self) -> str:
@@ -95,54 +141,80 @@ class Run:
         return train_cfg.get('max_epochs', train_cfg.get('max_iters'))
 
 
-@dataclass(frozen=True)
-class Study:
-    """Experiments to compare, with their seeds and budgets.
+class StudyFile(Record):
+    """Content of a study's file.
 
     Attributes:
-        name: Name of the study's file without suffix.
         baseline: Name of the experiment that the others are compared with.
         experiments: Experiments in the order of the file.
         seeds: Seeds; every experiment is trained once with each.
         budgets: Budgets; every experiment is trained with each. Empty: the configs' schedules.
         chosen: Statement of what was chosen on which data; may be empty.
+    """
+
+    baseline: str
+    experiments: list[Experiment] = Field(min_length=1)
+    seeds: list[Annotated[NonNegativeInt, Field(strict=True)]] = Field(min_length=1)
+    budgets: list[Budget] = []
+    chosen: str = ''
+
+    @field_validator('experiments', 'seeds', 'budgets')
+    @classmethod
+    def _differ(cls, entries: list[Any]) -> list[Any]:
+        names = [getattr(entry, 'name', entry) for entry in entries]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f'{twice[0]!r} is listed twice. Remove one')
+        return entries
+
+
+class Study(StudyFile):
+    """A study with its runs.
+
+    Attributes:
+        name: Name of the study's file without suffix.
         runs: All experiments with the first seed, then with the second, and so on, so that even an
             unfinished study compares all experiments.
+        uncalibrated: Why the length of some runs is unknown; empty if it is not.
     """
 
     name: str
-    baseline: str
-    experiments: list[Experiment]
-    seeds: list[int]
-    budgets: list[Budget]
-    chosen: str
     runs: list[Run]
+    uncalibrated: str = Field(default='', exclude=True)
 
     def write(self, work_dir: Path) -> None:
         """Write ``study.json``, which says which runs belong to the study as currently defined."""
-        write_json(work_dir / STUDY, to_json(self))
+        write_json(work_dir / STUDY, self.model_dump())
 
     @classmethod
     def read(cls, work_dir: Path) -> 'Study | None':
-        """Read the study whose runs are in a folder; None if there is no ``study.json``.
-
-        Raises:
-            StudyError: If ``study.json`` cannot be read.
-        """
+        """Read the study whose runs are in a folder; None if there is no ``study.json``."""
         path = work_dir / STUDY
         if not path.exists():
             return None
         try:
-            return from_json(cls, read_json(path) or {})
-        except (KeyError, TypeError) as error:
+            return cls.model_validate(read_json(path) or {})
+        except ValidationError as error:
             raise StudyError(
-                f'{path} cannot be read ({type(error).__name__}: {error}): run the study again '
-                'to rewrite it, or move it away to report on the runs without it'
+                f'{path} cannot be read ({said(error)}): run the study again to rewrite it, or '
+                'move it away to report on the runs without it'
             ) from error
 
 
-@dataclass
-class Attempt:
+def said(error: ValidationError) -> str:
+    """The first of a validation's errors on one line: key and what is wrong with it."""
+    first = error.errors()[0]
+    where = '.'.join(map(str, first['loc']))
+    if first['type'] == 'extra_forbidden':
+        models: dict[object, type[Record]] = {'experiments': Experiment, 'budgets': Budget}
+        model = models.get(first['loc'][0], StudyFile)
+        names = ', '.join(sorted(model.model_fields))
+        return f'{where}: unknown key. Known: {names.replace("configs", "config")}'
+    if first['type'] == 'missing':
+        return f'{where}: this key is missing'
+    return f'{where}: {first["msg"].removeprefix("Value error, ")}, not {first["input"]!r}'
+
+
+class Attempt(Record):
     """One start of a run's training.
 
     Attributes:
@@ -155,13 +227,12 @@ class Attempt:
 
     started: str | None = None
     git: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
     exit_code: int | None = None
 
 
-@dataclass
-class RunRecord:
+class RunRecord(Record):
     """Description of a run, written to its folder before it starts.
 
     Attributes:
@@ -178,46 +249,19 @@ class RunRecord:
     seed: int
     id: str
     world_size: int
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = []
 
     def write(self, run_dir: Path) -> None:
         """Write the record, and keep other attempts already recorded in the folder."""
         ours = {attempt.started for attempt in self.attempts}
         self.attempts = [a for a in read_attempts(run_dir) if a.started not in ours] + self.attempts
-        write_json(run_dir / RUN, to_json(self))
+        write_json(run_dir / RUN, self.model_dump())
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:
-    """Read the attempts of a run; empty if its record is missing or broken."""
+    """The attempts of a run; empty if its record is missing or broken."""
     try:
-        return from_json(list[Attempt], (read_json(run_dir / RUN) or {})['attempts'])
-    except (KeyError, TypeError):
+        attempts = (read_json(run_dir / RUN) or {})['attempts']
+        return [Attempt.model_validate(attempt) for attempt in attempts]
+    except (KeyError, TypeError, ValidationError):
         return []
-
-
-def to_json(record: Any) -> Any:
-    """Convert a record for JSON: dataclasses become dicts of their fields, without configs."""
-    if is_dataclass(record):
-        return {f.name: to_json(getattr(record, f.name)) for f in fields(record) if f.compare}
-    if isinstance(record, dict):
-        return {key: to_json(value) for key, value in record.items()}
-    return [to_json(value) for value in record] if isinstance(record, list) else record
-
-
-def from_json(kind: type[T], content: Any) -> T:
-    """Invert :func:`to_json` for a dataclass, or for a list or dict of dataclasses.
-
-    Raises:
-        KeyError: If a field is unknown.
-        TypeError: If a field is missing.
-    """
-    kinds: Any = get_args(kind)
-    read: Any = content
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        read = kind(**{name: from_json(hints[name], value) for name, value in content.items()})
-    elif get_origin(kind) is list:
-        read = [from_json(kinds[0], value) for value in content]
-    elif get_origin(kind) is dict:
-        read = {key: from_json(kinds[1], value) for key, value in content.items()}
-    return read

@@ -42,7 +42,6 @@ from utils import ROOT, load_config
 from mmsmca.checks.load_image import LoadImage
 from mmsmca.checks.preflight import check_config, effective_config
 from mmsmca.errors import ConfigError, DataError
-from mmsmca.studies.report.costs import image_size
 from mmsmca.visualization import inspection
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'
@@ -798,11 +797,3 @@ def test_drawing_never_overwrites(tmp_path: Path, monkeypatch, capfd, images, ou
     assert ended.value.code == 2
     assert words in capfd.readouterr().err
     assert Path('a/1.png').read_bytes() == before and not Path('out').exists()
-
-
-def test_image_size_of_a_wrapped_data_set():
-    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
-    size = image_size(cfg)
-    wrapped = dict(type='RepeatDataset', times=2, dataset=cfg.test_dataloader.dataset)
-    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[wrapped])
-    assert image_size(cfg) == size == (128, 128)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +10,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 from mmsmca.studies import calibration, console
-from mmsmca.studies.budget import fit
+from mmsmca.studies.budget import fit, fit_interval
 from mmsmca.studies.calibration import conditions
 from mmsmca.studies.record import Budget, StudyError
 from mmsmca.studies.report.results import read_reports
 from mmsmca.studies.report.tables import calibration as calibration_table
-from mmsmca.studies.study import digest, load_study, study_configs
-from mmsmca.studies.sweep import Resources, Sweep, select
+from mmsmca.studies.study import digest, load_study, select, study_configs
+from mmsmca.studies.sweep import Resources, Sweep
 
 CONFIG = """
 model = dict(num_queries=25)
@@ -29,9 +28,10 @@ param_scheduler = [
 default_hooks = dict(checkpoint=dict(interval=300))
 """
 EACH = [dict(iterations=1500), dict(iterations=1500, time_of='slow')]
+IN_ITERATIONS, IN_TIME = '1500-iterations', 'time-of-1500-iterations-of-slow'
 
 
-def write_study(folder: Path, budgets: list[dict] | None, config: str = CONFIG, **keys) -> Path:
+def write_study(folder, budgets, config=CONFIG, **keys):
     (folder / 'small.py').write_text(config)
     experiments = [
         dict(name='slow', config='small.py'),
@@ -43,7 +43,7 @@ def write_study(folder: Path, budgets: list[dict] | None, config: str = CONFIG, 
     return path
 
 
-def write_calibration(study: Path, to: str = '', **changes) -> Path:
+def write_calibration(study, to='', **changes):
     seconds = dict(slow=0.3, quick=0.2)
     experiments = {
         name: dict(config=digest(cfg), seconds=seconds[name], quartiles=[0.1, 0.4])
@@ -56,9 +56,11 @@ def write_calibration(study: Path, to: str = '', **changes) -> Path:
     return path
 
 
-def fitted(study, calibrated=None) -> dict:
-    runs = load_study(study, calibration=calibrated).runs
-    return {(run.experiment, run.seed, run.cfg.train_cfg.max_iters): run for run in runs}
+def cfg_with(*schedulers, **train_cfg):
+    schedulers = [dict(scheduler, by_epoch=False) for scheduler in schedulers]
+    return Config(
+        dict(train_cfg=dict(max_iters=3000, **train_cfg), param_scheduler=list(schedulers))
+    )
 
 
 def test_schedule_is_fitted(tmp_path):
@@ -72,24 +74,38 @@ def test_schedule_is_fitted(tmp_path):
     assert cfg.default_hooks.checkpoint.interval == 100
 
 
+def evaluations(length, interval):
+    """How often MMEngine's loop evaluates."""
+    return sum(i % interval == 0 or i == length for i in range(1, length + 1))
+
+
+def test_every_budget_has_as_many_evaluations():
+    """Or is refused, which happens only to budgets of less than the number's square."""
+    for interval in (250, 300, 700, 1000):
+        count = evaluations(3000, interval)
+        for iterations in range(1, 4000):
+            if iterations >= count * (count - 1):
+                assert -(-iterations // fit_interval(interval, 3000, iterations, '')) == count
+    assert evaluations(1113, fit_interval(300, 3000, 1113, '')) == 10
+    assert fit_interval(300, 3000, 1129, '') == 113
+    with pytest.raises(StudyError, match='study: no interval divides a budget of 11 .* into 10'):
+        fit_interval(300, 3000, 11, 'study')
+    # MMEngine's default interval of 1,000 iterations is fitted too.
+    assert fit(cfg_with(), 1500, 'study').train_cfg.val_interval == 500
+
+
 # Each under a warm-up of 200 of 3,000 iterations, or with one of its own.
 SCHEDULERS = {
     'cosine': dict(type='CosineAnnealingLR', begin=200, end=3000, T_max=2800),
     'cosine without an end': dict(type='CosineAnnealingLR', begin=200, T_max=2800),
     'cosine over all': dict(type='CosineAnnealingLR', T_max=3000),
-    'steps': dict(type='StepLR', begin=200, step_size=700),
-    'restarts': dict(
-        type='CosineRestartLR', begin=200, periods=[1400, 1400], restart_weights=[1, 1], eta_min=0
-    ),
-    'one cycle': dict(type='OneCycleLR', eta_max=0.5, total_steps=3000),
     'milestones after the begin': dict(type='MultiStepLR', begin=200, milestones=[1400, 2100]),
     'milestones in a part': dict(type='MultiStepLR', end=2900, milestones=[1500]),
     'linear decay': dict(type='LinearLR', start_factor=1.0, end_factor=0.1, end=2500),
-    'polynomial': dict(type='PolyLR', begin=200, end=3000),
 }
 
 
-def rates(schedulers: list[dict], iterations: int) -> list[float]:
+def rates(schedulers, iterations):
     """The learning rate of every iteration, as MMEngine schedules it."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     wrapper = OptimWrapper(optimizer)
@@ -108,12 +124,7 @@ def test_every_schedule_keeps_its_shape(name):
     own = SCHEDULERS[name]
     warm_up = dict(type='LinearLR', start_factor=0.01, begin=0, end=200)
     schedulers = [warm_up, own] if 'begin' in own else [own]
-    cfg = Config(
-        dict(
-            train_cfg=dict(max_iters=3000),
-            param_scheduler=[dict(s, by_epoch=False) for s in schedulers],
-        )
-    )
+    cfg = cfg_with(*schedulers)
     before = rates(cfg.param_scheduler, 3000)
     after = rates(fit(cfg, 1500, 'study').param_scheduler, 1500)
     start = 200 if len(schedulers) == 2 else 0
@@ -124,76 +135,59 @@ def test_every_schedule_keeps_its_shape(name):
         assert new == pytest.approx(old, abs=0.02), part
 
 
-def test_schedulers_that_cannot_be_fitted_are_refused():
-    cfg = Config(
-        dict(
-            train_cfg=dict(max_iters=3000),
-            param_scheduler=[dict(type='ExponentialLR', gamma=0.99, by_epoch=False)],
-        )
-    )
-    with pytest.raises(StudyError, match=r'study: param_scheduler\[0\]: .* to ExponentialLR'):
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (cfg_with(dict(type='StepLR', step_size=9)), r'study: param_scheduler\[0\]: .* to StepLR'),
+        (cfg_with(dict(type='OneCycleLR', eta_max=1)), 'OneCycleLR: train with LinearLR, Multi'),
+        (cfg_with(dict(type='CosineAnnealingMomentum', T_max=9)), 'to CosineAnnealingMomentum'),
+        (cfg_with(val_begin=2000), 'train_cfg.val_begin cannot be fitted'),
+        (cfg_with(dynamic_intervals=[(9, 9)]), 'train_cfg.dynamic_intervals cannot be fitted'),
+        (Config(dict(train_cfg=dict(max_epochs=3))), 'its train_cfg has no max_iters'),
+        (
+            Config(
+                dict(
+                    train_cfg=dict(max_iters=9),
+                    param_scheduler=dict(type='MultiStepLR', milestones=[2]),
+                )
+            ),
+            r'param_scheduler\[0\] counts epochs: set by_epoch=False',
+        ),
+    ],
+)
+def test_schedules_that_cannot_be_fitted_are_refused(cfg, message):
+    with pytest.raises(StudyError, match=message):
         fit(cfg, 1500, 'study')
 
 
 def test_equal_iterations_and_equal_time(tmp_path):
     """What comes to the same is one run; 1.5 times as quick trains 1.5 times as long."""
     study = write_study(tmp_path, EACH)
-    runs = fitted(study, write_calibration(study))
-    assert set(runs) == {
-        (name, seed, length)
+    loaded = load_study(study, calibration=write_calibration(study))
+    assert {(run.experiment, run.seed, run.length): run.budgets for run in loaded.runs} == {
+        (name, seed, length): budgets
         for seed in (0, 1)
-        for name, length in (('slow', 1500), ('quick', 1500), ('quick', 2250))
+        for name, length, budgets in (
+            ('slow', 1500, [IN_ITERATIONS, IN_TIME]),
+            ('quick', 1500, [IN_ITERATIONS]),
+            ('quick', 2250, [IN_TIME]),
+        )
     }
-    names = {key[::2]: run.budgets for key, run in runs.items()}
-    assert names == {
-        ('slow', 1500): ['1500-iterations', 'time-of-1500-iterations-of-slow'],
-        ('quick', 1500): ['1500-iterations'],
-        ('quick', 2250): ['time-of-1500-iterations-of-slow'],
-    }
-    assert runs['quick', 0, 2250].cfg.param_scheduler[1].milestones == [1875]
-
-
-def test_some_budgets_of_a_study(tmp_path):
-    """A run that two budgets come to belongs to both."""
-    study = write_study(tmp_path, EACH)
-    study = load_study(study, calibration=write_calibration(study))
-    lengths = [
-        {run.length for run in select(study, ['quick'], None, budgets)}
-        for budgets in (['1500-iterations'], ['time-of-1500-iterations-of-slow'], None)
-    ]
-    assert lengths == [{1500}, {2250}, {1500, 2250}]
-    part = select(study, ['slow'], [0], ['time-of-1500-iterations-of-slow'])
-    assert [run.length for run in part] == [1500]
+    # A run that two budgets come to belongs to both.
+    for budgets, lengths in (([IN_ITERATIONS], {1500}), ([IN_TIME], {2250}), (None, {1500, 2250})):
+        assert {r.length for r in select(loaded, ['quick'], None, budgets)} == lengths
+    assert [r.length for r in select(loaded, ['slow'], [0], [IN_TIME])] == [1500]
     with pytest.raises(StudyError, match='--budgets 1500: .* 1500-iterations, time-of-1500'):
-        select(study, None, None, ['1500'])
-
-
-def test_without_budgets_runs_keep_their_digests(tmp_path):
-    """A run's id is that of its config as it is, and names its folder."""
-    study = write_study(tmp_path, None)
-    cfg = study_configs(study)['quick']
-    cfg.randomness = dict(seed=1)
-    run = load_study(study).runs[-1]
-    assert run.id == digest(cfg) and run.dir == f'quick/seed1-{run.id}'
-
-
-def test_experiments_of_one_config_are_two(tmp_path):
-    """Under another name it is trained again, with the same digest."""
-    twins = [dict(name=name, config='small.py') for name in ('slow', 'again')]
-    for budgets in (None, EACH[:1]):
-        runs = load_study(write_study(tmp_path, budgets, experiments=twins)).runs
-        assert [run.experiment for run in runs] == ['slow', 'again'] * 2
-        assert runs[0].id == runs[1].id
+        select(loaded, None, None, ['1500'])
 
 
 WRONG = {
-    'none': ([], 'give a list'),
-    'no dict': ([1500], 'is not dict(iterations=...)'),
-    'unknown key': ([dict(iterations=5, time='slow')], 'is not dict(iterations=...)'),
-    'no iterations': ([dict(time_of='slow')], 'is not dict(iterations=...)'),
-    'fraction': ([dict(iterations=0.5)], '0.5 is not an integer of at least 1'),
-    'time of nobody': ([dict(iterations=5, time_of='fast')], "'fast' is not an experiment of"),
-    'twice': ([dict(iterations=1500)] * 2, 'one is listed twice'),
+    'no dict': ([1500], 'budgets.0: '),
+    'unknown key': ([dict(iterations=5, time='slow')], 'budgets.0.time: unknown key. Known: iter'),
+    'no iterations': ([dict(time_of='slow')], 'budgets.0.iterations: this key is missing'),
+    'fraction': ([dict(iterations=0.5)], 'budgets.0.iterations: .*integer, not 0.5'),
+    'time of nobody': ([dict(iterations=5, time_of='fast')], "time_of: 'fast' is not an exp"),
+    'twice': ([dict(iterations=1500)] * 2, "budgets: '1500-iterations' is listed twice"),
     'within the warm-up': ([dict(iterations=200)], 'too small: its warm-up takes 200'),
     'drop within the warm-up': ([dict(iterations=240)], 'would drop after 200'),
 }
@@ -201,45 +195,47 @@ WRONG = {
 
 @pytest.mark.parametrize('budgets, message', WRONG.values(), ids=WRONG)
 def test_wrong_budgets_are_refused(budgets, message, tmp_path):
-    with pytest.raises(StudyError, match=message.replace('(', r'\(').replace(')', r'\)')):
+    with pytest.raises(StudyError, match=message):
         load_study(write_study(tmp_path, budgets))
 
 
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (('max_iters=3000', 'max_epochs=3'), 'has no max_iters'),
-        (('by_epoch=False, milestones', 'milestones'), r'param_scheduler\[1\] counts epochs'),
-    ],
-)
-def test_epochs_are_refused(change, message, tmp_path):
-    with pytest.raises(StudyError, match=message):
-        load_study(write_study(tmp_path, EACH[:1], CONFIG.replace(*change)))
-
-
-def test_calibration_is_checked(tmp_path):
+def test_runs_of_unknown_length(tmp_path, capsys):
+    """A plan has them, with the reason; a sweep refuses them, and only them."""
     study = write_study(tmp_path, EACH)
+    path = tmp_path / 'calibration.json'
 
-    def refused(message):
+    def sweep(**selected):
+        loaded = load_study(study, calibration=path)
+        runs = select(loaded, **selected)
+        return Sweep(loaded, runs, tmp_path / 'work', tmp_path / 'train.py', Resources())
+
+    def refused(message, **selected):
         with pytest.raises(StudyError, match=message) as error:
-            load_study(study, calibration=tmp_path / 'calibration.json')
-        assert str(tmp_path / 'calibration.json') in str(error.value)
+            console.run_sweep(sweep(**selected))
+        assert str(path) in str(error.value) and '--calibrate measures it.' in str(error.value)
 
-    refused(r'no such file.* python tools/sweep.py .*study.py --calibrate')
-    path = write_calibration(study, hardware=dict(cpu='abacus', cores=1, gpus=[]))
+    refused('no such file. A budget in training time needs the time')
+    console.print_plan(sweep())
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert '? unknown' in printed.replace('│ ', '') and '--calibrate measures it.' in printed
+    in_iterations = sweep(budgets=[IN_ITERATIONS]).runs
+    assert all(run.id and run.length == 1500 for run in in_iterations) and len(in_iterations) == 4
+    write_calibration(study, hardware=dict(cpu='abacus', cores=1, gpus=[]))
     refused('measured with different hardware: .*abacus')
     write_calibration(study, threads='64')
     refused('measured with different threads: 64, but .* here')
     write_calibration(study, versions=dict(torch='1.0'))
     refused('measured with different versions: .*1.0')
-    path = write_calibration(study)
-    content = json.loads(path.read_text())
+    content = json.loads(write_calibration(study).read_text())
+    known = {run.id for run in sweep().runs}
+    assert {run.id for run in in_iterations} < known and '' not in known
     content['experiments']['quick']['config'] = 'older'
     path.write_text(json.dumps(content))
-    refused("'quick' has changed since")
+    refused("the config of 'quick' has changed since")
     del content['experiments']['quick']
     path.write_text(json.dumps(content))
     refused("'quick' has not been measured")
+    assert all(run.id for run in sweep(experiments=['slow'], budgets=[IN_TIME]).runs)
     path.write_text('{')
     refused('cannot be read')
 
@@ -255,40 +251,21 @@ def test_calibration_measures_what_it_does_not_know(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(calibration, 'in_own_process', in_own_process)
     monkeypatch.setattr(console, 'check_experiments', lambda cfgs: None)  # There is no data.
     monkeypatch.setattr(os, 'getloadavg', lambda: (1.7, 0, 0))
-    study, path = write_study(tmp_path, EACH), tmp_path / 'calibration.json'
-    assert console.calibrate_study(study, path) == 0
-    said = capsys.readouterr().out
-    assert 'Other programs keep 1.7 cores busy' in said and 'quick: 50 ms per iteration' in said
-    runs = fitted(study, path)
-    assert measured == [25, 5] and ('quick', 0, 7500) in runs
-    config = tmp_path / 'small.py'
-    config.write_text(CONFIG.replace('=25', '=10'))
-    assert console.calibrate_study(study, path) == 0
-    assert measured == [25, 5, 10] and ('quick', 0, 3000) in fitted(study, path)
-
-
-def test_only_what_is_selected_is_calibrated(tmp_path, monkeypatch):
-    """And what the budgets refer to; the rest of the study then has no length, and needs none."""
-    measured = []
-
-    def in_own_process(function, cfg, timed):
-        measured.append(cfg.model.num_queries)
-        return [0.1] * timed
-
-    monkeypatch.setattr(calibration, 'in_own_process', in_own_process)
-    monkeypatch.setattr(console, 'check_experiments', lambda cfgs: None)  # There is no data.
     third = dict(name='third', config='small.py', cfg_options={'model.num_queries': 3})
     study, path = write_study(tmp_path, EACH), tmp_path / 'calibration.json'
     quick = "{'name': 'quick'"
     study.write_text(study.read_text().replace(quick, f'{third!r}, {quick}'))
+    # What is selected, and what the budgets refer to.
     assert console.calibrate_study(study, path, ['quick']) == 0
-    assert measured == [25, 5]
-    loaded = load_study(study, calibration=path, only=['quick'])
-    in_time = 'time-of-1500-iterations-of-slow'
-    assert all(run.id for run in select(loaded, ['quick'], budgets=[in_time]))
-    assert [run.length for run in select(loaded, ['third'], [0])] == [1500, None]
-    with pytest.raises(StudyError, match="'third' has not been .*--calibrate --only third$"):
-        load_study(study, calibration=path, only=['third'])
+    said = capsys.readouterr().out
+    assert 'Other programs keep 1.7 cores busy' in said and 'quick: 50 ms per iteration' in said
+    loaded = load_study(study, calibration=path)
+    lengths = {run.experiment: run.length for run in loaded.runs if run.budgets != [IN_ITERATIONS]}
+    assert measured == [25, 5] and lengths == dict(slow=1500, third=None, quick=7500)
+    config = tmp_path / 'small.py'
+    config.write_text(CONFIG.replace('=25', '=10'))
+    assert console.calibrate_study(study, path) == 0
+    assert measured == [25, 5, 10, 3]
     with pytest.raises(StudyError, match='--only thrid: the study has slow, third, quick.'):
         console.calibrate_study(study, path, ['thrid'])
 
@@ -299,34 +276,6 @@ def test_calibration_checks_the_experiments_first(tmp_path):
     with pytest.raises(StudyError, match='^slow: the config has no train_dataloader'):
         console.calibrate_study(write_study(tmp_path, EACH), path)
     assert not path.exists()
-
-
-def test_a_plan_needs_no_calibration(tmp_path, capsys):
-    """Runs of unknown length are in it, and nothing else of it changes."""
-    study = write_study(tmp_path, EACH)
-    plan = load_study(study, calibration=tmp_path / 'none.json', uncalibrated=True)
-    runs = plan.runs
-    console.print_plan(Sweep(plan, runs, tmp_path / 'work', tmp_path / 'train.py', Resources()))
-    assert '? depends on times per iteration' in capsys.readouterr().out
-    known = load_study(study, calibration=write_calibration(study)).runs
-    assert [run.id for run in runs if run.id] == [run.id for run in known if run.length == 1500]
-    unknown = [run for run in runs if not run.id]
-    assert [(run.experiment, run.seed, run.length) for run in unknown] == [
-        ('quick', 0, None),
-        ('quick', 1, None),
-    ]
-
-
-def test_budgets_in_iterations_need_no_calibration(tmp_path):
-    """Neither do those that are trained of a study with others; those others still do."""
-    study, none = write_study(tmp_path, EACH), tmp_path / 'none.json'
-    in_iterations, in_time = '1500-iterations', 'time-of-1500-iterations-of-slow'
-    runs = select(
-        load_study(study, calibration=none, wanted=[in_iterations]), budgets=[in_iterations]
-    )
-    assert all(run.id and run.length == 1500 for run in runs) and len(runs) == 4
-    with pytest.raises(StudyError, match='no such file'):
-        load_study(study, calibration=none, wanted=[in_iterations, in_time])
 
 
 def test_each_budget_has_its_report(tmp_path):
@@ -342,5 +291,5 @@ def test_each_budget_has_its_report(tmp_path):
             ['slow', '300'],
             ['quick', '200'],
         ]
-        assert {run.name for run in report.unfinished} == expected and len(expected) == 4
-    assert Budget(1500).title == '1,500 iterations each'
+        assert set(report.runs.name) == expected and len(expected) == 4
+    assert Budget(iterations=1500).title == '1,500 iterations each'

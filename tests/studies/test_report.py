@@ -1,36 +1,21 @@
 """Reports: numbers computed by hand, logs as runs leave them, files as reports leave them."""
 
-import copy
-import csv
 import json
 import math
 import runpy
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
+import pandas as pd
 import pytest
-from mmengine.config import Config
 from utils import ROOT
 
-from mmsmca.studies.record import Attempt, StudyError
-from mmsmca.studies.report import costs as model_costs
-from mmsmca.studies.report import figures
-from mmsmca.studies.report.figures import Figures
+from mmsmca.studies.record import StudyError
+from mmsmca.studies.report.figures import COLOURS, FORMATS, figures, write_figures
 from mmsmca.studies.report.logs import METRICS, read_log
-from mmsmca.studies.report.published import find_published
-from mmsmca.studies.report.results import Report, read_reports
-from mmsmca.studies.report.statistics import (
-    Difference,
-    Numbers,
-    Value,
-    difference,
-    holm,
-    numbers,
-    value,
-)
-from mmsmca.studies.report.tables import Table, tables
-from mmsmca.studies.report.writers import csv_text, json_text, latex, markdown
+from mmsmca.studies.report.results import read_reports
+from mmsmca.studies.report.statistics import Difference, Value, difference, holm, numbers, value
+from mmsmca.studies.report.tables import tables
+from mmsmca.studies.report.writers import latex
 
 # Of the slower method every iteration takes 0.2 s, of the other 0.1 s; evaluated every 100.
 APS = {
@@ -38,27 +23,28 @@ APS = {
     'fast': {0: [0.05, 0.10, 0.20, 0.30], 1: [0.09, 0.16, 0.24, 0.26]},
 }
 SECONDS = {'slow': 0.2, 'fast': 0.1}
+SCALARS = '20260101_000000/vis_data/scalars.json'
 
 
-def train_line(iteration: int, seconds: float = 0.1, **more) -> dict:
+def train_line(iteration, seconds=0.1, **more):
     line = dict(loss=1.0, time=seconds, data_time=0.01, iter=iteration, step=iteration)
     return line | more
 
 
-def eval_line(ap: float, step: int = 0, **more) -> dict:
+def eval_line(ap, step=0, **more):
     """As MMEngine logs it: step 0 where the run counts iterations."""
     sizes = dict(zip(METRICS.values(), (ap, 1.5 * ap, 0.8 * ap, -1, ap, 1.2 * ap), strict=True))
     return {**sizes, 'data_time': 0.02, 'time': 0.05, 'step': step} | more
 
 
-def write_log(folder: Path, lines: list[dict], timestamp: str = '20260101_000000') -> Path:
+def write_log(folder, lines, timestamp='20260101_000000'):
     path = folder / timestamp / 'vis_data/scalars.json'
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     return path
 
 
-def write_config(scalars: Path, seed: int, name: str = 'm', train_cfg: str = '') -> None:
+def write_config(scalars, seed, name='m', train_cfg=''):
     train_cfg = train_cfg or "dict(type='IterBasedTrainLoop', max_iters=400, val_interval=100)"
     scalars.with_name('config.py').write_text(
         f'train_cfg = {train_cfg}\n'
@@ -68,86 +54,91 @@ def write_config(scalars: Path, seed: int, name: str = 'm', train_cfg: str = '')
     )
 
 
-def write_run(folder: Path, name: str, seed: int, aps: list[float], finished: bool = True) -> None:
+def write_run(folder, name, seed, aps, finished=True):
     lines = []
     for k, ap in enumerate(aps, 1):
         lines += [train_line(100 * k - 50, SECONDS.get(name, 0.1), memory=2048)]
         lines += [train_line(100 * k, SECONDS.get(name, 0.1), memory=2048), eval_line(ap)]
     write_config(write_log(folder, lines), seed, name)
-    (folder / 'run.json').write_text(
-        json.dumps(
-            dict(attempts=[dict(git='abc', versions=dict(torch='2.13'), hardware=dict(cpu='x'))])
-        )
-    )
+    attempt = dict(git='abc', versions=dict(torch='2.13'), hardware=dict(cpu='x'))
+    (folder / 'run.json').write_text(json.dumps(dict(attempts=[attempt])))
     if finished:
-        (folder / 'result.json').write_text('{"finished": "now"}')
+        metrics = {key: eval_line(aps[-1])[metric] for key, metric in METRICS.items()}
+        (folder / 'result.json').write_text(json.dumps(dict(metrics=metrics | dict(AP_S=None))))
 
 
-def read_study(folder: Path, baseline: str | None = None) -> Report:
+def read_study(folder, baseline=None):
     (report,) = read_reports(folder, baseline).values()
     return report
 
 
-def numbers_of(report: Report, levels: list[float] | None = None) -> dict[str, Numbers]:
+def numbers_of(report, levels=None):
     return {of.name: of for of in numbers(report, levels)}
 
 
-def tables_of(report: Report, levels: list[float] | None = None) -> dict[str, Table]:
+def tables_of(report, levels=None):
     return {table.name: table for table in tables(report, numbers(report, levels))}
 
 
-def figures_of(report: Report) -> dict[str, figures.Figure]:
-    return dict(Figures(report, numbers(report)).all())
+def seeds_of(report):
+    return {name: report.runs_of(name).seed.tolist() for name in report.experiments}
 
 
 @pytest.fixture
-def study_dir(tmp_path) -> Path:
+def study_dir(tmp_path):
     """Two experiments of two seeds, as a sweep leaves them, and a run of an older definition."""
     runs = []
     for name, seeds in APS.items():
         for seed, aps in seeds.items():
-            folder = f'{name}/seed{seed}-1'
-            write_run(tmp_path / folder, name, seed, aps)
+            write_run(tmp_path / f'{name}/seed{seed}-1', name, seed, aps)
             runs.append(dict(experiment=name, seed=seed, id='1', budgets=[]))
     write_run(tmp_path / 'fast/seed0-0', 'fast', 0, [0.9] * 4)
-    published = {'slow': 'mmdet::detr/detr_r50_8xb2-150e_coco.py', 'fast': 'smca_r50_8xb2-50e_coco'}
-    experiments = [
-        dict(name=name, configs=['x.py'], cfg_options={}, published=published[name]) for name in APS
-    ]
+    experiments = [dict(name=name, configs=['x.py'], cfg_options={}) for name in APS]
     definition = dict(name='pair', baseline='slow', experiments=experiments, runs=runs)
     definition |= dict(seeds=[0, 1], budgets=[], chosen='')
     (tmp_path / 'study.json').write_text(json.dumps(definition))
     return tmp_path
 
 
-def close(a: Value, mean: float, std: float | None, n: int) -> bool:
+def add_runs(study_dir, *runs):
+    definition = json.loads((study_dir / 'study.json').read_text())
+    definition['runs'] += [dict(experiment=e, seed=s, id='1', budgets=[]) for e, s in runs]
+    (study_dir / 'study.json').write_text(json.dumps(definition))
+
+
+def close(a, mean, std, n):
     same_std = a.std is None if std is None else math.isclose(a.std, std, rel_tol=1e-12)
     return math.isclose(a.mean, mean, rel_tol=1e-12) and same_std and a.n == n
 
 
 def test_mean_and_deviation_by_hand():
     # Mean 2.5; squared distances 2.25 + 0.25 + 0.25 + 2.25 = 5 over n - 1 = 3.
-    assert close(value([1.0, 2.0, 3.0, 4.0]), 2.5, math.sqrt(5 / 3), 4)
-    assert close(value([7.0]), 7.0, None, 1)
-    assert close(value([None, 7.0]), 7.0, None, 1)
-    assert value([None]) is None
+    assert close(value(pd.Series([1.0, 2.0, 3.0, 4.0])), 2.5, math.sqrt(5 / 3), 4)
+    assert close(value(pd.Series([math.nan, 7.0])), 7.0, None, 1)
+    assert value(pd.Series([math.nan])) is None
 
 
 def test_final_metrics_by_hand(study_dir):
-    final = {name: of.final for name, of in numbers_of(read_study(study_dir)).items()}
+    report = read_study(study_dir)
+    assert report.problems == []
+    final = {name: of.final for name, of in numbers_of(report).items()}
     # Two numbers a, b have the sample deviation |a - b| / sqrt(2).
     assert close(final['slow']['AP'], 0.42, 0.04 / math.sqrt(2), 2)
     assert close(final['fast']['AP'], 0.28, 0.04 / math.sqrt(2), 2)
     assert close(final['fast']['AP75'], 0.224, 0.032 / math.sqrt(2), 2)
-    assert final['slow']['AP_S'] is None  # -1: there are no small objects.
+    assert final['slow']['AP_S'] is None  # There are no small objects.
+    first = numbers_of(report)['slow'].curve.iloc[0]
+    assert (first.iteration, first.lowest, first.highest) == (100, 0.1, 0.2)
+    # Runs of an older definition are not mixed in.
+    assert report.runs_of('fast').name.tolist() == ['fast/seed0-1', 'fast/seed1-1']
 
 
-def finals(*aps: float) -> list[SimpleNamespace]:
-    return [SimpleNamespace(seed=seed, final=dict(AP=ap)) for seed, ap in enumerate(aps)]
+def finals(*aps):
+    return pd.DataFrame(dict(seed=range(len(aps)), AP=aps))
 
 
 def test_paired_t_interval_by_hand():
-    """Of README's three seeds: 29, 1 and 17 thousandths, two degrees of freedom (4.303)."""
+    """Of three seeds: 29, 1 and 17 thousandths, two degrees of freedom (4.303)."""
     deviation = math.sqrt(((29 - 47 / 3) ** 2 + (1 - 47 / 3) ** 2 + (17 - 47 / 3) ** 2) / 2) / 1000
     found = difference(finals(0.531, 0.497, 0.538), finals(0.502, 0.496, 0.521))
     half = 4.302652729749462 * deviation / math.sqrt(3)
@@ -162,9 +153,9 @@ def test_paired_t_interval_by_hand():
         assert (found.low, found.p) == (None, None)
     # Seeds that only one of them has count in no pair; without any, the means are compared.
     assert list(difference(finals(0.5, 0.6, 0.8), finals(0.4, 0.3)).seeds) == [0, 1]
-    alone = [SimpleNamespace(seed=None, final=dict(AP=0.5))]
+    alone = pd.DataFrame(dict(seed=[math.nan], AP=[0.5]))
     assert difference(alone, finals(0.4, 0.2)) == Difference({}, pytest.approx(0.2))
-    assert difference(alone, []) is None
+    assert difference(alone, finals()) is None
 
 
 def test_holms_correction_by_hand():
@@ -174,7 +165,7 @@ def test_holms_correction_by_hand():
     assert {name: d.p_holm for name, d in found.items()} == pytest.approx(
         dict(a=0.03, b=0.06, c=0.06, d=0.02, single=None)
     )
-    assert [name for name, d in found.items() if d.supported] == ['a', 'd']
+    assert [name for name, d in found.items() if d.significant] == ['a', 'd']
 
 
 def test_stars_and_intervals_of_a_table(study_dir):
@@ -184,36 +175,9 @@ def test_stars_and_intervals_of_a_table(study_dir):
     assert 'a paired t test at 5 %.' in found.note  # A single test needs no correction.
     for seed in (0, 1):
         for name in APS:
-            folder = study_dir / f'{name}/seed{seed + 2}-1'
-            write_run(folder, name, seed + 2, APS[name][seed])
-    path = study_dir / 'study.json'
-    definition = json.loads(path.read_text())
-    more = [dict(run, seed=run['seed'] + 2) for run in definition['runs']]
-    path.write_text(json.dumps(dict(definition, runs=definition['runs'] + more)))
+            write_run(study_dir / f'{name}/seed{seed + 2}-1', name, seed + 2, APS[name][seed])
+            add_runs(study_dir, (name, seed + 2))
     assert tables_of(read_study(study_dir))['results'].rows[1][3] == '−14.0 [−21.3, −6.7]*'
-
-
-def test_what_a_run_starts_from_is_part_of_its_experiment(tmp_path):
-    """Fine-tuned and from scratch are no seeds of one experiment; resumed runs are."""
-    for seed in (0, 1):
-        for name, lines in (
-            ('scratch', ('load_from = None\nresume = False\n',)),
-            ('tuned', ("load_from = 'detr.pth'\nresume = False\n",)),
-        ):
-            folder = tmp_path / f'{name}_seed{seed}'
-            write_run(folder, 'smca', seed, [0.1, 0.2, 0.3, 0.4], False)
-            (dump,) = folder.glob('*/vis_data/config.py')
-            dump.write_text(dump.read_text() + lines[0])
-    resumed = tmp_path / 'tuned_seed1/20260101_000001/vis_data/config.py'
-    resumed.parent.mkdir(parents=True)
-    (dump,) = tmp_path.glob('tuned_seed1/20260101_000000/vis_data/config.py')
-    text = dump.read_text().replace("'detr.pth'", "'iter_200.pth'")
-    resumed.write_text(text.replace('resume = False', 'resume = True'))
-    study = read_study(tmp_path)
-    assert {name: [run.seed for run in study.runs_of(name)] for name in study.experiments} == {
-        'scratch': [0, 1],
-        'tuned': [0, 1],
-    }
 
 
 @pytest.mark.parametrize(
@@ -233,32 +197,138 @@ def test_steps_to_an_ap_by_hand(study_dir, name, threshold, step, seeds):
         assert math.isclose(found.seconds, step * SECONDS[name])
 
 
-def test_memory_without_a_gpu_is_what_the_sweep_recorded(study_dir):
-    for scalars in study_dir.glob('fast/*-1/*/vis_data/scalars.json'):
-        scalars.write_text(scalars.read_text().replace('"memory"', '"no_memory"'))
-    (study_dir / 'fast/seed1-1/result.json').write_text('{"peak_memory_mib": 700}')
-    study = read_study(study_dir)
-    assert [run.peak_memory_mib for run in study.runs_of('fast')] == [None, 700]
-    assert [of.peak_memory_mib for of in numbers(study)] == [2048, 700]
+# What a log can lack: of the second run of 'slow', whose APs are 0.2, 0.2, 0.32 and 0.44.
+LOST = {
+    'last line': (lambda lines: lines[:-1], [100, 200, 300], ['no evaluation after the last']),
+    'half of the last line': (
+        lambda lines: [*lines[:-1], lines[-1][:-40]],
+        [100, 200, 300],
+        ['1 of 12 lines cannot be read', 'no evaluation after the last iteration. Its AP of 0.440'],
+    ),
+    'an evaluation': (
+        lambda lines: lines[:5] + lines[6:],
+        [100, 300, 400],
+        ['no evaluation can be read at iteration 200'],
+    ),
+    'a training line': (lambda lines: lines[1:], [100, 200, 300, 400], []),
+    'everything': (lambda lines: [], [], ['no evaluation after the last iteration']),
+    'nothing, but a line is there twice': (
+        lambda lines: [*lines, lines[-1]],
+        [100, 200, 300],
+        ['evaluations after iteration 400 are left out, as 1 were due', 'no evaluation after'],
+    ),
+    'nothing, but the AP is another': (
+        lambda lines: [*lines[:-1], lines[-1].replace('0.44', '0.33')],
+        [100, 200, 300, 400],
+        ['result.json has an AP of 0.440 after the last iteration, its log 0.330'],
+    ),
+}
 
 
-def test_curve_has_the_range_over_the_seeds(study_dir):
-    first = numbers_of(read_study(study_dir))['slow'].curve[0]
-    assert (first.iteration, first.lowest, first.highest) == (100, 0.1, 0.2)
+@pytest.mark.parametrize('lost', LOST)
+def test_final_numbers_are_those_of_the_result(study_dir, lost):
+    """And of nothing else: what the log lacks is named, and no number comes from an earlier AP."""
+    change, steps, problems = LOST[lost]
+    path = study_dir / 'slow/seed1-1' / SCALARS
+    path.write_text('\n'.join(change(path.read_text().splitlines())))
+    report = read_study(study_dir)
+    found = numbers_of(report)
+    assert close(found['slow'].final['AP'], 0.42, 0.04 / math.sqrt(2), 2)
+    assert found['fast'].difference.seeds == pytest.approx({0: -0.1, 1: -0.18})
+    evaluations = report.evaluations[report.evaluations.run == 'slow/seed1-1']
+    assert evaluations.step.tolist() == steps
+    assert len(report.problems) == len(problems)
+    for problem, text in zip(report.problems, problems, strict=True):
+        assert problem.startswith('slow/seed1-1') and text in problem
+    # The time of a run whose end was not logged is not that of a shorter one.
+    assert found['slow'].total_seconds.mean == pytest.approx(80)
 
 
-def test_evaluations_between_logged_lines_are_at_their_interval(tmp_path):
-    lines = [train_line(50), train_line(100), eval_line(0.1), train_line(150), train_line(200)]
-    lines += [train_line(250), eval_line(0.2), train_line(300), eval_line(0.3)]
-    write_log(tmp_path, lines)
-    log = read_log(tmp_path, dict(max_iters=310, val_interval=125), 50)
-    assert [e.iteration for e in log.evaluations] == [125, 250, 310]
+@pytest.mark.parametrize(
+    ('content', 'problem'),
+    [
+        ('{"finished": "now"}', 'has no AP after the last iteration: the run does not count'),
+        ('{"metrics": {}}', 'has no AP after the last iteration'),
+        ('{"metrics": {"AP": NaN}}', 'has no AP after the last iteration'),
+        ('{"metrics": {"AP": null}}', 'has no AP after the last iteration'),
+        ('{"metrics": {"AP": -1}}', 'has no AP after the last iteration'),
+        ('', 'cannot be read (not a JSON object)'),
+    ],
+)
+def test_results_without_an_ap(study_dir, content, problem):
+    """Such a run counts neither in a mean nor in the number of seeds, and is named."""
+    (study_dir / 'slow/seed1-1/result.json').write_text(content)
+    report = read_study(study_dir)
+    found = numbers_of(report)
+    assert close(found['slow'].final['AP'], 0.4, None, 1) and found['slow'].seeds == 1
+    assert list(found['fast'].difference.seeds) == [0]
+    assert problem in ' '.join(report.problems)
+    assert [row[2] for row in tables_of(report)['missing'].rows] == ['slow/seed1-1']
 
 
-def test_several_evaluations_before_the_first_line(tmp_path):
-    write_log(tmp_path, [eval_line(0.1), eval_line(0.2), train_line(50), eval_line(0.3)])
-    log = read_log(tmp_path, dict(max_iters=60, val_interval=20), 50)
-    assert [e.iteration for e in log.evaluations] == [20, 40, 60]
+def test_seeds_that_are_there_twice_or_not_at_all(tmp_path):
+    """Outside a study: of two runs of one seed none counts, as nobody knows which one should."""
+    for name, seed in (('a/s0', 0), ('a/s1', 1), ('a/again', 1), ('b/s1', 1), ('b/s2', 2)):
+        write_run(tmp_path / name, name[0], seed, [0.1, 0.2, 0.3, 0.1 * seed + 0.2], False)
+    report = read_study(tmp_path)
+    (problem,) = report.problems
+    assert problem.startswith('a: seed 1 has 2 finished runs (a/again, a/s1): none of them counts')
+    found = numbers_of(report)
+    assert [found[name].seeds for name in report.experiments] == [1, 2]
+    # No pair is left: the means are compared.
+    assert found[report.experiments[1]].difference == Difference({}, pytest.approx(0.15))
+
+
+def test_a_run_that_ended_early(tmp_path):
+    """At 300 of 400 iterations, where the best checkpoint may be: it is not finished."""
+    write_run(tmp_path / 'a', 'a', 0, [0.1, 0.2, 0.3], False)
+    report = read_study(tmp_path)
+    assert numbers(report)[0].seeds == 0
+    assert report.runs.state.tolist() == ['at iteration 300 of 400, AP 30.0 so far']
+
+
+def log_of(folder, lines, max_iters, val_interval):
+    write_log(folder, lines)
+    return read_log(folder, dict(max_iters=max_iters, val_interval=val_interval))
+
+
+EVALUATIONS = {
+    'between lines': (
+        [*map(train_line, (50, 100)), eval_line(0.1), *map(train_line, (150, 200, 250))]
+        + [eval_line(0.2), train_line(300), eval_line(0.3)],
+        (310, 125),
+        [125, 250, 310],
+    ),
+    'several before the first line': (
+        [eval_line(0.1), eval_line(0.2), train_line(50), eval_line(0.3)],
+        (60, 20),
+        [20, 40, 60],
+    ),
+    # It resumed at 20.
+    'one of two before the first line': ([eval_line(0.2), train_line(50)], (60, 20), [40]),
+    'one of two between lines': (
+        [train_line(50), eval_line(0.1), train_line(100), eval_line(0.2)],
+        (120, 20),
+        [100],
+    ),
+    'with their iteration': (
+        [train_line(50), eval_line(0.1, 80), train_line(100), eval_line(0.2, 120)],
+        (120, 20),
+        [80, 120],
+    ),
+    'of the last iterations alone': ([eval_line(0.2, 120)], (120, 20), [120]),
+    'without a line or an iteration': ([eval_line(0.2)], (120, 20), []),
+}
+
+
+@pytest.mark.parametrize('case', EVALUATIONS)
+def test_iterations_of_evaluations(tmp_path, case):
+    """What could be one evaluation or another is left out and named."""
+    lines, settings, steps = EVALUATIONS[case]
+    log = log_of(tmp_path, lines, *settings)
+    assert log.evaluations.iteration.tolist() == steps
+    left_out = len([line for line in lines if 'iter' not in line]) - len(steps)
+    assert any('left out' in problem for problem in log.problems) == (left_out > 0)
 
 
 def test_epochs(tmp_path):
@@ -267,10 +337,10 @@ def test_epochs(tmp_path):
     for epoch in (1, 2, 3):
         lines += [train_line(70 * epoch - 20, 0.1 * epoch, epoch=epoch), eval_line(0.1, epoch)]
     write_log(tmp_path, lines)
-    log = read_log(tmp_path, dict(max_epochs=3, val_interval=1), 50)
-    assert [(e.epoch, e.iteration) for e in log.evaluations] == [(1, 70), (2, 140), (3, 210)]
+    log = read_log(tmp_path, dict(max_epochs=3, val_interval=1))
+    assert log.evaluations[['step', 'iteration']].values.tolist() == [[1, 70], [2, 140], [3, 210]]
     # 50 at 0.1 s, 70 at 0.2 s, 70 at 0.3 s, and the last 20 as those before.
-    assert math.isclose(log.evaluations[-1].seconds, 5 + 14 + 21 + 6)
+    assert math.isclose(log.evaluations.seconds.iloc[-1], 5 + 14 + 21 + 6)
 
 
 def test_of_a_resumed_run_the_later_lines_count(tmp_path):
@@ -278,28 +348,22 @@ def test_of_a_resumed_run_the_later_lines_count(tmp_path):
     write_log(tmp_path, [*first, eval_line(0.5), train_line(250)], '20260101_000000')
     again = [train_line(150, 0.3), train_line(200, 0.3), eval_line(0.2)]
     write_log(tmp_path, again, '20260101_000001')
-    log = read_log(tmp_path, dict(max_iters=400, val_interval=100), 50)
-    assert [(e.iteration, e.metrics['AP']) for e in log.evaluations] == [(100, 0.1), (200, 0.2)]
-    assert log.iterations == 200
-    assert math.isclose(log.evaluations[-1].seconds, 100 * 0.1 + 100 * 0.3)
+    log = read_log(tmp_path, dict(max_iters=400, val_interval=100))
+    assert log.evaluations[['iteration', 'AP']].values.tolist() == [[100, 0.1], [200, 0.2]]
+    assert (log.iterations, log.problems) == (200, [])
+    assert math.isclose(log.evaluations.seconds.iloc[-1], 100 * 0.1 + 100 * 0.3)
 
 
-def test_what_an_evaluation_takes_is_no_training_time(tmp_path):
-    """MMEngine logs it as waiting for the batch after it, here 50 ms a line's iteration."""
+def test_what_is_no_training_time(tmp_path):
+    """MMEngine logs an evaluation as waiting for the batch after it, here 50 ms an iteration."""
     lines = [train_line(50), train_line(100), eval_line(0.1)]
     lines += [train_line(150, 0.15, data_time=0.06), train_line(200), eval_line(0.2)]
-    write_log(tmp_path, lines)
-    log = read_log(tmp_path, dict(max_iters=200, val_interval=100), 50)
-    assert math.isclose(log.evaluations[-1].seconds, 200 * 0.1)
-
-
-def test_what_a_stopped_process_waits_is_no_training_time(tmp_path):
-    """Of fifty iterations, in the middle of which the machine slept for minutes."""
+    assert math.isclose(log_of(tmp_path, lines, 200, 100).evaluations.seconds.iloc[-1], 200 * 0.1)
+    # Of fifty iterations, in the middle of which the machine slept for minutes.
     lines = [train_line(50), train_line(100), train_line(150, 18.9), train_line(200, 0.3)]
-    write_log(tmp_path, [*lines, eval_line(0.1)])
-    log = read_log(tmp_path, dict(max_iters=200, val_interval=200), 50)
+    log = log_of(tmp_path, [*lines, eval_line(0.1)], 200, 200)
     # The median of 0.1, 0.1, 0.3 and 18.9 is 0.2.
-    assert math.isclose(log.evaluations[-1].seconds, 50 * (0.1 + 0.1 + 0.2 + 0.3))
+    assert math.isclose(log.evaluations.seconds.iloc[-1], 50 * (0.1 + 0.1 + 0.2 + 0.3))
 
 
 @pytest.mark.parametrize(
@@ -308,14 +372,9 @@ def test_what_a_stopped_process_waits_is_no_training_time(tmp_path):
 def test_broken_lines_are_counted_and_left_out(tmp_path, line):
     path = write_log(tmp_path, [train_line(50), eval_line(0.1)])
     path.write_text(path.read_text() + line)
-    log = read_log(tmp_path, dict(max_iters=50, val_interval=50), 50)
+    log = read_log(tmp_path, dict(max_iters=50, val_interval=50))
     assert len(log.evaluations) == 1
     assert log.problems == [f'{path.relative_to(tmp_path)}: 1 of 3 lines cannot be read']
-
-
-def test_runs_of_an_older_definition_are_not_mixed_in(study_dir):
-    names = [run.name for run in read_study(study_dir).runs_of('fast')]
-    assert names == ['fast/seed0-1', 'fast/seed1-1']
 
 
 def test_partial_results(study_dir):
@@ -323,25 +382,22 @@ def test_partial_results(study_dir):
     folder = study_dir / 'fast/seed1-1'
     (folder / 'result.json').unlink()
     (folder / 'failed.json').write_text('{"exit_code": 1, "log_tail": ["Trace", "KeyError: x"]}')
-    definition = json.loads((study_dir / 'study.json').read_text())
-    definition['runs'].append(dict(experiment='fast', seed=2, id='1', budgets=[]))
-    (study_dir / 'study.json').write_text(json.dumps(definition))
-    study = read_study(study_dir)
-    assert close(numbers_of(study)['fast'].final['AP'], 0.30, None, 1)
-    assert {run.name: run.state for run in study.unfinished} == {
-        'fast/seed1-1': 'failed: exit code 1, KeyError: x, at iteration 400 of 400, AP 26.0 so far',
-        'fast/seed2-1': 'not started',
-    }
-    assert 'KeyError: x' in markdown(study, tables(study, numbers(study)))
-
-
-def test_nothing_finished_yet(study_dir):
-    for result in study_dir.glob('*/*/result.json'):
-        result.unlink()
-    study = read_study(study_dir)
-    assert list(tables_of(study)) == ['results', 'costs', 'published', 'missing']
-    assert numbers(study)[0].ap is None
-    assert csv_text(study, numbers(study)).count('\n') == 3
+    add_runs(study_dir, ('fast', 2))
+    report = read_study(study_dir)
+    assert close(numbers_of(report)['fast'].final['AP'], 0.3, None, 1)
+    assert [row[1:] for row in tables_of(report)['missing'].rows] == [
+        [
+            '1',
+            'fast/seed1-1',
+            'failed: exit code 1, KeyError: x, at iteration 400 of 400, AP 26.0 so far',
+        ],
+        ['2', 'fast/seed2-1', 'not started'],
+    ]
+    for path in study_dir.glob('*/*/result.json'):
+        path.unlink()
+    report = read_study(study_dir)
+    assert list(tables_of(report)) == ['results', 'costs', 'missing']
+    assert numbers(report)[0].ap is None
 
 
 def test_broken_files_are_named(study_dir):
@@ -349,16 +405,19 @@ def test_broken_files_are_named(study_dir):
     (study_dir / 'slow/seed1-1/result.json').write_text('')
     config = study_dir / 'fast/seed0-1/20260101_000000/vis_data/config.py'
     config.write_text('train_cfg = dict(')
-    (study_dir / 'fast/seed1-1/20260101_000000/vis_data/scalars.json').write_text('{"lo')
-    study = read_study(study_dir)
-    assert [problem.split(':')[0] for problem in study.problems] == [
+    (study_dir / 'fast/seed1-1/20260101_000000/vis_data/config.py').unlink()
+    report = read_study(study_dir)
+    assert [problem.split(':')[0] for problem in report.problems] == [
         'slow/seed0-1/run.json',
         'slow/seed1-1/result.json',
         'fast/seed0-1/20260101_000000/vis_data/config.py',
-        'fast/seed1-1/20260101_000000/vis_data/scalars.json',
+        'fast/seed0-1',
+        'fast/seed1-1',
         'fast/seed1-1',
     ]
-    assert {run.name for run in study.unfinished} == {'slow/seed1-1', 'fast/seed1-1'}
+    # Without its config, nobody knows at which step an evaluation was; the result still counts.
+    assert set(report.evaluations.run) == {'slow/seed0-1', 'slow/seed1-1'}
+    assert numbers_of(report)['fast'].seeds == 2
 
 
 def test_any_work_directories(tmp_path):
@@ -366,16 +425,35 @@ def test_any_work_directories(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f'x/smca_seed{seed}', 'smca', seed, [0.1, 0.2, 0.3, 0.4], False)
     write_run(tmp_path / 'detr', 'detr', 0, [0.1, 0.2], False)
-    study = read_study(tmp_path)
-    assert {name: [run.seed for run in study.runs_of(name)] for name in study.experiments} == {
-        'detr': [0],
-        'x/smca': [0, 1],
-    }
-    assert study.baseline == 'detr'
-    states = [run.state for run in study.unfinished]
+    # A test of a run dumps its config beside those of the training.
+    test = tmp_path / 'detr/20260102_000000/vis_data/config.py'
+    test.parent.mkdir(parents=True)
+    test.write_text('randomness = dict(seed=5)\ntrain_cfg = dict(max_iters=7)')
+    report = read_study(tmp_path)
+    assert seeds_of(report) == {'detr': [0], 'x/smca': [0, 1]}
+    assert report.baseline == 'detr'
+    states = [row[-1] for row in tables_of(report)['missing'].rows]
     assert states == ['at iteration 200 of 400, AP 20.0 so far']
-    assert close(numbers_of(study)['x/smca'].final['AP'], 0.4, 0.0, 2)
+    assert close(numbers_of(report)['x/smca'].final['AP'], 0.4, 0.0, 2)
     assert read_study(tmp_path / 'detr').experiments == ['detr']
+
+
+def test_what_a_run_starts_from_is_part_of_its_experiment(tmp_path):
+    """Fine-tuned and from scratch are no seeds of one experiment; resumed runs are."""
+    for seed in (0, 1):
+        for name, line in (
+            ('scratch', 'load_from = None\nresume = False\n'),
+            ('tuned', "load_from = 'detr.pth'\nresume = False\n"),
+        ):
+            write_run(tmp_path / f'{name}_seed{seed}', 'smca', seed, [0.1, 0.2], False)
+            (dump,) = (tmp_path / f'{name}_seed{seed}').glob('*/vis_data/config.py')
+            dump.write_text(dump.read_text() + line)
+    (dump,) = tmp_path.glob('tuned_seed1/*/vis_data/config.py')
+    scalars = write_log(tmp_path / 'tuned_seed1', [train_line(250)], '20260101_000001')
+    text = dump.read_text().replace("'detr.pth'", "'iter_200.pth'")
+    resumed = text.replace('resume = False', 'resume = True')
+    scalars.with_name('config.py').write_text(resumed)
+    assert seeds_of(read_study(tmp_path)) == {'scratch': [0, 1], 'tuned': [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -387,75 +465,8 @@ def test_folders_that_cannot_be_reported_on(tmp_path, content, message):
         (tmp_path / 'study.json').write_text(content)
     with pytest.raises(StudyError, match=message):
         read_study(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ('reference', 'ap', 'epochs'),
-    [
-        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 0.399, 150),
-        ('mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py', 0.462, 50),
-        ('smca/smca_r50_8xb2-50e_coco.py', 0.41, 50),
-        ('smca/ablation/smca_r50_head-shared_8xb2-50e_coco.py', 0.402, 50),
-        ('smca/detr_r50_focal-loss_8xb2-50e_coco.py', 0.348, 50),
-    ],
-)
-def test_published_numbers(reference, ap, epochs):
-    published = find_published(reference)
-    assert math.isclose(published.metrics['AP'], ap)
-    assert published.epochs == epochs
-
-
-def test_published_numbers_by_size():
-    metrics = find_published('smca/smca-multi-scale_r50_8xb1-108e_coco.py').metrics
-    assert metrics == pytest.approx(dict(AP=0.456, AP_S=0.259, AP_L=0.626))
-
-
-def test_studies_refer_to_what_is_published():
-    studies = [Config.fromfile(path) for path in (ROOT / 'configs/studies').glob('*.py')]
-    experiments = [experiment for study in studies for experiment in study.experiments]
-    references = {experiment.get('published') for experiment in experiments} - {None}
-    assert len(references) > 10
-    for reference in references:
-        find_published(reference)
-
-
-def test_nothing_is_published_of_some_configs():
-    assert find_published('smca/smca_r101_8xb2-50e_coco.py') is None
-
-
-@pytest.mark.parametrize('reference', ['smca/no.py', 'mmdet::detr/no.py', 'mmdet::no/no.py'])
-def test_published_numbers_of_no_config(reference):
-    with pytest.raises(StudyError, match=reference):
-        find_published(reference)
-
-
-def test_costs_are_measured_once(tmp_path):
-    path = write_log(tmp_path / 'a', [train_line(50), eval_line(0.1)])
-    config = ROOT / 'configs/small/smca_r18w16_1xb8-11e_shapes128.py'
-    path.with_name('config.py').write_text(
-        f'_base_ = {str(config)!r}\nmodel = dict(num_queries=4, test_cfg=dict(max_per_img=4))\n'
-    )
-    study = read_study(tmp_path)
-    model_costs.add_costs(study, tmp_path)
-    assert study.costs == {}
-    model_costs.add_costs(study, tmp_path, measured=True)
-    measured, cfg = study.costs, study.runs[0].cfg
-    (found,) = numbers(study)
-    model = model_costs.MODELS.build(copy.deepcopy(cfg.model))
-    assert found.parameters == sum(p.numel() for p in model.parameters())
-    assert found.flops > found.parameters
-    assert found.latency_ms > 0
-    assert measured['experiments']['a']['image'] == list(model_costs.image_size(cfg))
-    # Timings never repeat.
-    model_costs.add_costs(study, tmp_path, measured=True)
-    assert study.costs == measured
-
-    cfg.model.num_queries = 5
-    model_costs.add_costs(study, tmp_path)
-    assert study.costs == {}
-    (tmp_path / model_costs.FILE).write_text('{')
-    model_costs.add_costs(study, tmp_path)
-    assert model_costs.FILE in study.problems[-1]
+    with pytest.raises(StudyError, match='study.json is no folder: specify the work directory'):
+        read_study(tmp_path / 'study.json')
 
 
 def test_epochs_to_the_tables(tmp_path):
@@ -467,28 +478,22 @@ def test_epochs_to_the_tables(tmp_path):
             lines += [train_line(4 * epoch - i, seconds, epoch=epoch) for i in (3, 2, 1, 0)]
             lines += [eval_line(0.1 * epoch, step=epoch)]
         write_config(write_log(tmp_path / name, lines), 0, name, train_cfg)
-    study = read_study(tmp_path)
-    assert study.unit == 'epochs'
-    found = numbers_of(study)
-    assert [(p.step, p.iteration) for p in found['slow'].curve] == [(1, 4), (2, 8)]
+    report = read_study(tmp_path)
+    assert report.unit == 'epochs'
+    found = numbers_of(report)
+    assert found['slow'].curve[['step', 'iteration']].values.tolist() == [[1, 4], [2, 8]]
     assert found['slow'].iteration_seconds == Value(3000.0, None, 1)
-    rows = tables_of(study)['convergence'].rows
+    rows = tables_of(report)['convergence'].rows
     # 8 iterations of 1000 s are 8000 s, those of the other 6.67 hours.
     assert [row[-2:] for row in rows] == [['1.00', '2.22'], ['1.00', '6.67']]
-    drawn = figures_of(study)
-    assert list(drawn) == [
-        'ap_over_epochs',
-        'each_over_epochs',
-        'ap_over_time',
-        'each_over_time',
-        'ap_over_cost',
-    ]
+    drawn = dict(figures(report, numbers(report)))
+    assert list(drawn) == ['ap_over_epochs', 'ap_over_time']
     assert drawn['ap_over_time'].axes[0].get_xlabel() == 'training time, hours'
-    assert drawn['ap_over_time'].axes[0].get_title(loc='left') == 'one seed'
+    assert drawn['ap_over_time'].get_suptitle().startswith('one seed; dashed: quick')
 
 
 def test_different_lengths_are_shown(tmp_path):
-    for name, iterations in (('short', (100, 200)), ('long', (100, 300))):
+    for name, iterations in (('short', (100, 200)), ('long', (100, 200, 300))):
         lines = []
         for iteration in iterations:
             lines += [train_line(iteration), eval_line(iteration / 1000)]
@@ -505,73 +510,46 @@ def test_different_lengths_are_shown(tmp_path):
 
 def test_what_was_not_logged_or_could_not_be_measured(tmp_path):
     """No times, no AP: the rest is reported."""
-    iterations = [dict(loss=1.0, iter=i, step=i) for i in (50, 100)]
     for name, ap in (('a', 0.3), ('b', -1)):
-        lines = [*iterations, eval_line(ap), dict(loss=1.0, iter=400, step=400), eval_line(ap)]
+        lines = []
+        for i in (100, 200, 300, 400):
+            lines += [dict(loss=1.0, iter=i, step=i), eval_line(ap)]
         write_config(write_log(tmp_path / name, lines), 0, name)
-    study = read_study(tmp_path)
-    found = numbers_of(study)
-    assert [point.seconds for point in found['a'].curve] == [None, None]
-    assert found['b'].curve == []
-    shown = tables_of(study)
-    assert set(shown) == {'results', 'convergence'}
-    assert shown['convergence'].rows == [
-        ['a', '100', '100', '100', '100', '0.25', '–'],
-        ['b', *['never'] * 4, '–', '–'],
-    ]
-    assert list(figures_of(study)) == ['ap_over_iterations']
+    report = read_study(tmp_path)
+    found = numbers_of(report)
+    assert found['a'].curve.seconds.isna().all() and found['b'].curve.empty
+    shown = tables_of(report)
+    assert set(shown) == {'results', 'convergence', 'missing'}
+    assert shown['convergence'].rows == [['a', '100', '100', '100', '100', '0.25', '–']]
+    assert [row[2:] for row in shown['missing'].rows] == [['b', 'finished, but without an AP']]
+    assert [name for name, _ in figures(report, numbers(report))] == ['ap_over_iterations']
     # Without a final AP of the baseline only the given thresholds are left.
     of_none = tables_of(read_study(tmp_path, 'b'), [0.2])['convergence']
-    assert of_none.head == ['experiment', 'AP 20.0']
-    assert of_none.rows == [['a', '100'], ['b', 'never']]
-
-
-def test_no_figure_of_nothing(tmp_path):
-    write_config(write_log(tmp_path / 'a', [train_line(50)]), 0)
-    study = read_study(tmp_path)
-    assert figures.write_figures(study, numbers(study), tmp_path) == []
-
-
-def test_costs_are_shown(study_dir):
-    study = read_study(study_dir)
-    cost = dict(parameters=41e6, flops=90e9, latency_ms=12.5, image=[256, 320])
-    environment = dict(hardware='a CPU', threads=3, date='today')
-    study.costs = dict(environment=environment, rounds=9, experiments=dict(slow=cost))
-    table = tables_of(study)['costs']
-    assert [row[:5] for row in table.rows] == [
-        ['slow', '41.0', '90.0', '12.5', '200 ± 0'],
-        ['fast', '–', '–', '–', '100 ± 0'],
-    ]
-    assert '320 x 256 on a CPU, 3 threads, today' in table.note
-    panels = Figures(study, numbers(study)).cost_panels()
-    assert panels['GFLOPs'] == {'slow': 90.0}
-    assert panels['training time, seconds'] == pytest.approx({'slow': 80.0, 'fast': 40.0})
-    drawn = figures_of(study)['ap_over_cost']
-    points = [len(axes.containers) for axes in drawn.axes]
-    assert points == [2, 1, 1, 1, 2, 0]  # The last panel of the grid is empty.
-    study.calibration = dict(experiments=dict(fast=dict(seconds=0.25)))
-    assert Figures(study, numbers(study)).cost_panels()['ms per iteration'] == {'fast': 250}
+    assert (of_none.head, of_none.rows) == (['experiment', 'AP 20.0'], [['a', '100']])
+    write_config(write_log(tmp_path / 'c/d', [train_line(50)]), 0)
+    report = read_study(tmp_path / 'c')
+    assert write_figures(report, numbers(report), tmp_path) == []
 
 
 def test_times_of_different_machines_are_left_out(study_dir):
-    assert 'training, seconds' in tables_of(read_study(study_dir))['costs'].head
+    # Without a GPU's, the memory is what the sweep recorded.
+    for scalars in study_dir.glob('fast/*-1/*/vis_data/scalars.json'):
+        scalars.write_text(scalars.read_text().replace('"memory"', '"no_memory"'))
+    result = study_dir / 'fast/seed1-1/result.json'
+    result.write_text(result.read_text().replace('{', '{"peak_memory_mib": 700, ', 1))
+    costs = tables_of(read_study(study_dir))['costs']
+    assert costs.head == ['experiment', 'ms per iteration', 'seconds', 'peak memory, MiB']
+    assert costs.rows == [['slow', '200 ± 0', '80.0', '2048'], ['fast', '100 ± 0', '40.0', '700']]
     run = study_dir / 'fast/seed0-1/run.json'
     run.write_text(run.read_text().replace('"cpu": "x"', '"cpu": "y"'))
-    study = read_study(study_dir)
-    (problem,) = study.problems
+    report = read_study(study_dir)
+    (problem,) = report.problems
     assert 'different machines (x; y): their training times' in problem
-    assert tables_of(study)['costs'].head == ['experiment', 'peak memory, MiB']
-    assert not {name for name in figures_of(study) if name.endswith('_time')}
-    assert list(Figures(study, numbers(study)).cost_panels()) == ['training memory, GiB']
-    # The first panel has one experiment, the legend both; it is beside the panels.
-    study.calibration = dict(experiments=dict(fast=dict(seconds=0.25)))
-    drawn = figures_of(study)['ap_over_cost']
-    assert [len(axes.containers) for axes in drawn.axes] == [1, 2]
-    (legend,) = drawn.legends
-    assert {text.get_text() for text in legend.get_texts()} == {'slow', 'fast'}
+    assert tables_of(report)['costs'].head == ['experiment', 'peak memory, MiB']
+    assert [name for name, _ in figures(report, numbers(report))] == ['ap_over_iterations']
 
 
-def run_tool(monkeypatch, *arguments: object) -> int:
+def run_tool(monkeypatch, *arguments):
     """Run ``tools/report.py`` here, as importing all of it again takes seconds; its exit status."""
     monkeypatch.setattr(sys, 'argv', ['tools/report.py', *map(str, arguments)])
     return runpy.run_path(str(ROOT / 'tools/report.py'))['main']()
@@ -579,50 +557,32 @@ def run_tool(monkeypatch, *arguments: object) -> int:
 
 def test_report_in_every_format(study_dir, tmp_path_factory, monkeypatch):
     out = tmp_path_factory.mktemp('out')
-    run_tool(monkeypatch, study_dir, '--out', out, '--ap', '0.2')
-    names = [f'ap_over_{x}' for x in ('cost', 'iterations', 'time')]
-    names += ['each_over_iterations', 'each_over_time']
-    expected = {f'{name}.{suffix}' for name in names for suffix in figures.FORMATS}
+    assert run_tool(monkeypatch, study_dir, '--out', out, '--ap', '0.2') == 0
+    expected = {f'ap_over_{x}.{suffix}' for x in ('iterations', 'time') for suffix in FORMATS}
     expected |= {f'report.{suffix}' for suffix in ('csv', 'json', 'md', 'tex')}
     assert {path.name for path in out.iterdir()} == expected
 
     text = (out / 'report.md').read_text()
     cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
     final = '42.0 ± 2.8', '–', '63.0 ± 4.2', '33.6 ± 2.3', '–', '42.0 ± 2.8', '50.4 ± 3.4'
-    assert ['slow', '2', *final, '39.9 (150 epochs)'] in cells
+    assert ['slow', '2', *final] in cells
     assert ['fast', '300', 'never', '–', '–'] in cells
     content = json.loads((out / 'report.json').read_text())
     assert content['command'].startswith('python tools/report.py')
-    assert content['runs'][0]['attempts'][0]['versions'] == {'torch': '2.13'}
-    slow, fast = csv.DictReader((out / 'report.csv').open())
-    assert math.isclose(float(slow['AP_mean']), 0.42)
-    assert (slow['AP_difference_mean'], slow['AP_difference_low']) == ('', '')
-    of_fast = content['numbers'][1]
-    for key in ('mean', 'low', 'high', 'p'):
-        assert float(fast[f'AP_difference_{key}']) == of_fast['difference'][key]
-    assert (
-        float(fast['AP_std']) == of_fast['final']['AP']['std'] == pytest.approx(0.02828, abs=1e-5)
-    )
+    (attempt,) = content['attempts']['slow/seed0-1']
+    assert attempt['versions'] == {'torch': '2.13'}
+    # A row per run, and per evaluation.
+    rows = pd.read_csv(out / 'report.csv')
+    assert rows.AP.tolist() == [0.4, 0.44, 0.3, 0.26] and rows.AP_S.isna().all()
+    assert [run['AP'] for run in content['runs']] == [0.4, 0.44, 0.3, 0.26]
+    assert len(content['evaluations']) == 16 and content['evaluations'][0]['AP_S'] is None
+    of_slow, of_fast = content['numbers']
+    assert of_slow['final']['AP']['std'] == pytest.approx(0.02828, abs=1e-5)
+    assert of_fast['difference']['seeds'] == pytest.approx({'0': -0.1, '1': -0.18})
+    assert of_fast['difference']['significant'] is False
     tex = (out / 'report.tex').read_text()
-    assert r'42.0 $\pm$ 2.8' in tex
-    assert tex.isascii()
+    assert r'42.0 $\pm$ 2.8' in tex and tex.isascii()
     assert tex.count(r'\begin{tabular}') == tex.count(r'\end{tabular}') == tex.count(r'\toprule')
-
-
-def test_a_report_is_written_again_from_its_json(study_dir, monkeypatch):
-    study = read_study(study_dir)
-    study.date, study.command = 'today', 'python tools/report.py x'
-    path = study_dir / 'report.json'
-    path.write_text(json_text(study, numbers(study, [0.2])))
-    again = read_study(path)
-    assert again == study  # Of runs, configs aside, to the last digit.
-    assert again.runs[0].attempts == [Attempt(None, 'abc', {'torch': '2.13'}, {'cpu': 'x'})]
-    assert numbers(again) == numbers(study)
-    assert run_tool(monkeypatch, path, '--out', study_dir / 'out') == 0
-    assert json.loads((study_dir / 'out/report.json').read_text())['date'] == 'today'
-    path.write_text('{"study": "x"}')
-    with pytest.raises(StudyError, match='report.json is not the report.json of a report'):
-        read_reports(path)
 
 
 @pytest.mark.parametrize(
@@ -641,26 +601,17 @@ def test_wrong_arguments_are_refused(study_dir, monkeypatch, capsys, arguments, 
 
 def test_colours_belong_to_experiments(study_dir):
     """Also where one of them is not drawn."""
-    study = read_study(study_dir)
-    drawn = Figures(study, numbers(study))
-    colours = {name: drawn.style(name)['color'] for name in APS}
-    assert colours['slow'] != colours['fast']
-    study.runs = study.runs_of('fast')
-    assert Figures(study, numbers(study)).style('fast')['color'] == colours['fast']
-
-
-def test_many_experiments_are_told_apart():
-    names = [f'm{i}' for i in range(14)]
-    drawn = Figures(Report('s', 'm0', names, [], []), [SimpleNamespace(name=n) for n in names])
-    styles = [drawn.style(name) for name in names]
-    for other in ('marker', 'linestyle'):
-        assert len({(style['color'], style[other]) for style in styles}) == 14
+    report = read_study(study_dir)
+    report.evaluations = report.evaluations[report.evaluations.run.str.startswith('fast')]
+    figure = dict(figures(report, numbers(report)))['ap_over_iterations']
+    assert [line.get_color() for line in figure.axes[0].lines] == ['0.82', COLOURS[1]]
 
 
 def test_latex_escapes_names(study_dir):
-    text = (study_dir / 'study.json').read_text().replace('"fast"', '"a_b & 5%"')
+    text = (study_dir / 'study.json').read_text().replace('"fast"', '"a_b"')
     (study_dir / 'study.json').write_text(text)
-    study = read_study(study_dir)
-    tex = latex(tables(study, numbers(study)))
+    report = read_study(study_dir)
+    report.chosen = 'a_b & 5%'
+    tex = latex(tables(report, numbers(report)))
     assert r'a\_b \& 5\%' in tex
     assert 'a_b' not in tex

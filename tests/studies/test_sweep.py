@@ -1,36 +1,35 @@
 """Sweeps: what runs, what is skipped and resumed, and what survives being killed."""
 
-import copy
 import json
-import multiprocessing
 import os
+import pickle
 import runpy
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
+import psutil
 import pytest
 from rich.console import Console
 from runs import real_study
 from utils import ROOT
 
 from mmsmca.datasets.shapes import Shapes
-from mmsmca.studies.progress import SweepProgress
+from mmsmca.files import exclusive_lock
+from mmsmca.studies import console, run_process
+from mmsmca.studies.console import SweepProgress, run_sweep
 from mmsmca.studies.record import Experiment, RunRecord, Study, StudyError
-from mmsmca.studies.run_process import HeldError, Signals, TrainRun, end_run, hold, is_held, state
-from mmsmca.studies.study import load_study
-from mmsmca.studies.sweep import Resources, Sweep, select
-
-RECORD = RunRecord('study', Experiment('e', ['config.py'], {}), 0, '0', 1)
+from mmsmca.studies.run_process import TrainRun, owned_children, owner_is_gone, state
+from mmsmca.studies.study import load_study, select
+from mmsmca.studies.sweep import Resources, Sweep
 
 # Stands in for tools/train.py where training is not the point: writes MMEngine's files, takes up
 # where they end, and does what the config's `behaviour` says.
 TRAIN = """
-import json, os, re, sys, time
+import json, os, re, signal, sys, time
 from pathlib import Path
 behaviour = re.search("behaviour='(.*?)'", Path(sys.argv[1]).read_text())[1]
 work_dir = Path(sys.argv[3])
@@ -40,6 +39,8 @@ if behaviour == 'fail':
     sys.exit(3)
 if behaviour == 'killed':
     os.kill(os.getpid(), 9)
+if behaviour == 'stubborn':
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 checkpoint = work_dir / 'last_checkpoint'
 first = int(checkpoint.read_text()) + 1 if checkpoint.exists() else 1
 folder = work_dir / str(time.time_ns()) / 'vis_data'
@@ -48,9 +49,11 @@ with (folder / 'scalars.json').open('w') as log:
     for step in range(first, 5):
         print(json.dumps(dict(step=step, iter=step, loss=4 / step, time=0.5)), file=log, flush=True)
         checkpoint.write_text(str(step))
-        if behaviour == 'wait' and step == 2 and not (work_dir / 'go').exists():
+        waits = behaviour in ('wait', 'stubborn')
+        if waits and step == 2 and first == 1 and not (work_dir / 'go').exists():
             time.sleep(1000)
-    print(json.dumps({'coco/bbox_mAP': 0.25, 'step': 4}), file=log)
+    if behaviour != 'unevaluated':
+        print(json.dumps({'coco/bbox_mAP': 0.25, 'step': 4}), file=log)
 """
 
 
@@ -58,7 +61,7 @@ def fake_study(folder, *behaviours, seeds=(0,)):
     """A study with one experiment per behaviour of ``TRAIN``."""
     (folder / 'train.py').write_text(TRAIN)
     (folder / 'config.py').write_text(
-        "model = dict(behaviour='work')\ntrain_cfg = dict(type='IterBased', max_iters=4)"
+        "model = dict(behaviour='work')\ntrain_cfg = dict(max_iters=4, val_interval=4)"
     )
     experiments = [
         dict(name=name, config='config.py', cfg_options={'model.behaviour': name})
@@ -82,11 +85,12 @@ def fake_sweep(folder, *behaviours, seeds=(0,), **resources):
 
 
 class Here:
-    """A job that runs where it is submitted: a process of its own imports for seconds."""
+    """Stands in for submitit's executor and job: runs where it is submitted, without imports."""
 
-    job_id = '0'
+    state = 'RUNNING'
 
     def submit(self, train):
+        train.owned = False
         train()
         return self
 
@@ -94,39 +98,17 @@ class Here:
         return True
 
 
-class Forked:
-    """A job in a process of its own, in which everything is imported already."""
-
-    def submit(self, train):
-        self.process = multiprocessing.get_context('fork').Process(target=train, daemon=True)
-        self.process.start()
-        self.job_id = str(self.process.pid)
-        return self
-
-    def done(self):
-        return not self.process.is_alive()
-
-
-@pytest.fixture
-def forked(monkeypatch):
-    """Jobs on this machine start at once, where submitit's import for seconds."""
-    executor = Sweep._executor
-    monkeypatch.setattr(Sweep, '_executor', lambda self, run: executor(self, run) and Forked())
-
-
 def finish(sweep, retry_failed=False):
-    """Run what is pending, one after the other; returns the runs started."""
+    """Run what is pending, one after the other; returns the experiments started."""
     started = sweep.pending(retry_failed)
-    executor = sweep._executor
-    sweep._executor = lambda run: executor(run) and Here()
+    sweep._executor = lambda run: Here()
     for run in started:
         sweep.start(run)
         assert sweep.collect() == [run]
-    sweep._executor = executor
-    return [run.dir for run in started]
+    return [run.experiment for run in started]
 
 
-def wait_for(condition, seconds=600):
+def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, 'waited in vain'
@@ -137,38 +119,47 @@ def states(sweep):
     return {run.experiment: sweep.state_of(run) for run in sweep.runs}
 
 
-def scalars_of(sweep):
+def record_of(sweep, name, i=0):
+    path = sweep.dir_of(sweep.runs[i]) / f'{name}.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def logs_of(sweep):
     return sorted(path.parent.parent.name for path in sweep.work_dir.glob('*/*/*/vis_data/*.json'))
 
 
 def test_failed_and_killed_runs(tmp_path):
-    sweep = fake_sweep(tmp_path, 'work', 'fail', 'killed')
-    assert len(finish(sweep)) == 3
-    assert states(sweep) == {'work': 'finished', 'fail': 'failed', 'killed': 'cut off'}
+    sweep = fake_sweep(tmp_path, 'work', 'fail', 'killed', 'unevaluated')
+    assert finish(sweep) == ['work', 'fail', 'killed', 'unevaluated']
+    expected = dict(work='finished', fail='failed', killed='cut off', unevaluated='finished')
+    assert states(sweep) == expected
 
-    run, failed, _ = (sweep.dir_of(run) for run in sweep.runs)
-    result = json.loads((run / 'result.json').read_text())
-    assert result['metrics']['AP'] == 0.25
-    assert result['iterations'] == 4
+    result = record_of(sweep, 'result')
+    assert result['metrics']['AP'] == 0.25 and result['iterations'] == 4
     assert result['peak_memory_mib'] > 1
-    record = json.loads((run / 'run.json').read_text())
-    assert record['experiment']['name'] == 'work'
-    assert record['seed'] == 0
+    record = record_of(sweep, 'run')
+    assert (record['experiment']['name'], record['seed']) == ('work', 0)
     (attempt,) = record['attempts']
     assert attempt['versions']['torch'].startswith('2.')
     assert attempt['hardware']['cores'] == os.cpu_count()
     assert attempt['exit_code'] == 0
-    failure = json.loads((failed / 'failed.json').read_text())
-    assert failure['exit_code'] == 3
-    assert failure['log_tail'][-1] == 'out of cheese'
+    failure = record_of(sweep, 'failed', 1)
+    assert (failure['exit_code'], failure['log_tail'][-1]) == (3, 'out of cheese')
     # No GPU was asked for, so none is seen.
-    assert "GPUs ''" in (run / 'train.log').read_text()
+    assert "GPUs ''" in (sweep.dir_of(sweep.runs[0]) / 'train.log').read_text()
+    # Never the AP of an earlier evaluation.
+    assert record_of(sweep, 'result', 3)['metrics'] == {}
 
     # Again: what is finished stays, what failed waits to be asked for.
-    times = scalars_of(sweep)
-    assert [name.split('/')[0] for name in finish(sweep)] == ['killed']
-    assert [name.split('/')[0] for name in finish(sweep, retry_failed=True)] == ['fail', 'killed']
-    assert scalars_of(sweep) == times
+    logs = logs_of(sweep)
+    assert finish(sweep) == ['killed']
+    assert finish(sweep, retry_failed=True) == ['fail', 'killed']
+    assert logs_of(sweep) == logs
+    # Killed a third time, the run has failed.
+    assert states(sweep)['killed'] == 'failed'
+    assert 'killed 3 times by SIGKILL' in record_of(sweep, 'failed', 2)['log_tail'][-1]
+    attempts = record_of(sweep, 'run', 2)['attempts']
+    assert [attempt['exit_code'] for attempt in attempts] == [-9, -9, -9]
 
 
 def test_changed_definition_is_another_run(tmp_path):
@@ -185,172 +176,165 @@ def test_changed_definition_is_another_run(tmp_path):
     assert again.pending(retry_failed=False) == again.runs
     assert [run.dir for run in Study.read(sweep.work_dir).runs] == [new]
     assert state(sweep.work_dir / old) == 'finished'
+    # Twice the GPUs are twice the batch: another run as well.
+    assert load_study(tmp_path / 'study.py', world_size=2).runs[0].dir != new
 
 
-def test_gpus_side_by_side(tmp_path, monkeypatch, forked):
-    """Every run of those at work has GPUs of its own, of those that the sweep may use."""
+def test_gpus(tmp_path, monkeypatch):
+    """Concurrent runs have GPUs of their own, in turn if there are too few."""
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,GPU-7')
-    sweep = fake_sweep(tmp_path, 'work', 'wait', jobs=2, gpus_per_job=2)
-    sweep.train_script.write_text(
-        'import os; from pathlib import Path\n'
-        "Path(os.environ['OUT']).joinpath(os.environ['CUDA_VISIBLE_DEVICES']).touch()"
-    )
-    out = tmp_path / 'seen'
-    out.mkdir()
-    monkeypatch.setenv('OUT', str(out))
-    first, second = sweep.runs
+    pairs = Resources(jobs=3, gpus_per_job=2)
+    assert [pairs.gpus(place) for place in range(3)] == [['2', '3'], ['5', 'GPU-7'], ['2', '3']]
+    with pytest.raises(StudyError, match='--gpus-per-job 5: this machine has 4 GPUs'):
+        Resources(gpus_per_job=5).check()
+    sweep = fake_sweep(tmp_path, 'work', jobs=2, gpus_per_job=2)
     command = sweep._command(tmp_path / 'config.py', tmp_path)
     assert command[1:5] == ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     assert command[-2:] == ['--launcher', 'pytorch']
-    sweep._command = lambda *paths: [sys.executable, str(sweep.train_script)]
-    sweep.start(first)
-    sweep.start(second)
-    wait_for(lambda: sweep.collect() is not None and not sweep.active)
-    assert sorted(path.name for path in out.iterdir()) == ['2,3', '5,GPU-7']
-
-
-def test_runs_share_gpus(monkeypatch):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
-    with pytest.raises(StudyError, match='need 3 GPUs; this machine has 2; --share-gpus puts'):
-        Resources(jobs=3, gpus_per_job=1).check()
-    shared = Resources(jobs=3, gpus_per_job=1, share_gpus=True)
-    shared.check()
-    assert [shared.gpus(place) for place in range(3)] == [['4'], ['7'], ['4']]
-    with pytest.raises(StudyError, match='need 3 GPUs'):
-        Resources(jobs=1, gpus_per_job=3, share_gpus=True).check()
-
-
-def test_the_record_of_a_run_names_its_gpus(tmp_path, monkeypatch):
-    """submitit hides all GPUs from its local jobs."""
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    # submitit hides all GPUs from its local jobs: the run and its record see their own.
     monkeypatch.setattr(
-        'mmsmca.studies.run_process.machine', lambda: dict(gpus=os.environ['CUDA_VISIBLE_DEVICES'])
+        run_process, 'machine', lambda: dict(gpus=os.environ['CUDA_VISIBLE_DEVICES'])
     )
-    record = copy.deepcopy(RECORD)
-    TrainRun(tmp_path, ['false'], record, ['3', '5'])()
-    assert [attempt.hardware for attempt in record.attempts] == [dict(gpus='3,5')]
-
-
-def test_gpus_of_a_run_make_another_run(tmp_path):
-    """Twice the GPUs are twice the batch."""
-    path = fake_study(tmp_path, 'work')
-    (one,), (two,) = load_study(path).runs, load_study(path, world_size=2).runs
-    assert one.id != two.id
-
-
-def test_a_process_is_no_slurm_job(tmp_path, monkeypatch):
-    """The number in job.json is a process of this machine: never Slurm's to look up or cancel."""
-    sweep = fake_sweep(tmp_path, 'killed')
+    sweep._command = lambda config, run_dir: ['sh', '-c', 'echo $CUDA_VISIBLE_DEVICES']
     finish(sweep)
-    (run,) = sweep.runs
-    job = json.loads((sweep.dir_of(run) / 'job.json').read_text())
-    assert job['cluster'] == 'local'
-    sweep.resources = Resources(slurm=dict(time=1))
-    asked = []
-    monkeypatch.setattr('submitit.SlurmJob', lambda *args: asked.append(args))
-
-    class Submitted:
-        job_id = '7'
-
-        def submit(self, *args):
-            return self
-
-    sweep._executor = lambda run: Submitted()
-    sweep.start(run)
-    assert not asked
-    assert json.loads((sweep.dir_of(run) / 'job.json').read_text()) == dict(id='7', cluster='slurm')
+    assert (sweep.dir_of(sweep.runs[0]) / 'train.log').read_text() == '2,3\n'
+    assert record_of(sweep, 'run')['attempts'][0]['hardware'] == dict(gpus='2,3')
 
 
-def test_what_is_killed_again_and_again_has_failed(tmp_path):
-    sweep = fake_sweep(tmp_path, 'killed')
-    for expected in ('cut off', 'cut off', 'failed'):
-        finish(sweep)
-        assert states(sweep) == {'killed': expected}
-    failure = json.loads((sweep.dir_of(sweep.runs[0]) / 'failed.json').read_text())
-    assert 'killed 3 times by SIGKILL' in failure['log_tail'][-1]
-    attempts = json.loads((sweep.dir_of(sweep.runs[0]) / 'run.json').read_text())['attempts']
-    assert [attempt['exit_code'] for attempt in attempts] == [-9, -9, -9]
-
-
-def test_experiments_of_one_config_run_side_by_side(tmp_path, forked):
-    """An A/A study: both have one digest, and are two runs."""
+def test_experiments_of_one_config_are_two_runs(tmp_path):
+    """An A/A study: both have one digest."""
     path = fake_study(tmp_path, 'work')
     twins = [dict(name=name, config='config.py') for name in ('work', 'again')]
     path.write_text(f"baseline = 'work'\nseeds = [0]\nexperiments = {twins!r}")
-    sweep = sweep_of(path, jobs=2)
-    for run in sweep.runs:
-        sweep.start(run)
-    assert len(sweep.active) == 2
-    wait_for(lambda: sweep.collect() is not None and not sweep.active)
-    assert states(sweep) == {'work': 'finished', 'again': 'finished'}
+    sweep = sweep_of(path)
+    assert len({run.id for run in sweep.runs}) == 1
+    assert finish(sweep) == ['work', 'again']
 
 
-def test_what_comes_while_a_training_starts_is_forwarded():
-    with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-        signals.forward_to(child)
-        assert child.wait() == -signal.SIGTERM
-    assert signals.received
-
-
-def test_only_processes_of_the_run_are_signalled(tmp_path):
-    """The number of a run's process may be another's by now."""
-    other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-    ids = dict(host=socket.gethostname(), ids=[other.pid])
-    (tmp_path / 'processes.json').write_text(json.dumps(ids))
-    with hold(tmp_path / '.lock') as lock:
-        assert not end_run(tmp_path)
-        ours = subprocess.Popen(['sleep', '600'], pass_fds=[lock.fileno()])
-        ids['ids'].append(ours.pid)
-        (tmp_path / 'processes.json').write_text(json.dumps(ids))
-        assert end_run(tmp_path)
-        assert ours.wait() == -signal.SIGTERM
-    assert other.poll() is None
-    other.kill()
-    other.wait()
-
-
-def test_files_that_a_power_loss_left_empty(tmp_path):
-    """The run is resumed, with what is known of it."""
+@pytest.mark.parametrize('name', ['run', 'result'])
+def test_files_that_a_power_loss_left_empty(tmp_path, name):
+    """The run is taken up again. What its log has to the end is not trained once more."""
     sweep = fake_sweep(tmp_path, 'work')
     finish(sweep)
-    (run,) = sweep.runs
-    for name in ('run', 'job', 'result', 'processes'):
-        (sweep.dir_of(run) / f'{name}.json').write_text('')
-    assert states(sweep) == {'work': 'cut off'}
+    (sweep.dir_of(sweep.runs[0]) / f'{name}.json').write_text('')
+    assert states(sweep)['work'] == ('finished' if name == 'run' else 'cut off')
+    logs = logs_of(sweep)
     finish(sweep)
-    assert states(sweep) == {'work': 'finished'}
-    (attempt,) = json.loads((sweep.dir_of(run) / 'run.json').read_text())['attempts']
-    assert attempt['exit_code'] == 0
+    assert states(sweep) == {'work': 'finished'} and logs_of(sweep) == logs
+    assert record_of(sweep, 'result')['metrics']['AP'] == 0.25
 
 
-def test_interrupting_ends_runs_of_an_earlier_sweep(tmp_path, forked):
-    first = fake_sweep(tmp_path, 'wait')
-    (run,) = first.runs
-    first.start(run)
-    wait_for(lambda: (first.dir_of(run) / 'last_checkpoint').exists())
-    second = fake_sweep(tmp_path, 'wait')
-    second.start(run)
-    assert second.active == {run.dir: None}
-    assert second.cancel() == []
-    wait_for(lambda: second.collect())
-    assert states(second) == {'wait': 'cut off'}
-    assert not end_run(first.dir_of(run))
+def fork(function, pipe=None):
+    """Run a function in a process of its own, in which everything is imported already."""
+    process = os.fork()
+    if process == 0:
+        try:
+            if pipe is not None:
+                os.close(pipe)  # As it is in a program that is started.
+            function()
+        finally:
+            os._exit(0)
+    return process
 
 
-def test_before_a_time_limit_a_run_is_queued_again(tmp_path, forked):
-    """What submitit calls as Slurm's limit nears: the training ends, and is to go on later."""
-    sweep = fake_sweep(tmp_path, 'wait')
-    (run,) = sweep.runs
-    sweep.start(run)
+def processes_of(folder):
+    """The processes of all runs in a folder, with those of submitit."""
+    found = []
+    for process in psutil.process_iter(['cmdline', 'status']):
+        if process.info['status'] != psutil.STATUS_ZOMBIE:
+            if any(str(folder) in argument for argument in process.info['cmdline'] or ()):
+                found.append(process)
+    return found
+
+
+def sweep_in_its_own_process(sweep, run, owned=True):
+    """Starts a run as submitit does, with the sweep and the job forked; returns the sweep's id."""
     run_dir = sweep.dir_of(run)
+    run_dir.mkdir(parents=True)
+    (experiment,) = sweep.study.experiments
+    record = RunRecord(study='s', experiment=experiment, seed=0, id=run.id, world_size=1)
+    config = sweep.work_dir / 'config.py'
+    run.cfg.dump(config)
+    command = sweep._command(config, run_dir)
+    train = TrainRun(run_dir, command, record, run.cfg.train_cfg.to_dict(), [], owned)
+
+    def start():
+        with owned_children() as pipe:
+            fork(train, pipe)
+            time.sleep(1000)
+
+    process = fork(start)
     wait_for(lambda: (run_dir / 'last_checkpoint').exists())
-    train = TrainRun(run_dir, ['true'], RECORD)
-    again = train.checkpoint()
-    assert again.function is train
-    wait_for(lambda: sweep.collect())
+    wait_for(lambda: (run_dir / 'last_checkpoint').read_text() == '2')
+    return process
+
+
+@pytest.mark.parametrize('behaviour', ['wait', 'stubborn'])
+def test_runs_end_with_their_sweep(tmp_path, monkeypatch, behaviour):
+    """SIGKILL for the sweep alone: its run ends, is cut off, and resumes."""
+    monkeypatch.setattr(run_process, 'PATIENCE', 0.5)
+    sweep = fake_sweep(tmp_path, behaviour)
+    (run,) = sweep.runs
+    process = sweep_in_its_own_process(sweep, run)
+    assert len(processes_of(sweep.work_dir)) == 1
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    wait_for(lambda: not processes_of(sweep.work_dir), 20)
+    wait_for(lambda: record_of(sweep, 'run')['attempts'][0]['exit_code'] is not None, 20)
+    assert states(sweep) == {behaviour: 'cut off'}
+    finish(sweep)
+    assert states(sweep) == {behaviour: 'finished'}
+    steps = [
+        json.loads(line).get('iter')
+        for path in sorted(sweep.dir_of(run).glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    assert steps == [1, 2, 3, 4, None]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel ends a child with its parent')
+def test_a_training_ends_with_its_job(tmp_path):
+    """SIGKILL for submitit's job alone."""
+    sweep = fake_sweep(tmp_path, 'wait')
+    process = sweep_in_its_own_process(sweep, sweep.runs[0])
+    (training,) = processes_of(sweep.work_dir)
+    training.parent().kill()
+    wait_for(lambda: not processes_of(sweep.work_dir), 20)
     assert states(sweep) == {'wait': 'cut off'}
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_an_orphan_starts_nothing(tmp_path):
+    """Of a sweep that was killed while the job imported what it needs."""
+    experiment = Experiment(name='e', configs=['config.py'])
+    record = RunRecord(study='s', experiment=experiment, seed=0, id='0', world_size=1)
+    train = TrainRun(tmp_path, ['touch', str(tmp_path / 'started')], record, {}, owned=True)
+    with owned_children() as pipe:
+        assert not owner_is_gone()
+        process = fork(lambda: wait_for(owner_is_gone) or train(), pipe)
+    os.waitpid(process, 0)
+    assert (tmp_path / 'run.json').exists() and not (tmp_path / 'started').exists()
+    assert state(tmp_path) == 'cut off'
+
+
+def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
+    """What submitit calls as Slurm's limit nears: the training ends, and is to go on later."""
+    experiment = Experiment(name='e', configs=['config.py'])
+    record = RunRecord(study='s', experiment=experiment, seed=0, id='0', world_size=1)
+    train = TrainRun(tmp_path, ['sleep', '1000'], record, {})
+    found = []
+
+    def limit(*signal_and_frame):
+        found.append(train.checkpoint())
+
+    before = signal.signal(signal.SIGALRM, limit)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    train()
+    signal.signal(signal.SIGALRM, before)
+    (again,) = found
+    assert state(tmp_path) == 'cut off' and record.attempts[0].exit_code == -signal.SIGTERM
+    assert pickle.loads(pickle.dumps(again.function)).run_dir == tmp_path
 
 
 def test_help_imports_nothing_that_takes_long():
@@ -361,17 +345,6 @@ def test_help_imports_nothing_that_takes_long():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == 'imported set()', done.stderr
-
-
-@pytest.mark.slow
-def test_a_report_needs_nothing_of_unix_alone(tmp_path):
-    """Windows has neither of the modules."""
-    code = (
-        "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
-        f"import runpy; runpy.run_path({str(ROOT / 'tools/report.py')!r}, run_name='report')"
-    )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_part_of_a_study(tmp_path):
@@ -399,99 +372,26 @@ def test_time_left_of_a_run_by_epochs(tmp_path):
         dict(step=i, iter=i, epoch=1 + (i - 1) // 10, loss=1.0, time=2.0) for i in range(1, 21)
     ]
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
-    progress = SweepProgress(sweep)
-    assert progress._figures(run, 'running')[3] == '0:00:40'
+    assert SweepProgress(sweep)._figures(run, 'running')[3] == '0:00:40'
 
 
-def test_logs_of_finished_runs_are_read_once(tmp_path, monkeypatch):
-    sweep = fake_sweep(tmp_path, 'work')
-    finish(sweep)
-    progress = SweepProgress(sweep)
-    progress.__rich__()
-
-    def read(*args):
-        raise AssertionError('read again')
-
-    monkeypatch.setattr('mmsmca.studies.progress.read_log', read)
-    progress.__rich__()
-
-
-def test_run_left_by_a_killed_sweep_is_waited_for(tmp_path, forked):
-    """The sweep is gone, its run goes on: the next sweep neither doubles nor forgets it."""
-    first = fake_sweep(tmp_path, 'wait')
-    (run,) = first.runs
-    first.start(run)
-    run_dir = first.dir_of(run)
-    wait_for(lambda: (run_dir / 'last_checkpoint').exists())
-
-    second = fake_sweep(tmp_path, 'wait')
-    (pending,) = second.pending(retry_failed=False)
-    second.start(pending)
-    assert second.active == {run.dir: None}
-    assert states(second) == {'wait': 'running'}
-    assert second.collect() == []
-    assert len(scalars_of(second)) == 1
-
-    # Its processes killed, it is cut off, and resumes from its last checkpoint.
-    (run_dir / 'go').touch()
-    for process in holders(run_dir):
-        os.kill(process, signal.SIGKILL)
-    wait_for(lambda: second.collect())
-    assert states(second) == {'wait': 'cut off'}
-    finish(second)
-    assert states(second) == {'wait': 'finished'}
-    assert len(scalars_of(second)) == 2
-    steps = [
-        json.loads(line).get('iter')
-        for path in sorted(run_dir.glob('*/vis_data/scalars.json'))
-        for line in path.read_text().splitlines()
-    ]
-    assert steps == [1, 2, 3, 4, None]
-
-
-def holders(run_dir):
-    """The processes that train in a folder."""
-    found = []
-    for process in Path('/proc').iterdir():
-        if process.name.isdigit():
-            try:
-                arguments = (process / 'cmdline').read_bytes().split(b'\0')
-            except OSError:
-                continue
-            if str(run_dir).encode() in arguments:
-                found.append(int(process.name))
-    return found
-
-
-def test_a_run_is_never_trained_twice_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr('mmsmca.studies.run_process.PATIENCE', 0.2)
-    with hold(tmp_path / '.lock'):
-        assert is_held(tmp_path)
-        with pytest.raises(HeldError, match=rf'held by process {os.getpid()} on .+, since 20'):
-            TrainRun(tmp_path, ['false'], RECORD)()
-    assert not is_held(tmp_path)
-    assert not (tmp_path / 'failed.json').exists()
-
-
-def test_progress(tmp_path):
+def test_progress(tmp_path, monkeypatch):
     sweep = fake_sweep(tmp_path, 'work', 'fail', 'new')
     runs, sweep.runs = sweep.runs, sweep.runs[:2]
     finish(sweep)
     sweep.runs = runs
-    console = Console(width=120, record=True, file=open(os.devnull, 'w'))
-    console.print(SweepProgress(sweep))
-    text = console.export_text()
+    console_ = Console(width=120, record=True, file=open(os.devnull, 'w'))
+    progress = SweepProgress(sweep)
+    console_.print(progress)
+    text = console_.export_text()
     assert '1 finished, 1 failed, 1 new' in text
     (line,) = (line for line in text.splitlines() if ' work ' in line)
-    assert [cell.strip() for cell in line.strip('│').split('│')] == [
-        'work',
-        '0',
-        'finished',
-        '4/4',
-        '1.00',
-        '0.250',
-        '',
-    ]
+    cells = [cell.strip() for cell in line.strip('│').split('│')]
+    assert cells == ['work', '0', 'finished', '4/4', '1.00', '0.250', '']
+    # Logs of finished runs are read once.
+    monkeypatch.setattr(console, 'read_log', lambda *args: pytest.fail('read again'))
+    sweep.runs = runs[:1]
+    progress.__rich__()
 
 
 SLURM = {
@@ -509,8 +409,8 @@ later = (
     f'while [ ! -e {{jobs}}/{{job}}_submitted.pkl ]; do sleep 0.05; done; '
     f'bash {{jobs}}/{{job}}_submission.sh && echo COMPLETED > {{state}} || echo FAILED > {{state}}'
 )
-subprocess.Popen(['sh', '-c', later], env=environment, stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL, start_new_session=True)
+subprocess.Popen(['sh', '-c', later], env=environment, stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 print('Submitted batch job', job)
 """,
     'srun': """#!{python}
@@ -552,23 +452,11 @@ def test_slurm(tmp_path, monkeypatch):
     assert states(sweep) == {'work': 'finished'}
     (script,) = (sweep.work_dir / 'jobs').glob('*_submission.sh')
     text = script.read_text()
-    assert '#SBATCH --partition=gpu' in text
-    assert '#SBATCH --time=90' in text
-    assert '#SBATCH --gpus-per-node=1' in text
-    assert '#SBATCH --job-name=work-0' in text
-
-
-def test_models_and_data_are_checked_first(tmp_path):
-    data = tmp_path / 'data'
-    Shapes(num_train=2, num_val=2, size=64).write(data)
-    good = real_study(tmp_path, data)
-    sweep_of(good).check()
-    for wrong, message in (
-        ({'model.decoder.num_layer': 3}, 'small: model: .*num_layer'),
-        ({'train_dataloader.dataset.data_root': 'nowhere/'}, 'small: .*nowhere'),
-    ):
-        with pytest.raises(StudyError, match=message):
-            sweep_of(real_study(tmp_path, data, **wrong)).check()
+    name = f'--job-name=study-work-0-{run.id}'
+    for option in ('--partition=gpu', '--time=90', '--gpus-per-node=1', name):
+        assert f'#SBATCH {option}' in text
+    # Slurm runs one job of this name at a time.
+    assert '#SBATCH --dependency=singleton' in text
 
 
 @pytest.fixture
@@ -594,7 +482,7 @@ def call(monkeypatch, capfd):
 
 @pytest.mark.slow
 def test_killed_sweep_of_real_runs(tmp_path, call):
-    """SIGKILL for the sweep and everything it started, in the middle of a run; then once more."""
+    """SIGKILL for a sweep in the middle of a run; then the same command once more, at once."""
     data, work_dir = tmp_path / 'data', tmp_path / 'work'
     Shapes(num_train=4, num_val=2, size=64).write(data)
     study = real_study(tmp_path, data)
@@ -604,19 +492,15 @@ def test_killed_sweep_of_real_runs(tmp_path, call):
     assert not work_dir.exists()
 
     command = [sys.executable, str(ROOT / 'tools/sweep.py'), str(study), '--work-dir', work_dir]
-    sweep = subprocess.Popen(command, start_new_session=True)
+    sweep = subprocess.Popen([*command, '--no-trial-step'])
     wait_for(lambda: list(work_dir.glob('small/*/iter_2.pth')))
 
     status, _, error = call(study, '--work-dir', work_dir)
     assert status == 2
-    assert f'held by process {sweep.pid} on' in error
+    assert f'another process is writing {work_dir}' in error
 
     sweep.kill()
-    for run_dir in work_dir.glob('small/*'):
-        for process in holders(run_dir):
-            os.kill(process, signal.SIGKILL)
     sweep.wait()
-
     status, *printed = call(study, '--work-dir', work_dir)
     assert status == 0, printed
     runs = sorted(path.parent for path in work_dir.glob('small/*/result.json'))
@@ -629,11 +513,62 @@ def test_killed_sweep_of_real_runs(tmp_path, call):
     resumed = runs[trained.index(2)]
     (config,) = resumed.glob('*.py')
     assert "type='AtomicCheckpointHook'" in config.read_text()
-    assert 'resumed epoch: 0, iter: ' in (resumed / 'train.log').read_text()
+    log = (resumed / 'train.log').read_text()
+    assert 'resumed epoch: 0, iter: ' in log
+    # The log says after which iteration the evaluation was.
+    lines = max(resumed.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    assert json.loads(lines[-1])['step'] == 8
 
     logs = {path: path.stat().st_mtime_ns for path in work_dir.rglob('scalars.json')}
     assert call(study, '--work-dir', work_dir)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in work_dir.rglob('scalars.json')} == logs
+
+
+@pytest.mark.parametrize('end', ['signal', 'full disk', 'another sweep'])
+def test_a_sweep_that_ends_early(tmp_path, monkeypatch, end):
+    """With one line, and with its runs, which can be resumed."""
+    monkeypatch.setattr(Sweep, 'check', lambda self, trial: None)
+    monkeypatch.setattr(console, 'POLL_SECONDS', 0.1)
+    sweep = fake_sweep(tmp_path, 'wait', 'work', jobs=2)
+    jobs = []
+
+    def own():
+        with owned_children() as pipe:
+            pipes.append(pipe)
+            yield pipe
+
+    pipes = []
+    monkeypatch.setattr(console, 'owned_children', contextmanager(own))
+
+    class Forked(Here):
+        def submit(self, train):
+            self.process = fork(train, pipes[0])
+            jobs.append(self)
+            wait_for(lambda: (train.run_dir / 'last_checkpoint').exists())
+            if end == 'signal':
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                error = OSError(28, 'No space left on device', 'run.json')
+                monkeypatch.setattr(RunRecord, 'write', lambda *args: (_ for _ in ()).throw(error))
+            return self
+
+        def done(self):
+            return os.waitpid(self.process, os.WNOHANG)[0] != 0
+
+    monkeypatch.setattr(Sweep, '_executor', lambda self, run: Forked())
+    if end == 'signal':
+        assert run_sweep(sweep) == 1
+    elif end == 'full disk':
+        with pytest.raises(StudyError, match='^run.json: No space left on device. The runs are'):
+            run_sweep(sweep)
+        wait_for(jobs[0].done, 20)
+    else:
+        with exclusive_lock(sweep.work_dir), pytest.raises(ValueError, match='another process is'):
+            run_sweep(sweep)
+        assert not jobs
+        return
+    assert not processes_of(sweep.work_dir)
+    assert sweep_of(tmp_path / 'study.py').state_of(sweep.runs[0]) == 'cut off'
 
 
 @pytest.mark.parametrize(
@@ -646,7 +581,7 @@ def test_killed_sweep_of_real_runs(tmp_path, call):
         (['STUDY', '--slurm', 'partition=a'], '--slurm: time is missing'),
         (['STUDY', '--only', 'wrok'], '--only wrok'),
         (['STUDY', '--jobs', '0'], '0 is less than 1'),
-        (['STUDY'], 'work: configs'),
+        (['STUDY'], 'error: work: '),
     ],
 )
 def test_wrong_commands(arguments, message, tmp_path, call, monkeypatch):
@@ -656,6 +591,6 @@ def test_wrong_commands(arguments, message, tmp_path, call, monkeypatch):
     arguments = [study if argument == 'STUDY' else argument for argument in arguments]
     status, _, error = call(*arguments, '--work-dir', work_dir)
     assert status == 2
-    # No detector in the config: refused before anything is written.
-    assert ('error: work: ' if message == 'work: configs' else message) in error
+    # The last has no detector in its config: refused before anything is written.
+    assert message in error
     assert not work_dir.exists()

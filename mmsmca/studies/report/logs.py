@@ -3,11 +3,15 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from mmsmca.errors import shorten
 
 # Names in the tables, and keys that MMDetection's CocoMetric logs.
 METRICS = {
@@ -23,97 +27,117 @@ STOPPED = 10.0
 
 
 @dataclass
-class Evaluation:
-    """One evaluation during training.
-
-    Attributes:
-        iteration: Iterations trained by then.
-        epoch: Epochs trained by then; None if the run counts iterations.
-        metrics: Metrics by the names of ``METRICS``, between 0 and 1; None where COCO's evaluation
-            gives -1, as there are no objects of a size.
-        seconds: Training time by then, evaluations excluded; None if no times were logged.
-    """
-
-    iteration: int
-    epoch: int | None
-    metrics: dict[str, float | None]
-    seconds: float | None = None
-
-
-@dataclass
 class Log:
     """Log of a run.
 
     Attributes:
-        evaluations: Evaluations in the order of training.
+        evaluations: A row per evaluation in the order of training: ``step`` (epochs or iterations,
+            whichever the run counts), ``iteration``, ``seconds`` (training time, evaluations
+            excluded; NaN if no times were logged) and the names of ``METRICS`` (between 0 and 1;
+            NaN where COCO's evaluation gives -1, as there are no objects of a size).
+        length: Epochs or iterations to train; None if unknown.
         iterations: Last logged iteration.
         peak_memory_mib: Largest GPU memory, in MiB; None if none was logged.
-        problems: Messages about unreadable lines, one per file.
+        problems: What cannot be read or is missing.
         last: Last logged line of training; empty if there is none.
         epoch_length: Iterations per epoch, from where epochs begin; None until the second begins.
     """
 
-    evaluations: list[Evaluation]
+    evaluations: pd.DataFrame
+    length: int | None
     iterations: int
     peak_memory_mib: float | None
     problems: list[str]
     last: dict
     epoch_length: int | None
 
+    @property
+    def final_metrics(self) -> dict[str, float | None]:
+        """Metrics at the end of training; empty if it was not evaluated or not reached."""
+        final = self.evaluations[self.evaluations.step == self.length]
+        return {} if final.empty else to_json(final.iloc[0][[*METRICS]])
 
-def read_log(folder: Path, train_cfg: Mapping, log_interval: int = 10) -> Log:
+
+@dataclass
+class _Stretch:
+    """Logged lines around evaluations: the iterations between which they took place."""
+
+    after: int | None  # None: before the first line of an attempt.
+    before: int | None = None  # None: after its last line.
+    records: list[dict] = field(default_factory=list)
+
+
+def to_json(row: pd.Series) -> dict[str, Any]:
+    """Values of a row by column for JSON, which has no NaN."""
+    return {str(key): None if pd.isna(value) else value for key, value in row.items()}
+
+
+def read_log(folder: Path, train_cfg: Mapping) -> Log:
     """Read all ``scalars.json`` of a run; if those of a resumed run overlap, the later one wins.
 
     Args:
         folder: MMEngine's work directory of the run.
-        train_cfg: ``train_cfg`` of the run's config.
-        log_interval: Iterations between two logged lines. Defaults to MMEngine's 10.
+        train_cfg: ``train_cfg`` of the run's config. If it is empty, evaluations are left out, as
+            their step is unknown.
 
     Returns:
-        The log. Unreadable lines are left out and counted in ``problems``.
+        The log. Lines that cannot be read and evaluations whose step is unknown are left out and
+        named in ``problems``, as are steps without evaluation.
     """
     by_epoch = 'max_epochs' in train_cfg
+    unit = 'epoch' if by_epoch else 'iteration'
+    length = train_cfg.get('max_epochs', train_cfg.get('max_iters'))
     lines: dict[int, dict] = {}  # Training lines by iteration.
-    evaluations: dict[int, Evaluation] = {}  # By epoch or by iteration.
+    evaluated: dict[int, dict] = {}  # Evaluation lines by epoch or iteration.
     problems = []
     for path in sorted(folder.glob('*/vis_data/scalars.json')):
+        name = path.relative_to(folder)
         records, unreadable = _records(path)
         if unreadable:
-            problems.append(
-                f'{path.relative_to(folder)}: {unreadable} of {unreadable + len(records)} lines '
-                'cannot be read'
-            )
+            total = unreadable + len(records)
+            problems.append(f'{name}: {unreadable} of {total} lines cannot be read')
         first = next((record for record in records if 'iter' in record), None)
-        if first is None:
-            continue  # Nothing trained: at most the evaluation of a checkpoint.
-        lines = {i: line for i, line in lines.items() if i < first['iter']}
-        redone = first.get('epoch', 1) if by_epoch else first['iter']
-        evaluations = {key: value for key, value in evaluations.items() if key < redone}
-
-        reached = max(1, first['iter'] - log_interval + 1)
-        after_evaluation = False
-        for record in records:
-            if 'iter' in record:
-                reached = max(reached, record['iter'])
-                lines[record['iter']] = record | dict(after_evaluation=after_evaluation)
-                after_evaluation = False
-            elif by_epoch:
-                epoch = record['step']
-                evaluations[epoch] = Evaluation(reached, epoch, _metrics(record))
+        if first is not None:
+            lines = {i: line for i, line in lines.items() if i < first['iter']}
+            redone = first.get('epoch', 1) if by_epoch else first['iter']
+            evaluated = {step: line for step, line in evaluated.items() if step < redone}
+        found: dict[int, list[dict]] = {}
+        for stretch in _stretches(records, lines):
+            if not train_cfg:
+                continue
+            steps = [record['step'] for record in stretch.records]
+            # By default, MMEngine logs step 0 with each evaluation of a run that counts iterations.
+            if not all(steps):
+                steps = _steps_between(stretch, train_cfg)
+                if len(steps) != len(stretch.records):
+                    problems.append(
+                        f'{name}: {len(stretch.records)} evaluations {_where(stretch)} are left '
+                        f'out, as {len(steps)} were due'
+                    )
+                    continue
+            for step, record in zip(steps, stretch.records, strict=True):
+                found.setdefault(step, []).append(record)
+        for step, several in found.items():
+            if len(several) > 1:
+                problems.append(
+                    f'{name}: {len(several)} evaluations at {unit} {step}; they are left out'
+                )
+                evaluated.pop(step, None)
             else:
-                iteration = record['step'] or _evaluated_at(reached, train_cfg)
-                evaluations[iteration] = Evaluation(iteration, None, _metrics(record))
-                reached = iteration + 1
-                after_evaluation = True
+                evaluated[step] = several[0]
 
+    if missing := sorted({*_due(train_cfg, 1, max(evaluated, default=0))} - {*evaluated}):
+        problems.append(f'no evaluation can be read at {unit} {shorten(missing)}')
     epoch_length, seconds = _epoch_length(lines), _clock(lines)
-    for evaluation in evaluations.values():
-        if evaluation.epoch and epoch_length:
-            evaluation.iteration = evaluation.epoch * epoch_length
-        evaluation.seconds = seconds(evaluation.iteration)
+    rows = []
+    for step, record in sorted(evaluated.items()):
+        iteration = step if not by_epoch else step * epoch_length if epoch_length else record['at']
+        rows.append(dict(step=step, iteration=iteration, seconds=seconds(iteration)))
+        rows[-1] |= {metric: _ap(record.get(key)) for metric, key in METRICS.items()}
     iterations = max(lines, default=0)
     return Log(
-        [evaluations[key] for key in sorted(evaluations)],
+        pd.DataFrame(rows, columns=['step', 'iteration', 'seconds', *METRICS]),
+        length,
         iterations,
         max((line['memory'] for line in lines.values() if line.get('memory')), default=None),
         problems,
@@ -140,18 +164,54 @@ def _records(path: Path) -> tuple[list[dict], int]:
     return records, unreadable
 
 
-def _metrics(record: dict) -> dict[str, float | None]:
-    values = {name: record.get(key, -1) for name, key in METRICS.items()}
-    return {name: value if value >= 0 else None for name, value in values.items()}
+def _stretches(records: Sequence[dict], lines: dict[int, dict]) -> list[_Stretch]:
+    """Evaluations of one attempt, by the training lines around them, which are added to lines."""
+    stretches = [_Stretch(None)]
+    for record in records:
+        if 'iter' in record:
+            stretches[-1].before = record['iter']
+            lines[record['iter']] = record | dict(after_evaluation=bool(stretches[-1].records))
+            stretches.append(_Stretch(record['iter']))
+        else:
+            stretches[-1].records.append(record | dict(at=stretches[-1].after or 1))
+    # The first training line comes after evaluations that an earlier attempt did not log.
+    return [stretch for stretch in stretches if stretch.records]
 
 
-def _evaluated_at(reached: int, train_cfg: Mapping) -> int:
-    """Iteration of an evaluation between the last logged line and the next one.
+def _due(train_cfg: Mapping, first: int, last: float) -> list[int]:
+    """Steps from ``first`` to ``last`` at which MMEngine evaluates; empty without a length."""
+    length = train_cfg.get('max_epochs', train_cfg.get('max_iters'))
+    if length is None:
+        return []
+    interval = train_cfg.get('val_interval', 1 if 'max_epochs' in train_cfg else 1000)
+    steps = {*range(interval, length + 1, interval), length}
+    begin = max(first, train_cfg.get('val_begin', 1))
+    return sorted(step for step in steps if begin <= step <= last)
 
-    MMEngine logs evaluations by epoch, so that their step is 0 if the run counts iterations.
+
+def _steps_between(stretch: _Stretch, train_cfg: Mapping) -> list[int]:
+    """Iterations at which a stretch's evaluations were due, as many as it has if there are more.
+
+    An attempt may begin and end anywhere, so that before its first line only the last of those due
+    are known to have taken place, and after its last line only the first.
     """
-    interval = train_cfg.get('val_interval', 1)
-    return min(math.ceil(reached / interval) * interval, train_cfg.get('max_iters', math.inf))
+    count = len(stretch.records)
+    if stretch.after is None:
+        return _due(train_cfg, 1, stretch.before - 1)[-count:] if stretch.before else []
+    before = math.inf if stretch.before is None else stretch.before - 1
+    steps = _due(train_cfg, stretch.after, before)
+    return steps[:count] if stretch.before is None else steps
+
+
+def _where(stretch: _Stretch) -> str:
+    if stretch.after is None:
+        return f'before iteration {stretch.before}' if stretch.before else 'without training lines'
+    end = '' if stretch.before is None else f' and before iteration {stretch.before}'
+    return f'after iteration {stretch.after}{end}'
+
+
+def _ap(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and value >= 0 else math.nan
 
 
 def _epoch_length(lines: dict[int, dict]) -> int | None:
@@ -163,18 +223,18 @@ def _epoch_length(lines: dict[int, dict]) -> int | None:
     return round((starts[last] - starts[first]) / (last - first))
 
 
-def _clock(lines: dict[int, dict]) -> Callable[[int], float | None]:
+def _clock(lines: dict[int, dict]) -> Callable[[int], float]:
     """Training time until an iteration, as a function: the cumulative logged time per iteration.
 
     MMEngine counts the end of an evaluation, after its last image, and the checkpoint saved with it
     as time spent waiting for the next training batch. This wait is replaced by the run's median
     wait. If iterations take more than :data:`STOPPED` times the run's median, the process was
     stopped or the machine was asleep, and the median replaces them. Iterations after the last
-    logged line are assumed to take as long as those before it.
+    logged line are assumed to take as long as those before it. NaN if no times were logged.
     """
     timed = {i: lines[i] for i in sorted(lines) if 'time' in lines[i]}
     if not timed:
-        return lambda iteration: None
+        return lambda iteration: math.nan
     waits = [line['data_time'] for line in timed.values() if 'data_time' in line]
     waiting = statistics.median(waits) if waits else 0.0
     usual = statistics.median(line['time'] for line in timed.values())

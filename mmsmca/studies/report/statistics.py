@@ -1,17 +1,15 @@
 """The numbers of a report, each computed once: means, paired differences, curves."""
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from .logs import METRICS
-from .published import Published
-from .results import Report, Result
+from .results import Report
 
 # Fractions of the baseline's final AP to reach, besides that AP itself.
 FRACTIONS = (0.5, 0.75, 0.9)
@@ -33,12 +31,12 @@ class Value:
     n: int
 
 
-def value(numbers: Iterable[float | None]) -> Value | None:
-    """Mean and deviation of the known numbers; None if all are None."""
-    known = [number for number in numbers if number is not None]
-    if not known:
+def value(numbers: pd.Series) -> Value | None:
+    """Mean and deviation of the known numbers; None if there are none."""
+    known = numbers.dropna()
+    if known.empty:
         return None
-    return Value(fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+    return Value(fmean(known), float(known.std()) if len(known) > 1 else None, len(known))
 
 
 @dataclass(frozen=True)
@@ -64,92 +62,46 @@ class Difference:
     p_holm: float | None = None
 
     @property
-    def supported(self) -> bool:
+    def significant(self) -> bool:
         """Whether the difference is significant at 5 % after Holm's correction."""
         return self.p_holm is not None and self.p_holm < 1 - CONFIDENCE
 
 
-def difference(runs: Sequence[Result], baseline: Sequence[Result]) -> Difference | None:
+def difference(runs: pd.DataFrame, baseline: pd.DataFrame) -> Difference | None:
     """Difference between the final APs of two experiments, without Holm's correction.
 
     Args:
-        runs: Finished runs of one experiment.
+        runs: Finished runs of one experiment, with ``seed`` and ``AP``.
         baseline: Finished runs of the experiment to subtract.
 
     Returns:
         The difference; None if either experiment has no AP.
     """
-    ours, theirs = ({run.seed: run.final['AP'] for run in side} for side in (runs, baseline))
-    pairs = {
-        seed: (ap, other)
-        for seed, ap in ours.items()
-        if seed is not None and ap is not None and (other := theirs.get(seed)) is not None
-    }
-    if not pairs:
-        means = [value(side.values()) for side in (ours, theirs)]
+    known = [side[['seed', 'AP']].dropna() for side in (runs, baseline)]
+    pairs = known[0].merge(known[1], on='seed', validate='one_to_one').sort_values('seed')
+    if pairs.empty:
+        means = [value(side.AP) for side in (runs, baseline)]
         return Difference({}, means[0].mean - means[1].mean) if means[0] and means[1] else None
-    seeds = {seed: ap - other for seed, (ap, other) in pairs.items()}
-    found = Difference(seeds, fmean(seeds.values()))
+    differences = pairs.AP_x - pairs.AP_y
+    seeds = dict(zip(pairs.seed.astype(int).tolist(), differences.tolist(), strict=True))
+    found = Difference(seeds, float(differences.mean()))
     # APs have three decimals: smaller differences are rounding errors.
-    if len(seeds) < 2 or np.ptp(list(seeds.values())) < 1e-9:
+    if len(seeds) < 2 or np.ptp(differences) < 1e-9:
         return found
-    test = stats.ttest_rel(*zip(*pairs.values(), strict=True))
+    test = stats.ttest_rel(pairs.AP_x, pairs.AP_y)
     low, high = map(float, test.confidence_interval(CONFIDENCE))
     return replace(found, low=low, high=high, p=float(test.pvalue))
 
 
 def holm(differences: dict[str, Difference]) -> dict[str, Difference]:
     """Add p values after Holm's correction for the number of tested differences."""
-    tested = sorted((d.p, name) for name, d in differences.items() if d.p is not None)
-    corrected, largest = dict(differences), 0.0
-    for i, (p, name) in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - i) * p))
-        corrected[name] = replace(differences[name], p_holm=largest)
-    return corrected
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation on the AP curve of an experiment.
-
-    Attributes:
-        iteration: Iterations trained by then.
-        step: Epochs or iterations, whichever the report counts.
-        seconds: Training time by then, mean over the runs; None if it was not logged.
-        AP: Mean AP over the runs.
-        lowest: AP of the worst run.
-        highest: AP of the best run.
-    """
-
-    iteration: int
-    step: int
-    seconds: float | None
-    AP: float
-    lowest: float
-    highest: float
-
-
-def curve(runs: Sequence[Result], unit: str) -> list[Point]:
-    """AP of an experiment over training, at the evaluations that all runs have.
-
-    Args:
-        runs: Runs of the experiment. If any are finished, the others are ignored.
-        unit: "epochs" or "iterations".
-    """
-    runs = [r for r in runs if r.finished and r.evaluations] or [r for r in runs if r.evaluations]
-    if not runs:
-        return []
-    by_step = [{getattr(e, unit[:-1]): e for e in run.evaluations} for run in runs]
-    points = []
-    for step in sorted(set.intersection(*map(set, by_step))):
-        evaluations = [run[step] for run in by_step]
-        aps = [ap for e in evaluations if (ap := e.metrics['AP']) is not None]
-        seconds = [e.seconds for e in evaluations if e.seconds is not None]
-        if len(aps) == len(runs):
-            mean_seconds = fmean(seconds) if len(seconds) == len(runs) else None
-            iteration = evaluations[0].iteration
-            points.append(Point(iteration, step, mean_seconds, fmean(aps), min(aps), max(aps)))
-    return points
+    ps = pd.Series({name: d.p for name, d in differences.items()}, dtype=float).dropna()
+    ps = ps.sort_values()
+    corrected = (ps * np.arange(len(ps), 0, -1)).clip(upper=1).cummax()
+    return {
+        name: replace(d, p_holm=float(corrected[name])) if name in corrected else d
+        for name, d in differences.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -169,22 +121,6 @@ class Reached:
     seeds: list[int | None]
 
 
-def reached(runs: Sequence[Result], ap: float, unit: str) -> Reached:
-    """When finished runs, on average and each by itself, first reach an AP.
-
-    Args:
-        runs: Finished runs of an experiment.
-        ap: AP to reach, between 0 and 1.
-        unit: "epochs" or "iterations".
-    """
-
-    def first(runs: Sequence[Result]) -> tuple[int | None, float | None]:
-        points = (p for p in curve(runs, unit) if p.AP >= ap)
-        return next(((point.step, point.seconds) for point in points), (None, None))
-
-    return Reached(ap, *first(runs), [first([run])[0] for run in runs])
-
-
 @dataclass(frozen=True)
 class Numbers:
     """All numbers of an experiment: APs between 0 and 1, times in seconds, memory in MiB.
@@ -193,17 +129,15 @@ class Numbers:
         name: Name of the experiment.
         seeds: Number of finished runs.
         lengths: Distinct lengths of its runs, in iterations or epochs.
-        final: Metrics of the last evaluation, over the finished runs.
+        final: Metrics after the last iteration, over the finished runs.
         difference: Difference to the baseline; None for the baseline itself.
         reached: When the experiment reaches the APs of the report.
         iteration_seconds: Time per iteration; per run, the median between evaluations.
-        total_seconds: Training time until the last evaluation, over the finished runs.
+        total_seconds: Training time, over the finished runs whose log has the last evaluation.
         peak_memory_mib: Largest peak memory of its runs.
-        parameters: Number of parameters of the model.
-        flops: Multiply-adds for one image.
-        latency_ms: Latency of inference on one image, in milliseconds.
-        published: Published result, if the study names one.
-        curve: AP over training.
+        curve: AP over training, at the evaluations that all its runs have, those that are not
+            finished aside if any is: ``step``, ``iteration``, ``seconds`` (mean over the runs, NaN
+            if unknown), ``AP`` (mean), ``lowest`` and ``highest``.
     """
 
     name: str
@@ -215,11 +149,7 @@ class Numbers:
     iteration_seconds: Value | None
     total_seconds: Value | None
     peak_memory_mib: float | None
-    parameters: float | None
-    flops: float | None
-    latency_ms: float | None
-    published: Published | None
-    curve: list[Point]
+    curve: pd.DataFrame
 
     @property
     def ap(self) -> float | None:
@@ -236,11 +166,14 @@ def numbers(report: Report, levels: Sequence[float] | None = None) -> list[Numbe
         levels: APs to reach, between 0 and 1. Defaults to None: fractions of the baseline's final
             AP. The final AP itself is always appended.
     """
-    finished = {name: [r for r in report.runs_of(name) if r.final] for name in report.experiments}
+    finished = {
+        name: (runs := report.runs_of(name))[runs.AP.notna()] for name in report.experiments
+    }
     baseline = finished[report.baseline]
-    final = value(run.final['AP'] for run in baseline)
+    final = value(baseline.AP)
     aps = [f * final.mean for f in FRACTIONS if final] if levels is None else sorted(levels)
     aps += [final.mean] if final else []
+    lengths = report.runs.set_index('name').length
     differences = holm(
         {
             name: found
@@ -248,33 +181,66 @@ def numbers(report: Report, levels: Sequence[float] | None = None) -> list[Numbe
             if name != report.baseline and (found := difference(runs, baseline))
         }
     )
-    measured = report.costs.get('experiments', {})
     computed = []
     for name, runs in finished.items():
         every = report.runs_of(name)
-        costs: dict[str, Any] = measured.get(name, {})
+        evaluations = report.evaluations[report.evaluations.run.isin(every.name)]
+        of_finished = evaluations[evaluations.run.isin(runs.name)]
+        by_run = evaluations.groupby('run', sort=False)
+        own = [_curve(of_finished[of_finished.run == run]) for run in runs.name]
+        mean = _curve(of_finished if len(of_finished) else evaluations)
+        over_finished = mean if len(of_finished) else mean.iloc[:0]
+        peak = every.peak_memory_mib.max()
         computed.append(
             Numbers(
                 name,
                 len(runs),
-                sorted({run.length for run in runs if run.length}),
-                {metric: value(run.final[metric] for run in runs) for metric in METRICS},
+                sorted(map(int, every.length.dropna().unique())),
+                {metric: value(runs[metric]) for metric in METRICS},
                 differences.get(name),
-                [reached(runs, ap, report.unit) for ap in aps],
-                value(map(_iteration_seconds, every)),
-                value(run.evaluations[-1].seconds for run in runs),
-                max((run.peak_memory_mib for run in every if run.peak_memory_mib), default=None),
-                costs.get('parameters'),
-                costs.get('flops'),
-                costs.get('latency_ms'),
-                report.published.get(name),
-                curve(every, report.unit),
+                [
+                    Reached(ap, *_first(over_finished, ap), [_first(one, ap)[0] for one in own])
+                    for ap in aps
+                ],
+                value(by_run[['seconds', 'iteration']].apply(_iteration_seconds)),
+                value(of_finished[of_finished.step == of_finished.run.map(lengths)].seconds),
+                None if np.isnan(peak) else float(peak),
+                mean,
             )
         )
     return computed
 
 
-def _iteration_seconds(run: Result) -> float | None:
-    known = [(0, 0.0), *((e.iteration, e.seconds) for e in run.evaluations if e.seconds)]
-    steps = [(t - s) / (j - i) for (i, s), (j, t) in zip(known, known[1:], strict=False)]
-    return statistics.median(steps) if steps else None
+def _curve(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """AP of some runs over training, see :class:`Numbers`."""
+    by_step = {
+        key: evaluations.pivot(index='step', columns='run', values=key)
+        for key in ('AP', 'iteration', 'seconds')
+    }
+    aps = by_step['AP'].dropna()
+    points = pd.DataFrame(
+        dict(
+            iteration=by_step['iteration'].loc[aps.index].min(axis=1),
+            seconds=by_step['seconds'].loc[aps.index].mean(axis=1, skipna=False),
+            # Exactly rounded, as a mean may be compared with itself: when is the final AP reached?
+            AP=[fmean(row) for row in aps.to_numpy()],
+            lowest=aps.min(axis=1),
+            highest=aps.max(axis=1),
+        )
+    )
+    return points.reset_index()
+
+
+def _first(curve: pd.DataFrame, ap: float) -> tuple[int | None, float | None]:
+    """Step and training time of the first point of a curve that reaches an AP."""
+    reached = curve[curve.AP >= ap]
+    if reached.empty:
+        return None, None
+    first = reached.iloc[0]
+    return int(first.step), None if np.isnan(first.seconds) else float(first.seconds)
+
+
+def _iteration_seconds(evaluations: pd.DataFrame) -> float:
+    known = evaluations[evaluations.seconds > 0]
+    times = np.diff(known.seconds, prepend=0) / np.diff(known.iteration, prepend=0)
+    return float(np.median(times)) if len(times) else np.nan

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .logs import METRICS
-from .published import Published
 from .results import Report
 from .statistics import Difference, Numbers, Value
 
 DASH = '–'
-PUBLISHED = ('AP', 'AP_S', 'AP_M', 'AP_L')
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,9 @@ def tables(report: Report, numbers: Sequence[Numbers]) -> list[Table]:
     """All tables of a report; empty ones are left out."""
     found = [
         results(report, numbers),
-        costs(report, numbers),
+        costs(numbers),
         calibration(report),
         convergence(report, numbers),
-        published(numbers),
         missing(report),
     ]
     return [table for table in found if table.rows]
@@ -80,12 +77,10 @@ def tables(report: Report, numbers: Sequence[Numbers]) -> list[Table]:
 
 def results(report: Report, numbers: Sequence[Numbers]) -> Table:
     """Table of the APs at the end of training."""
-    has_published = any(of.published for of in numbers)
     unequal = not report.budget and len({length for of in numbers for length in of.lengths}) > 1
     with_length = report.budget or unequal
     head = ['experiment', 'seeds', *([report.unit] if with_length else []), 'AP']
     head += [f'vs {report.baseline}', *list(METRICS)[1:]]
-    head += ['published, on COCO'] if has_published else []
     rows = [
         [
             of.name,
@@ -94,7 +89,6 @@ def results(report: Report, numbers: Sequence[Numbers]) -> Table:
             percent(of.final['AP']),
             _difference(of.difference),
             *(percent(of.final[name]) for name in list(METRICS)[1:]),
-            *([_published_ap(of.published)] if has_published else []),
         ]
         for of in numbers
     ]
@@ -108,15 +102,14 @@ def results(report: Report, numbers: Sequence[Numbers]) -> Table:
     if tested := sum(of.difference is not None and of.difference.p is not None for of in numbers):
         correction = f", after Holm's correction for the {tested} tests of this table"
         note += (
-            ' Differences are paired, seed by seed, with the 95 % t interval of their mean. A star '
-            f'marks what the seeds support: a paired t test at 5 %{correction * (tested > 1)}.'
+            ' Differences are paired, over the seeds that both have, with the 95 % t interval of '
+            'their mean. A star marks a significant difference: a paired t test at 5 %'
+            f'{correction * (tested > 1)}.'
         )
     if report.splits:
         note += f' Evaluated on {", ".join(report.splits)}.'
     if report.chosen:
         note += f' {report.chosen}'
-    if has_published:
-        note += ' The last column was not measured here; see the published numbers below.'
     title = f'Results: {report.budget}' if report.budget else 'Results'
     return Table('results', title, head, rows, note)
 
@@ -128,50 +121,32 @@ def _difference(difference: Difference | None) -> str:
     if difference.low is None:
         return text
     low, high = (percent(end, signed=True) for end in (difference.low, difference.high))
-    return f'{text} [{low}, {high}]{"*" if difference.supported else ""}'
+    return f'{text} [{low}, {high}]{"*" if difference.significant else ""}'
 
 
-def _published_ap(found: Published | None) -> str:
-    return f'{percent(found.metrics["AP"])} ({found.epochs} epochs)' if found else DASH
-
-
-def costs(report: Report, numbers: Sequence[Numbers]) -> Table:
-    """Table of the costs of training and inference."""
+def costs(numbers: Sequence[Numbers]) -> Table:
+    """Table of the costs of training."""
     totals = [of.total_seconds.mean for of in numbers if of.total_seconds]
     unit, length = time_unit(max(totals, default=0))
-    head = [
-        'experiment', 'parameters, M', 'GFLOPs', 'latency, ms', 'training, ms per iteration',
-        f'training, {unit}', 'peak memory, MiB',
-    ]  # fmt: skip
+    head = ['experiment', 'ms per iteration', unit, 'peak memory, MiB']
     rows = [
         [
             of.name,
-            plain(of.parameters, 1e6),
-            plain(of.flops, 1e9),
-            plain(of.latency_ms),
             plain(of.iteration_seconds, 1e-3),
             plain(of.total_seconds.mean if of.total_seconds else None, length),
             plain(of.peak_memory_mib),
         ]
         for of in numbers
     ]
-    note = 'Training: time per iteration, the median over the stretches between evaluations, and '
-    note += 'its total without the evaluations; means over the seeds, of the former with the '
-    note += 'deviation. Memory: of the GPU, or without one of the process. '
-    if measured := report.costs.get('experiments'):
-        height, width = next(iter(measured.values()))['image']
-        environment = report.costs['environment']
-        note += (
-            f'GFLOPs are 10^9 multiply-adds; they and the latency (median of '
-            f'{report.costs["rounds"]}) are of one image of {width} x {height} on '
-            f'{environment["hardware"]}, {environment["threads"]} threads, {environment["date"]}.'
-        )
-    else:
-        note += 'Parameters, GFLOPs and latency have not been measured (`--costs` does).'
+    note = (
+        'Time per iteration, the median over the stretches between evaluations, with the deviation '
+        'over the seeds, and the total time without evaluations, its mean. Memory: of the GPU, or '
+        'without one of the process.'
+    )
     # Drops columns that contain only dashes.
     keep = [i for i in range(len(head)) if any(row[i] != DASH for row in rows)]
     rows = [[row[i] for i in keep] for row in rows] if len(keep) > 1 else []
-    return Table('costs', 'Costs', [head[i] for i in keep], rows, note)
+    return Table('costs', 'Costs of training', [head[i] for i in keep], rows, note)
 
 
 def calibration(report: Report) -> Table:
@@ -200,8 +175,8 @@ def convergence(report: Report, numbers: Sequence[Numbers]) -> Table:
     head = ['experiment', *(f'AP {percent(level.AP)}' for level in baseline.reached)]
     with_final = baseline.ap is not None
     if with_final:
-        whole = baseline.curve[-1]
-        unit, length = time_unit(whole.seconds or 0)
+        whole = max(baseline.lengths, default=0)
+        unit, length = time_unit(baseline.total_seconds.mean if baseline.total_seconds else 0)
         head[-1] += f' (final of {report.baseline})'
         head += [f'of the {report.unit} of {report.baseline}', f'training until then, {unit}']
     rows = []
@@ -210,7 +185,7 @@ def convergence(report: Report, numbers: Sequence[Numbers]) -> Table:
             row = [of.name, *(_step(level.step, level.seeds) for level in of.reached)]
             if with_final:
                 last = of.reached[-1]
-                row.append(plain(last.step and last.step / whole.step))
+                row.append(plain(last.step / whole if last.step and whole else None))
                 row.append(plain(last.seconds and last.seconds / length))
             rows.append(row)
     note = (
@@ -230,32 +205,12 @@ def _step(step: int | None, seeds: list[int | None]) -> str:
     return text if str(min(found)) == latest == text else f'{text} ({min(found)} to {latest})'
 
 
-def published(numbers: Sequence[Numbers]) -> Table:
-    """Table of the published results that the study names."""
-    rows = [
-        [
-            of.name,
-            of.published.name,
-            *(percent(of.published.metrics.get(size)) for size in PUBLISHED),
-            str(of.published.epochs),
-            of.published.source,
-        ]
-        for of in numbers
-        if of.published
-    ]
-    head = ['experiment', 'published as', *PUBLISHED, 'epochs', 'source']
-    note = (
-        'Not measured here: box AP on COCO val2017 in percent, with ResNet-50 and each with its '
-        'own recipe.'
-    )
-    return Table('published', 'Published numbers', head, rows, note)
-
-
 def missing(report: Report) -> Table:
-    """Table of the runs that are not finished."""
+    """Table of the runs without final metrics."""
+    columns = report.runs.loc[report.runs.AP.isna(), ['experiment', 'seed', 'name', 'state']]
     rows = [
-        [run.experiment, DASH if run.seed is None else str(run.seed), run.name, run.state]
-        for run in report.unfinished
+        [experiment, DASH if seed != seed else f'{seed:.0f}', name, state]
+        for experiment, seed, name, state in columns.itertuples(index=False)
     ]
     head = ['experiment', 'seed', 'run', 'state']
     note = 'No AP above includes these runs; times per iteration and memory do.'

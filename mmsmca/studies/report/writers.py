@@ -1,17 +1,17 @@
 """Format a report as Markdown and LaTeX, and as CSV and JSON for programs."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from pydantic import BaseModel
 from tabulate import tabulate
 
-from mmsmca.studies.record import to_json
-
+from .logs import to_json
 from .results import Report
 from .statistics import Numbers
 from .tables import DASH, Table
@@ -57,38 +57,27 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def json_text(report: Report, numbers: Sequence[Numbers]) -> str:
-    """Format the report's data, from which it can be rewritten, and its numbers as JSON."""
-    units = dict(AP='0 to 1', seconds='training, without evaluations', memory='MiB')
-    content = dict(units=units, **to_json(report), numbers=[to_json(of) for of in numbers])
+    """Format the report's runs, evaluations and numbers as JSON."""
+    content: dict[str, Any] = dict(
+        units=dict(AP='0 to 1', seconds='training, without evaluations', memory='MiB')
+    )
+    for entry in fields(report):
+        content[entry.name] = _plain(getattr(report, entry.name))
+    content['numbers'] = [_plain(of) for of in numbers]
     for of, entry in zip(numbers, content['numbers'], strict=True):
         if of.difference:
-            entry['difference']['supported'] = of.difference.supported
+            entry['difference']['significant'] = of.difference.significant
     return json.dumps(content, indent=1) + '\n'
 
 
-def csv_text(report: Report, numbers: Sequence[Numbers]) -> str:
-    """Format the numbers as CSV, a row per experiment: APs between 0 and 1, seconds, MiB."""
-    rows: list[dict[str, Any]] = []
-    final = next(of.ap for of in numbers if of.name == report.baseline)
-    for of in numbers:
-        values = of.final | {
-            key: getattr(of, key) for key in ('iteration_seconds', 'total_seconds')
-        }
-        row: dict[str, Any] = dict(study=report.study, experiment=of.name, seeds=of.seeds)
-        for name, number in values.items():
-            row |= {f'{name}_{key}': getattr(number, key, None) for key in ('mean', 'std')}
-        for key in ('mean', 'low', 'high', 'p', 'p_holm', 'supported'):
-            row[f'AP_difference_{key}'] = getattr(of.difference, key, None)
-        for level in of.reached:
-            label = 'baseline' if level.AP == final else f'{level.AP:.4g}'
-            row[f'{report.unit}_to_AP_{label}'] = level.step
-        for key in ('peak_memory_mib', 'parameters', 'flops', 'latency_ms'):
-            row[key] = getattr(of, key)
-        row['published_COCO_AP'] = of.published and of.published.metrics['AP']
-        row['published_epochs'] = of.published and of.published.epochs
-        rows.append(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, pd.DataFrame):
+        return [to_json(row) for _, row in value.astype(object).iterrows()]
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
