@@ -9,23 +9,12 @@ SCHEDULERS = ('LinearLR', 'MultiStepLR', 'CosineAnnealingLR')
 
 
 def fit(cfg: Config, iterations: int, where: str) -> Config:
-    """Fit a config's whole schedule to a number of iterations.
+    """Copy of a config whose whole schedule is fitted to a number of iterations.
 
     Warm-up schedulers, which begin at 0, raise the learning rate and end before training does, stay
     unchanged. The iterations of other schedulers are scaled with the training length. The intervals
-    of evaluations and checkpoints change so that their number stays the same.
-
-    Args:
-        cfg: Resolved config that counts iterations.
-        iterations: Length of the training.
-        where: Prefix of error messages: file and experiment.
-
-    Returns:
-        The fitted config.
-
-    Raises:
-        StudyError: If the config counts epochs, has a setting that cannot be fitted, would drop the
-            learning rate during warm-up, or trains too short for its number of evaluations.
+    of evaluations and checkpoints change so that their number stays the same. ``where`` begins the
+    message of the error if the config cannot be fitted.
     """
     cfg = Config(cfg.to_dict())
     train_cfg = cfg.get('train_cfg') or ConfigDict()
@@ -84,18 +73,9 @@ def fit(cfg: Config, iterations: int, where: str) -> Config:
 
 
 def fit_interval(interval: int, length: int, iterations: int, where: str) -> int:
-    """Interval at which a training of another length has as many evaluations or checkpoints.
+    """Interval that gives ``iterations`` as many evaluations as ``interval`` gives ``length``.
 
-    They come at multiples of the interval and after the last iteration.
-
-    Args:
-        interval: Interval in a training of ``length`` iterations.
-        length: Length of that training.
-        iterations: Length of the other training.
-        where: Prefix of the error message.
-
-    Raises:
-        StudyError: If no interval gives as many.
+    Evaluations, and likewise checkpoints, come at its multiples and after the last iteration.
     """
     count = -(-length // interval)
     # Of the intervals that give this number, the one closest to the same part of the training.

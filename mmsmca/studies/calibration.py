@@ -14,8 +14,6 @@ from mmsmca.files import read_json, write_json
 
 WARM_UP = 5
 TIMED = 30
-# Load of other programs, in cores, above which they distort the measurements.
-BUSY_CORES = 0.3
 
 
 def conditions() -> dict[str, Any]:
@@ -26,14 +24,10 @@ def conditions() -> dict[str, Any]:
 def calibrate(
     cfgs: dict[str, Config], digests: dict[str, str], path: Path
 ) -> Iterator[tuple[str, float]]:
-    """Measure the experiments one after the other, and write each result at once.
+    """Measure the experiments one after the other, each in a process with a run's threads.
 
-    Each experiment runs in its own process, with as many threads as ``OMP_NUM_THREADS`` gives a run
-    of the sweep. Results already in the file are kept if they were measured under the same
-    conditions with the same config.
-
-    Yields:
-        Name and median seconds per iteration of each experiment, as soon as they are known.
+    Yields the name and median seconds per iteration of each as soon as they are known and written.
+    Results already in the file are kept if conditions and config are the same.
     """
     content: dict[str, Any] = dict(conditions(), iterations=TIMED, experiments={})
     before = read_json(path) or {}
@@ -52,11 +46,7 @@ def calibrate(
 
 
 def calibrated_seconds(path: Path, digests: dict[str, str]) -> tuple[dict[str, float], str]:
-    """Seconds per iteration of the experiments that were measured with these configs, here.
-
-    Returns:
-        The seconds by name, and why some are missing: a sentence for readers, empty if none are.
-    """
+    """Seconds per iteration of experiments, by name, and why some are missing: '' if none are."""
     if not path.exists():
         return {}, (
             f'{path}: no such file. A budget in training time needs the time per iteration of '
@@ -78,17 +68,6 @@ def calibrated_seconds(path: Path, digests: dict[str, str]) -> tuple[dict[str, f
         else:
             seconds[name] = measured[name]['seconds']
     return seconds, missing
-
-
-def busy_warning() -> str | None:
-    """Warning if other programs keep this machine busy, else None."""
-    load = os.getloadavg()[0]
-    if load <= BUSY_CORES:
-        return None
-    return (
-        f'Other programs keep {load:.1f} cores busy (load of the last minute): this distorts '
-        'the times. Calibrate again when nothing else runs.'
-    )
 
 
 def _step_seconds(cfg: Config, timed: int) -> list[float]:

@@ -1,5 +1,6 @@
 """Run a sweep at the console: print its plan, its progress and its outcome."""
 
+import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from mmsmca.files import exclusive_lock
 
-from .calibration import busy_warning, calibrate
+from .calibration import calibrate
 from .record import Run, StudyError
 from .report.logs import read_log
 from .run_process import Signals, log_tail, owned_children
@@ -22,6 +23,8 @@ from .sweep import Sweep, check_experiments
 POLL_SECONDS = 1.0
 # Interval at which progress is printed where the output is not a terminal.
 LINE_SECONDS = 60.0
+# Load of other programs, in cores, above which they distort the times of a calibration.
+BUSY_CORES = 0.3
 STYLES = {'finished': 'green', 'running': 'bold', 'failed': 'red', 'cut off': 'yellow'}
 
 
@@ -68,20 +71,7 @@ class SweepProgress:
 
 
 def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False) -> int:
-    """Check a sweep, run it, and print the outcome.
-
-    Args:
-        sweep: The sweep.
-        trial_steps: Whether to try a training step of every experiment first. Defaults to True.
-        retry_failed: Whether to start failed runs again. Defaults to False.
-
-    Returns:
-        Exit status: 0 when every run is finished, else 1.
-
-    Raises:
-        UserError: If an experiment cannot be run, another sweep is using the folder, or a file
-            cannot be written.
-    """
+    """Check a sweep, run it, and print the outcome; return 0 if every run is finished, else 1."""
     console = Console()
     if any(not run.id for run in sweep.runs):
         raise StudyError(f'{sweep.study.uncalibrated}. --calibrate measures it.')
@@ -106,8 +96,11 @@ def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False
 def calibrate_study(study: Path, path: Path, only: Sequence[str] | None = None) -> int:
     """Measure the time per iteration of a study's experiments, print it and return status 0."""
     console = Console()
-    if warning := busy_warning():
-        console.print(f'[yellow]{warning}[/]')
+    if (load := os.getloadavg()[0]) > BUSY_CORES:
+        console.print(
+            f'[yellow]Other programs keep {load:.1f} cores busy (load of the last minute): this '
+            'distorts the times. Calibrate again when nothing else runs.[/]'
+        )
     cfgs = study_configs(study, only)
     check_experiments(study_configs(study, only))
     for name, seconds in calibrate(cfgs, {n: digest(cfg) for n, cfg in cfgs.items()}, path):

@@ -34,8 +34,6 @@ from .report.logs import read_log
 LOG_TAIL_LINES = 15
 # Seconds that a training has to end after SIGTERM.
 PATIENCE = 10.0
-# A run that is killed this often (usually for lack of memory) counts as failed.
-MAX_KILLED = 3
 
 
 @contextmanager
@@ -137,7 +135,6 @@ class TrainRun:
             return self._training.returncode
 
     def _record_end(self, exit_code: int, seconds: float) -> None:
-        killed = sum(attempt.exit_code == -signal.SIGKILL for attempt in self.record.attempts)
         if exit_code == 0:
             # Kibibytes, but bytes on macOS.
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -150,20 +147,13 @@ class TrainRun:
                 metrics=log.final_metrics,
             )
             write_json(self.run_dir / RESULT, result)
-            return
-        tail = log_tail(self.run_dir)
-        if killed >= MAX_KILLED:
-            tail.append(f'killed {killed} times by SIGKILL: usually for lack of memory')
         # A negative exit code is a signal: the run was cut off and has not failed.
-        if killed >= MAX_KILLED or (exit_code > 0 and not self._interrupted):
-            write_json(self.run_dir / FAILED, dict(exit_code=exit_code, log_tail=tail))
+        elif exit_code > 0 and not self._interrupted:
+            failure = dict(exit_code=exit_code, log_tail=log_tail(self.run_dir))
+            write_json(self.run_dir / FAILED, failure)
 
     def checkpoint(self) -> DelayedSubmission:
-        """End the training before Slurm's time limit, and queue the run again.
-
-        Returns:
-            Submission that submitit queues; the run resumes from its last checkpoint.
-        """
+        """End the training before Slurm's time limit, and queue the run, which will resume."""
         if self._training is not None:
             _end(self._training)
         return DelayedSubmission(replace(self))

@@ -1,25 +1,4 @@
-"""Studies: named experiments, seeds and a baseline in one small config file.
-
-A study is an MMEngine config::
-
-    baseline = 'detr'
-    seeds = [0, 1, 2]
-    experiments = [
-        dict(name='detr', config='../small/detr_r18w16_1xb4-3ki_shapes192.py'),
-        dict(name='smca', config='../small/smca_r18w16_1xb4-3ki_shapes192.py',
-             cfg_options={'model.num_queries': 50}),
-    ]
-
-``config`` is a path relative to the study's file, or a package's config (``'mmdet::detr/...'``). It
-may be a list of files: the first is a complete config, for example of a detector; each later one,
-for example a data set, is merged over it as MMEngine merges a config over its ``_base_``.
-``cfg_options`` are merged last. Two more keys are optional: every experiment is trained with each
-of the ``budgets``, its whole schedule fitted to it; ``chosen`` says in the report what was chosen
-on which data::
-
-    budgets = [dict(iterations=1500), dict(iterations=1500, time_of='detr')]
-    chosen = 'The recipe was chosen on the split tune.'
-"""
+"""Read a study's file, and resolve the configs of its runs. docs/studies.md shows such files."""
 
 import copy
 import hashlib
@@ -51,10 +30,6 @@ def load_study(path: str | Path, world_size: int = 1, calibration: Path | None =
         calibration: File with the experiments' time per iteration, for budgets in training time.
             Defaults to None: ``calibration.json`` in ``work_dirs/<name of the study>``. Runs whose
             length it does not give have neither config nor id.
-
-    Raises:
-        StudyError: If a key is missing, unknown or has a wrong value, two experiments share a name,
-            a config is missing or lacks what ``cfg_options`` changes, or a budget is too small.
     """
     path = Path(path)
     content = _read(path)

@@ -1,6 +1,5 @@
 """Start the unfinished runs of a study and assign GPUs to them, on this machine or on Slurm."""
 
-import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -29,9 +28,8 @@ def check_slurm(parameters: dict) -> None:
     known = sorted(submitit.SlurmExecutor._valid_parameters())
     for key in parameters:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(known)}.'
-            raise StudyError(f'--slurm {key}: submitit has no such parameter; {hint}')
+            names = ', '.join(known)
+            raise StudyError(f'--slurm {key}: submitit has no such parameter. Known: {names}.')
     if 'time' not in parameters:
         raise StudyError(
             '--slurm: time is missing. Give the limit of a job in minutes, such as time=2880; a '
@@ -103,17 +101,13 @@ class Sweep:
         return state(self.dir_of(run))
 
     def check(self, trial: bool = True) -> None:
-        """Check data and models of every experiment, and try those whose runs are all new.
-
-        Raises:
-            StudyError: If an experiment cannot be trained; the message names it and the remedy.
-        """
+        """Check data and models of every experiment, and try those whose runs are all new."""
         first = {run.experiment: run for run in reversed(self.runs)}
         check_experiments({name: _copy(run) for name, run in first.items()})
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
         new = {name: _copy(run) for name, run in first.items() if name not in begun}
         if trial:
-            _check_each(new, trial_step)
+            check_experiments(new, trial_step)
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """Runs to start: new ones, those cut off and, with ``retry_failed``, those that failed."""
@@ -195,15 +189,13 @@ def visible_gpus() -> list[str]:
     return [gpu.strip() for gpu in allowed.split(',') if gpu.strip()]
 
 
-def check_experiments(cfgs: dict[str, Config]) -> None:
+def check_experiments(
+    cfgs: dict[str, Config], check: Callable[[Config], None] | None = None
+) -> None:
     """Check configs, data and models of experiments, by name, before anything starts."""
-    _check_each(cfgs, _check)
-
-
-def _check_each(cfgs: dict[str, Config], check: Callable[[Config], None]) -> None:
     for name, cfg in cfgs.items():
         try:
-            check(cfg)
+            (check or _check)(cfg)
         except (ConfigError, DataError) as error:
             raise StudyError(f'{name}: {error}') from error
 

@@ -44,7 +44,6 @@ def experiment(**changes: object) -> list[dict]:
 
 
 WRONG = {
-    'no baseline': (dict(baseline=None), 'baseline: this key is missing'),
     'wrong key': (
         dict(seed=3),
         'seed: unknown key. Known: baseline, budgets, chosen, experiments, seeds',
@@ -53,29 +52,18 @@ WRONG = {
         dict(baseline='detr'),
         "baseline: 'detr' is not an experiment of this study (plain, wide)",
     ),
-    'empty': (dict(experiments=[]), 'experiments: List should have at least 1 item'),
-    'experiments as dict': (dict(experiments={}), 'experiments: Input should be a valid list'),
     'experiment as string': (dict(experiments=['plain']), 'experiments.0: Input should be'),
     'wrong key of an experiment': (
         dict(experiments=experiment(cfg_option={})),
         'experiments.0.cfg_option: unknown key. Known: cfg_options, config, name',
     ),
-    'no config': (
-        dict(experiments=experiment(config=None)),
-        'experiments.0.config: this key is missing',
-    ),
     'config that is not there': (
         dict(experiments=experiment(config='smal.py')),
         'smal.py does not exist. The path is relative to the study',
     ),
-    'no config files': (dict(experiments=experiment(config=[])), 'at least 1 item'),
     'an overlay that is not there': (
         dict(experiments=experiment(config=['small.py', 'data.py'])),
         'data.py does not exist. The path is relative to the study',
-    ),
-    'package that is not there': (
-        dict(experiments=experiment(config='mmdeet::detr/detr.py')),
-        'experiments.0.config: ',
     ),
     'name that leaves the folder': (
         dict(experiments=experiment(name='../plain')),
@@ -84,10 +72,6 @@ WRONG = {
     'one name twice': (
         dict(experiments=experiment() + experiment()),
         "experiments: 'plain' is listed twice. Remove one",
-    ),
-    'cfg_options as list': (
-        dict(experiments=experiment(cfg_options=['a=1'])),
-        "experiments.0.cfg_options: Input should be a valid dictionary, not ['a=1']",
     ),
     'cfg_options beside the config': (
         dict(experiments=experiment(cfg_options={'modle.num_queries': 3})),
@@ -101,9 +85,7 @@ WRONG = {
         dict(experiments=experiment(cfg_options={'model.layers.1.width': 3})),
         "'model.layers.1.width' matches nothing in",
     ),
-    'one seed': (dict(seeds=0), 'seeds: Input should be a valid list, not 0'),
     'seed twice': (dict(seeds=[1, 1]), 'seeds: 1 is listed twice'),
-    'negative seed': (dict(seeds=[-1]), 'seeds.0: Input should be greater than or equal to 0'),
     'seed that is true': (dict(seeds=[True]), 'seeds.0: Input should be a valid integer'),
 }
 

@@ -75,14 +75,8 @@ def to_json(row: pd.Series) -> dict[str, Any]:
 def read_log(folder: Path, train_cfg: Mapping) -> Log:
     """Read all ``scalars.json`` of a run; if those of a resumed run overlap, the later one wins.
 
-    Args:
-        folder: MMEngine's work directory of the run.
-        train_cfg: ``train_cfg`` of the run's config. If it is empty, evaluations are left out, as
-            their step is unknown.
-
-    Returns:
-        The log. Lines that cannot be read and evaluations whose step is unknown are left out and
-        named in ``problems``, as are steps without evaluation.
+    Lines that cannot be read and evaluations whose step is unknown are left out. Without the
+    ``train_cfg`` of the run's config, all of their steps are.
     """
     by_epoch = 'max_epochs' in train_cfg
     unit = 'epoch' if by_epoch else 'iteration'
@@ -111,8 +105,8 @@ def read_log(folder: Path, train_cfg: Mapping) -> Log:
                 steps = _steps_between(stretch, train_cfg)
                 if len(steps) != len(stretch.records):
                     problems.append(
-                        f'{name}: {len(stretch.records)} evaluations {_where(stretch)} are left '
-                        f'out, as {len(steps)} were due'
+                        f'{name}: {len(stretch.records)} evaluations after iteration '
+                        f'{stretch.after or "?"} are left out, as {len(steps)} were due'
                     )
                     continue
             for step, record in zip(steps, stretch.records, strict=True):
@@ -201,13 +195,6 @@ def _steps_between(stretch: _Stretch, train_cfg: Mapping) -> list[int]:
     before = math.inf if stretch.before is None else stretch.before - 1
     steps = _due(train_cfg, stretch.after, before)
     return steps[:count] if stretch.before is None else steps
-
-
-def _where(stretch: _Stretch) -> str:
-    if stretch.after is None:
-        return f'before iteration {stretch.before}' if stretch.before else 'without training lines'
-    end = '' if stretch.before is None else f' and before iteration {stretch.before}'
-    return f'after iteration {stretch.after}{end}'
 
 
 def _ap(value: object) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from mmengine.config import Config
 
+from mmsmca.errors import one_line
 from mmsmca.files import read_json
 from mmsmca.studies.record import (
-    CALIBRATION,
     FAILED,
     RESULT,
     RUN,
@@ -53,8 +53,6 @@ class Report:
         attempts: Attempts of the runs, with revision, versions and hardware, by name of the run.
         budget: Title of the budget of all runs; empty if the study has none.
         chosen: The study's statement of what was chosen on which data.
-        calibration: Content of ``calibration.json``: times per iteration, from which budgets in
-            training time are computed; empty if there is none.
         splits: Names of the annotation files that the runs were evaluated on.
         date: Time at which the runs were read.
         command: Command line that read the runs.
@@ -69,7 +67,6 @@ class Report:
     attempts: dict[str, list[Attempt]]
     budget: str = ''
     chosen: str = ''
-    calibration: dict[str, Any] = field(default_factory=dict)
     splits: list[str] = field(default_factory=list)
     date: str = ''
     command: str = ''
@@ -87,18 +84,12 @@ class Report:
 
 
 def read_reports(source: Path, baseline: str | None = None) -> dict[str, Report]:
-    """Read all runs of a folder.
+    """Read all runs of a folder: a report per budget of a study, by name, else one without name.
 
     Args:
         source: Work directory of a study (with ``study.json``) or of a run, or a folder with
             several runs at any depth.
         baseline: Name of the baseline. Defaults to the study's, or the first experiment by name.
-
-    Returns:
-        Reports by name of the study's budgets; without budgets, a single one with an empty name.
-
-    Raises:
-        StudyError: If there are no runs, no such baseline, or ``study.json`` cannot be read.
     """
     if not source.is_dir():
         raise StudyError(f'{source} is no folder: specify the work directory of a study or run')
@@ -165,9 +156,7 @@ class _Reader:
                 self.run(self.work_dir / row.dir, row)
         report = self.report(study.name, [e.name for e in study.experiments])
         report.baseline, report.chosen = study.baseline, study.chosen
-        if budget is not None:
-            report.budget = budget.title
-            report.calibration = self.json(self.work_dir / CALIBRATION) or {}
+        report.budget = budget.title if budget else ''
         return report
 
     def folder(self) -> Report:
@@ -280,9 +269,7 @@ class _Reader:
             tail = [*failed.get('log_tail', ())][-1:]
             parts = [', '.join([f'failed: exit code {failed.get("exit_code")}', *tail])]
         last = None if log.evaluations.empty else log.evaluations.iloc[-1]
-        if not log.iterations:
-            parts.append('nothing logged')
-        elif run['by_epoch']:
+        if run['by_epoch']:
             parts.append(f'at epoch {0 if last is None else last.step:.0f} of {log.length}')
         else:
             parts.append(f'at iteration {log.iterations} of {log.length or "?"}')
@@ -295,10 +282,7 @@ class _Reader:
         dump = _config_dump(folder)
         if dump is None:
             if [*folder.glob('*/vis_data/scalars.json')]:
-                self.problems.append(
-                    f'{os.path.relpath(folder, self.work_dir)}: no config.py beside its log: '
-                    'its evaluations are left out'
-                )
+                self.note(folder, 'no config.py beside its log: its evaluations are left out')
             return None
         key = SEED.sub('', dump.read_text(errors='replace'))
         if key not in self.texts:
@@ -306,8 +290,7 @@ class _Reader:
                 config = Config.fromfile(dump, import_custom_modules=False)
                 config.train_cfg.get('type')
             except Exception as error:  # It is Python code and can raise anything.
-                reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-                self.unreadable(dump, reason)
+                self.note(dump, f'cannot be read ({one_line(error)})')
                 return None
             self.texts[key] = config
         return self.texts[key]
@@ -316,12 +299,12 @@ class _Reader:
         """Read a JSON object; None if the file is missing, or broken, which is noted."""
         content = read_json(path)
         if content is None and path.exists():
-            self.unreadable(path, 'not a JSON object')
+            self.note(path, 'cannot be read (not a JSON object)')
         return content
 
-    def unreadable(self, path: Path, reason: str) -> None:
-        """Note a file that cannot be read."""
-        self.problems.append(f'{os.path.relpath(path, self.work_dir)}: cannot be read ({reason})')
+    def note(self, path: Path, problem: str) -> None:
+        """Note a problem of a file or folder."""
+        self.problems.append(f'{os.path.relpath(path, self.work_dir)}: {problem}')
 
 
 def _config_dumps(folder: Path) -> list[Path]:

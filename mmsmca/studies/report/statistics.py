@@ -68,15 +68,7 @@ class Difference:
 
 
 def difference(runs: pd.DataFrame, baseline: pd.DataFrame) -> Difference | None:
-    """Difference between the final APs of two experiments, without Holm's correction.
-
-    Args:
-        runs: Finished runs of one experiment, with ``seed`` and ``AP``.
-        baseline: Finished runs of the experiment to subtract.
-
-    Returns:
-        The difference; None if either experiment has no AP.
-    """
+    """Difference of the final APs of two experiments' runs, before Holm's correction."""
     known = [side[['seed', 'AP']].dropna() for side in (runs, baseline)]
     pairs = known[0].merge(known[1], on='seed', validate='one_to_one').sort_values('seed')
     if pairs.empty:
@@ -159,16 +151,12 @@ class Numbers:
 
 
 def numbers(report: Report, levels: Sequence[float] | None = None) -> list[Numbers]:
-    """Compute the numbers of a report's experiments, in the report's order.
+    """Compute the numbers of a report's experiments.
 
-    Args:
-        report: The report.
-        levels: APs to reach, between 0 and 1. Defaults to None: fractions of the baseline's final
-            AP. The final AP itself is always appended.
+    ``levels`` are APs to reach, between 0 and 1, by default fractions of the baseline's final AP.
+    The final AP itself is always appended.
     """
-    finished = {
-        name: (runs := report.runs_of(name))[runs.AP.notna()] for name in report.experiments
-    }
+    finished = {name: report.runs_of(name).dropna(subset='AP') for name in report.experiments}
     baseline = finished[report.baseline]
     final = value(baseline.AP)
     aps = [f * final.mean for f in FRACTIONS if final] if levels is None else sorted(levels)

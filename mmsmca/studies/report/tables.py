@@ -68,7 +68,6 @@ def tables(report: Report, numbers: Sequence[Numbers]) -> list[Table]:
     found = [
         results(report, numbers),
         costs(numbers),
-        calibration(report),
         convergence(report, numbers),
         missing(report),
     ]
@@ -147,26 +146,6 @@ def costs(numbers: Sequence[Numbers]) -> Table:
     keep = [i for i in range(len(head)) if any(row[i] != DASH for row in rows)]
     rows = [[row[i] for i in keep] for row in rows] if len(keep) > 1 else []
     return Table('costs', 'Costs of training', [head[i] for i in keep], rows, note)
-
-
-def calibration(report: Report) -> Table:
-    """Table of the times per iteration that budgets in training time are computed from."""
-    measured = report.calibration.get('experiments', {})
-    rows, note = [], ''
-    for name in report.experiments:
-        if entry := measured.get(name):
-            low, high = (plain(quartile, 1e-3) for quartile in entry['quartiles'])
-            rows.append([name, plain(entry['seconds'], 1e-3), f'{low} to {high}'])
-    if rows:
-        hardware = report.calibration['hardware']
-        note = (
-            f'Median and quartiles of {report.calibration["iterations"]} iterations, one '
-            f'experiment after the other and nothing else at work, on {hardware["cores"]} cores of '
-            f'{", ".join(hardware["gpus"]) or hardware["cpu"]}: what budgets in training time are '
-            'computed with.'
-        )
-    head = ['experiment', 'ms per iteration', 'quartiles']
-    return Table('calibration', 'Calibration', head, rows, note)
 
 
 def convergence(report: Report, numbers: Sequence[Numbers]) -> Table:

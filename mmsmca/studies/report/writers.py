@@ -23,13 +23,7 @@ LATEX = str.maketrans(
 
 
 def markdown(report: Report, tables: Sequence[Table], figures: Sequence[str] = ()) -> str:
-    """Format tables, figures and the list of unreadable files as Markdown.
-
-    Args:
-        report: The report.
-        tables: Tables of :func:`.tables.tables`.
-        figures: Names of image files in the same folder.
-    """
+    """Format tables, figures (image files in the same folder) and problems as Markdown."""
     parts = [f'# {report.study}']
     for table in tables:
         rows = [[cell.replace('|', r'\|') for cell in row] for row in table.rows]
