@@ -124,25 +124,21 @@ def draw_image_flow() -> Axes:
     frame(axes, 'A decoder layer', 0.25, 1.8, 9.15, 3.1)
     prior = Box(1.4, 2.35, 'SpatialPrior', 'spatial_prior.py: offsets\nand scales', OURS, 1.8)
     own = Box(3.75, 2.35, 'SelfAttention', 'self_attention.py:\namong the queries', OURS, 1.7)
-    co = Box(6.1, 2.35, 'CoAttention', 'co_attention.py: to the\ncells of every level', OURS, 1.8)
+    co = Box(6.1, 2.35, 'CoAttention', 'attention.py: to the\ncells of every level', OURS, 1.8)
     ffn = Box(8.2, 2.35, 'FFN', 'mmcv', THEIRS, 1.2)
     for left, right in ((prior, own), (own, co), (co, ffn)):
         join(axes, left, right)
     axes.plot((3.4, 2.4), (3.34, 3.1), color='0.5', linestyle='--', linewidth=0.9)
     axes.plot((4.3, 6.2), (3.34, 3.1), color='0.5', linestyle='--', linewidth=0.9)
 
-    choose = Box(6.1, 1.0, 'gaussian_attention', 'attention.py: one of two', OURS, 1.8, 0.56)
-    folded = Box(3.7, 1.0, 'Folded', 'folded_attention.py:\nprior as channels', OURS, 1.6)
-    explicit = Box(8.25, 1.0, 'Explicit', 'explicit_attention.py:\nprior as bias', OURS, 1.6)
-    fused = Box(
-        1.3, 1.0, 'Fused', "fused_attention.py: plain\nattention, PyTorch's kernel", OURS, 1.8
-    )
-    join(axes, co, choose)
-    for start, end in ((choose, explicit), (choose, folded), (folded, fused)):
+    folded = Box(4.6, 1.0, 'folded_attention', 'attention.py:\nprior as channels', OURS, 1.8)
+    explicit = Box(7.6, 1.0, 'explicit_attention', 'attention.py:\nprior as bias', OURS, 1.8)
+    fused = Box(1.5, 1.0, 'Fused kernel', "PyTorch's plain\nattention", THEIRS, 1.8)
+    for start, end in ((co, explicit), (co, folded), (folded, fused)):
         join(axes, start, end)
     draw_arrow(axes, (own.x - 0.4, own.y - 0.36), (fused.x + 0.5, fused.y + 0.36))
     boxes = [*first, flatten, encoder, decoder, head, found, prior, own, co, ffn]
-    for box in [*boxes, choose, folded, explicit, fused]:
+    for box in [*boxes, folded, explicit, fused]:
         box.draw(axes)
     return axes
 

@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.image import AxesImage  # noqa: E402
 
-from mmsmca.models.layers.explicit_attention import gaussian_log_prior  # noqa: E402
-from mmsmca.models.layers.spatial_prior import LevelPrior, SpatialPrior  # noqa: E402
+from mmsmca.models.layers.attention import Gaussians, level_grids, log_prior  # noqa: E402
+from mmsmca.models.layers.spatial_prior import SpatialPrior  # noqa: E402
 
 FIGURE = Path(__file__).parent / 'figures' / 'priors'
 STRIDE, CELLS = 32, 21
@@ -27,7 +27,7 @@ HALF = math.log(0.5)
 FINE = 8  # points a cell, of lines
 
 
-def predict(scale: str, scales: tuple, offsets: tuple | None = None) -> LevelPrior:
+def predict(scale: str, scales: tuple, offsets: tuple | None = None) -> Gaussians:
     """The prior of one query in the middle of a square image, for given scales and offsets.
 
     Args:
@@ -57,36 +57,34 @@ def predict(scale: str, scales: tuple, offsets: tuple | None = None) -> LevelPri
         )[0]
 
 
-def log_priors(prior: LevelPrior) -> torch.Tensor:
+def log_priors(prior: Gaussians, cells: int = CELLS) -> torch.Tensor:
     """Logarithm of every head's prior, (M, cells, cells)."""
-    size = (CELLS, CELLS)
-    return gaussian_log_prior(prior, size).view(-1, *size)
+    (grid,) = level_grids([(cells, cells)], None, prior.centers)
+    return log_prior(prior, grid).view(-1, cells, cells)
 
 
-def draw_prior(axes: Axes, prior: LevelPrior) -> AxesImage:
+def draw_prior(axes: Axes, prior: Gaussians) -> AxesImage:
     """Draw a prior as an image, with the line where it is a half."""
-    (log_prior,) = log_priors(prior)
+    (image,) = log_priors(prior)
     draw_lines(axes, prior, COLOURS[1:2])
-    return axes.imshow(log_prior.exp(), cmap='Blues', vmin=0, vmax=1)
+    return axes.imshow(image.exp(), cmap='Blues', vmin=0, vmax=1)
 
 
-def draw_heads(axes: Axes, prior: LevelPrior) -> None:
+def draw_heads(axes: Axes, prior: Gaussians) -> None:
     """Draw every head's prior as the line where it is a half, and its centre."""
     draw_lines(axes, prior, COLOURS)
     for center, colour in zip(prior.centers[0, :, 0], COLOURS, strict=True):
         axes.plot(*center, '.', color=colour, markersize=8)
 
 
-def draw_lines(axes: Axes, prior: LevelPrior, colours: Sequence[str]) -> None:
+def draw_lines(axes: Axes, prior: Gaussians, colours: Sequence[str]) -> None:
     """Draw the lines on which the heads' priors are a half, on cells of a fraction of the size."""
     points = np.arange(CELLS * FINE) / FINE
-    # A term of degree n in the distance is divided by the n-th power of FINE, its root here.
-    scales = prior.scales / prior.scales.new_tensor((FINE, FINE, FINE**2))[: prior.scales.size(-1)]
-    size = (len(points), len(points))
-    finer = prior._replace(centers=prior.centers * FINE, scales=scales)
-    fine = gaussian_log_prior(finer, size).view(-1, *size)
-    for log_prior, colour in zip(fine, colours, strict=True):
-        axes.contour(points, points, log_prior, [HALF], colors=colour, linestyles='solid')
+    # A term of degree n in the distance is divided by the n-th power of FINE.
+    unit = prior.centers.new_tensor((FINE**2, FINE**2, FINE**4))[: prior.precisions.size(-1)]
+    finer = prior._replace(centers=prior.centers * FINE, precisions=prior.precisions / unit)
+    for line, colour in zip(log_priors(finer, len(points)), colours, strict=True):
+        axes.contour(points, points, line, [HALF], colors=colour, linestyles='solid')
 
 
 def main() -> None:

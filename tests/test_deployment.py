@@ -226,19 +226,6 @@ SMALL_CONV = dict(
 FEW_LAYERS = dict(
     encoder=dict(num_layers=2, layer_kinds=['multi', 'intra']), decoder=dict(num_layers=1)
 )
-GAUSSIAN = dict(
-    encoder=dict(
-        _delete_=True,
-        type='SMCAGaussianEncoder',
-        num_layers=1,
-        num_levels=3,
-        layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=128),
-            ffn_cfg=dict(embed_dims=128, feedforward_channels=512),
-        ),
-    ),
-    decoder=dict(num_layers=1),
-)
 UNIFORM_COVARIANCE = dict(
     encoder=dict(num_layers=2, layer_kinds=['intra', 'multi'], share_attention=False),
     decoder=dict(
@@ -258,9 +245,8 @@ UNIFORM_COVARIANCE = dict(
         (MULTI_SCALE, UNIFORM_COVARIANCE),
         (CONV, SMALL_CONV),
         (DINO, dict(encoder=dict(num_convs=1), decoder=dict(num_layers=2))),
-        (MULTI_SCALE, GAUSSIAN),
     ],
-    ids=['multi_scale', 'uniform_covariance', 'conv', 'smca_dino', 'gaussian'],
+    ids=['multi_scale', 'uniform_covariance', 'conv', 'smca_dino'],
 )
 def test_other_architectures(name: str, options: dict, tmp_path: Path):
     torch.manual_seed(0)

@@ -5,8 +5,20 @@ globals().update(_base_.common)
 model = dict(
     type='SMCADETR',
     num_queries=300,
+    # Without the keys of MMDetection's modules that SMCA's do not have.
+    encoder=dict(
+        layer_cfg=dict(self_attn_cfg=dict(_delete_=True, embed_dims=256, num_heads=8, dropout=0.1))
+    ),
     decoder=dict(
-        strides=[32], layer_cfg=dict(spatial_prior_cfg=dict(scale='independent', beta=8.0))
+        _delete_=True,
+        num_layers=6,
+        strides=[32],
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
+            cross_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
+            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.1),
+            spatial_prior_cfg=dict(scale='independent', beta=8.0),
+        ),
     ),
     bbox_head=dict(
         type='SMCAHead',

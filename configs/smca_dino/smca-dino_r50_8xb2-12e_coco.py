@@ -13,9 +13,13 @@ model = dict(
         ),
     ),
     decoder=dict(
+        _delete_=True,
+        num_layers=6,
         strides=[8, 16, 32, 64],
         layer_cfg=dict(
-            cross_attn_cfg=dict(_delete_=True, embed_dims=256),
+            self_attn_cfg=dict(embed_dims=256),
+            cross_attn_cfg=dict(embed_dims=256),
+            ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.0),
             spatial_prior_cfg=dict(type='BoxPrior', offset=0.25, width=0.25, floor=0.5),
         ),
     ),

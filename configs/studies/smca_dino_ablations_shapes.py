@@ -11,12 +11,8 @@ _attention_layer = dict(
 )
 _options = {
     'smca-dino': {},
-    'no-prior': {_prior: dict(_delete_=True, type='NoPrior')},
-    # A fairer reference without prior: all channels for content, and DETR's initialisation.
-    'plain-attention': {
-        _prior: dict(_delete_=True, type='NoPrior'),
-        'model.decoder.layer_cfg.cross_attn_cfg.type': 'PlainCoAttention',
-    },
+    # No prior: all channels are for the content, and the initialisation is DETR's.
+    'plain-attention': {_prior: None},
     'static-prior': {_prior: dict(_delete_=True, type='StaticPrior')},
     'no-gates': {f'{_prior}.gated': False},
     'no-floor': {f'{_prior}.floor': 0.01},

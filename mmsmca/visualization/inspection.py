@@ -24,7 +24,6 @@ from mmsmca.checks.load_image import naming_images
 from mmsmca.engine.unwrap import unwrapped
 from mmsmca.errors import ConfigError, DataError, UserError
 from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
-from mmsmca.models.layers.other_priors import NoPrior
 
 from .maps import CoAttentionMaps, Gaussians, layer_gaussians, layer_maps, of_queries
 
@@ -142,11 +141,11 @@ def modulated_layers(model: nn.Module) -> list[ModulatedDecoderLayer]:
         ConfigError: If there is none.
     """
     layers = [module for module in model.modules() if isinstance(module, ModulatedDecoderLayer)]
-    if all(isinstance(layer.spatial_prior, NoPrior) for layer in layers):
+    if all(layer.spatial_prior is None for layer in layers):
         raise ConfigError(
             f'{type(model).__name__} has no spatial prior to draw: its decoder has neither '
-            'SMCADecoderLayer nor an SMCADINODecoderLayer with a prior other than NoPrior. Use the '
-            'config of a detector that has one.'
+            'SMCADecoderLayer nor an SMCADINODecoderLayer with a prior. Use the config of a '
+            'detector that has one.'
         )
     return layers
 

@@ -8,12 +8,9 @@ import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
-from mmsmca.models.layers.box_prior import JointPrior
+from mmsmca.models.layers import attention
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
-from mmsmca.models.layers.fused_attention import masked_softmax
-from mmsmca.models.layers.memory import num_cells
 from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
-from mmsmca.models.layers.spatial_prior import LevelPrior
 
 Levels = list[Tensor]  # One tensor per level.
 
@@ -101,11 +98,12 @@ def layer_gaussians(layer: ModulatedDecoderLayer, given: dict, attended: dict) -
     strides = layer.spatial_prior.strides
     size = given['image_sizes'][0]
     if isinstance(layer, SMCADINODecoderLayer):
-        prior: JointPrior = attended['prior']
+        prior: attention.Gaussians = attended['prior']
         # In finest cells, as in the prior: subtract exactly what it added.
         cells = given['boxes'][0] * (size / strides[0]).repeat(2)
         centers, sides = cells.split(2, dim=-1)
-        level_sizes = 2 * torch.tensor(strides).log().to(prior.gates)
+        level_sizes = 2 * torch.tensor(strides).log().to(size)
+        gates = torch.zeros_like(level_sizes) if prior.gates is None else prior.gates[0]
         return Gaussians(
             centers=(centers * strides[0]).cpu(),
             boxes=(bbox_cxcywh_to_xyxy(cells) * strides[0]).cpu(),
@@ -113,14 +111,19 @@ def layer_gaussians(layer: ModulatedDecoderLayer, given: dict, attended: dict) -
             scales=(prior.precisions.sqrt() / strides[0]).cpu(),
             offsets=((prior.centers - centers) / sides).cpu(),
             widths=((0.5 / prior.precisions).sqrt() / sides).cpu(),
-            level_weights=(prior.gates[0] - level_sizes).softmax(-1).cpu(),
+            level_weights=(gates - level_sizes)
+            .softmax(-1)
+            .expand(*prior.centers.shape[1:3], -1)
+            .cpu(),
         )
     centers = given['centers'][0] * size
     levels = []
-    for level_prior, stride in zip(attended['priors'], strides, strict=True):
-        peaks, widths = level_prior.centers[0], level_prior.scales[0]
-        unit = level_prior.beta**-0.5 / centers.new_tensor([stride, stride, stride**2])
-        scales, offsets = widths * unit[: widths.size(-1)], peaks - centers / stride
+    betas = layer.spatial_prior.betas
+    for level_prior, stride, beta in zip(attended['priors'], strides, betas, strict=True):
+        peaks, factors = level_prior.centers[0], level_prior.precisions[0].sqrt()
+        unit = centers.new_tensor([stride, stride, stride**2])
+        scales, offsets = factors / unit[: factors.size(-1)], peaks - centers / stride
+        widths = factors * beta**0.5
         levels.append(dict(peaks=peaks * stride, scales=scales, offsets=offsets, widths=widths))
     stacked = {name: torch.stack([level[name] for level in levels]).cpu() for name in levels[0]}
     return Gaussians(centers=centers.cpu(), **stacked)
@@ -132,54 +135,64 @@ def of_queries(arguments: dict, queries: Sequence[int]) -> dict:
     for name in ('query', 'query_pos', 'features', 'centers', 'boxes'):
         if name in chosen:
             chosen[name] = chosen[name][:, queries]
-    if 'prior' in chosen:
-        chosen['prior'] = JointPrior(*(part[:, :, queries] for part in chosen['prior']))
+    if chosen.get('prior') is not None:
+        chosen['prior'] = _prior_of_queries(chosen['prior'], queries)
     if 'priors' in chosen:
-        chosen['priors'] = [
-            LevelPrior(prior.centers[:, :, queries], prior.scales[:, :, queries], prior.beta)
-            for prior in chosen['priors']
-        ]
+        chosen['priors'] = [_prior_of_queries(prior, queries) for prior in chosen['priors']]
     return chosen
+
+
+def _prior_of_queries(prior: attention.Gaussians, queries: Sequence[int]) -> attention.Gaussians:
+    centers, precisions, gates = prior
+    if gates is not None:
+        gates = gates[:, :, queries]
+    return attention.Gaussians(centers[:, :, queries], precisions[:, :, queries], gates)
 
 
 def layer_maps(layer: ModulatedDecoderLayer, given: dict, attended: dict) -> CoAttentionMaps:
     """Maps of a layer of SMCA or SMCA-DINO; arguments are those of :func:`layer_gaussians`."""
-    strides, attention = layer.spatial_prior.strides, layer.cross_attn
-    names = inspect.signature(attention.logits).parameters
-    content, log_prior = attention.logits(**{name: attended[name] for name in names})
-    cells = attended['cells']
+    strides, module = layer.spatial_prior.strides, layer.cross_attn
+    names = inspect.signature(module.logits).parameters
+    content, log_prior = module.logits(**{name: attended[name] for name in names})
     level_weights = content.new_ones(*content.shape[1:3], len(strides))
     if isinstance(layer, SMCADINODecoderLayer):
         # Cells of all levels share a softmax.
-        shapes, paddings, groups = cells.shapes, [cells.padding], [content.size(-1)]
-        log_gaussians = log_prior - attended['prior'].gates[..., cells.levels]
+        grids, prior = [attended['grid']], attended['prior']
+        log_gaussians = attention.log_prior(prior._replace(gates=None), grids[0])
     else:
-        shapes, paddings = [list(parts) for parts in zip(*cells, strict=True)]
-        groups, log_gaussians = num_cells(shapes), log_prior
+        grids, log_gaussians = attended['grids'], log_prior
         level_weights = level_weights / len(strides)
-        if attention.scale_selection is not None:
-            alpha = attention.scale_selection(attended['features'][0]).softmax(-1)
+        if module.scale_selection is not None:
+            alpha = module.scale_selection(attended['features'][0]).softmax(-1)
             level_weights = alpha.expand_as(level_weights)
-
-    def levels(values: Tensor) -> Levels:
-        split = zip(values[0].split(num_cells(shapes), dim=-1), shapes, strict=True)
-        return [level.unflatten(-1, shape).cpu() for level, shape in split]
-
-    def softmax(logits: Tensor) -> Levels:
-        parts = zip(logits.split(groups, dim=-1), paddings, strict=True)
-        return levels(torch.cat([masked_softmax(part, padding) for part, padding in parts], dim=-1))
-
     level_weights = level_weights.cpu()
     return CoAttentionMaps(
         strides=strides,
         cell_place=0.5 if isinstance(layer, SMCADINODecoderLayer) else 0.0,
-        weights=softmax(content + log_prior),
+        weights=_softmax(content + log_prior, grids),
         level_weights=level_weights,
         prior=layer_gaussians(layer, given, attended),
-        gaussians=levels(log_gaussians.exp()),
-        unmodulated=softmax(content),
-        prior_shares=level_weights * _level_sums(softmax(log_prior)),
+        gaussians=_levels(log_gaussians.exp(), grids),
+        unmodulated=_softmax(content, grids),
+        prior_shares=level_weights * _level_sums(_softmax(log_prior, grids)),
     )
+
+
+def _levels(values: Tensor, grids: Sequence[attention.Grid]) -> Levels:
+    """Split (1, M, Q, N) into levels, (M, Q, H_j, W_j) each."""
+    shapes = [shape for grid in grids for shape in grid.shapes]
+    levels = values[0].split([height * width for height, width in shapes], dim=-1)
+    return [level.unflatten(-1, shape).cpu() for level, shape in zip(levels, shapes, strict=True)]
+
+
+def _softmax(logits: Tensor, grids: Sequence[attention.Grid]) -> Levels:
+    """Attention weights of every level, with a softmax for each grid."""
+    parts = logits.split([grid.coordinates.size(0) for grid in grids], dim=-1)
+    weights = [
+        attention.masked_softmax(part, grid.padding)
+        for part, grid in zip(parts, grids, strict=True)
+    ]
+    return _levels(torch.cat(weights, dim=-1), grids)
 
 
 def _level_sums(levels: Levels) -> Tensor:

@@ -112,7 +112,7 @@ def decode(model, images, samples):
         queries, _ = model.pre_decoder(**encoded)
         decoder_inputs.update(queries)
         memory = encoded['memory']
-        memory = memory if isinstance(memory, torch.Tensor) else memory.cells
+        memory = memory if isinstance(memory, torch.Tensor) else memory.tokens
         return memory, model.forward_decoder(**decoder_inputs)['hidden_states']
 
 
@@ -176,7 +176,7 @@ def test_hybrid_starts_from_deformable_detr(deformable):
     images, samples = batch()
     with torch.no_grad():
         inputs, _ = model.pre_transformer(model.extract_feat(images), samples)
-        memory = model.forward_encoder(**inputs)['memory'].cells
+        memory = model.forward_encoder(**inputs)['memory'].tokens
         inputs, _ = deformable.pre_transformer(deformable.extract_feat(images), samples)
         expected = deformable.forward_encoder(**inputs)['memory']
     torch.testing.assert_close(memory, expected, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ def case(request):
     return golden.load(request.param)
 
 
-@pytest.fixture(scope='module', params=['auto', 'explicit'])
+@pytest.fixture(scope='module', params=['folded', 'explicit'])
 def implementation(request):
     return request.param
 

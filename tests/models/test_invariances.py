@@ -14,17 +14,21 @@ from hypothesis import strategies as st
 from mmdet.registry import MODELS
 from utils import batch, load_config, randomise, sample
 
-from mmsmca.models.layers.attention import gaussian_attention
-from mmsmca.models.layers.co_attention import SCALE_SELECTIONS, CoAttention
-from mmsmca.models.layers.explicit_attention import gaussian_log_prior
-from mmsmca.models.layers.memory import LevelCells, level_cells
-from mmsmca.models.layers.spatial_prior import SCALES, LevelPrior
+from mmsmca.models.layers.attention import (
+    IMPLEMENTATIONS,
+    SCALE_SELECTIONS,
+    CoAttention,
+    Gaussians,
+    level_grids,
+    log_prior,
+)
+from mmsmca.models.layers.spatial_prior import SCALES
 
 # The same examples in every run: a failure is the change's.
 FAST = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 SLOW = settings(FAST, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 
-IMPLEMENTATIONS = st.sampled_from(['explicit', 'folded'])
+NAMES = st.sampled_from(['explicit', 'folded'])
 SELECTIONS = st.sampled_from(SCALE_SELECTIONS)
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.integers(1, 20)
@@ -37,7 +41,6 @@ ENCODERS = {
     'multi': dict(type='SMCAEncoder', num_layers=1, layer_kinds=['multi']),
     'conv': dict(type='SMCAConvEncoder', num_layers=1),
     'deformable': dict(type='SMCADeformableEncoder', num_layers=1),
-    'gaussian': dict(type='SMCAGaussianEncoder', num_layers=1),
 }
 
 
@@ -69,11 +72,21 @@ class Attention:
     def uniform(self, *shape):
         return torch.rand(*shape, generator=self.generator, dtype=torch.float64)
 
-    def __call__(self, implementation='auto', mask=None):
-        prior, cells = LevelPrior(self.centers, self.scales, 8.0), LevelCells(self.grid, mask)
-        return gaussian_attention(
-            self.query, self.key, self.value, prior, cells, implementation=implementation
+    def __call__(self, name, mask=None):
+        prior, (grid,) = (
+            gaussians(self.centers, self.scales),
+            level_grids([self.grid], mask, self.key),
         )
+        return IMPLEMENTATIONS[name](self.query, self.key, self.value, prior, grid)
+
+
+def gaussians(centers, scales, beta=8.0):
+    return Gaussians(centers, scales.square() / beta)
+
+
+def prior_at(centers, scales, shape, beta=8.0):
+    (grid,) = level_grids([shape], None, centers)
+    return log_prior(gaussians(centers, scales, beta), grid)
 
 
 def rearrange(cells, grid, flip, dim=2):
@@ -105,9 +118,9 @@ def assert_equal(actual, expected):
 @given(SEEDS, GRIDS, st.sampled_from([2, 3]), FLIPS)
 def test_prior_of_a_flipped_map_is_the_flipped_prior(seed, grid, scales, flip):
     given = Attention(seed, grid, scales=scales)
-    expected = gaussian_log_prior(LevelPrior(given.centers, given.scales, 8.0), grid)
-    flipped = LevelPrior(*rearrange_prior(given.centers, given.scales, grid, flip), 8.0)
-    actual = gaussian_log_prior(flipped, grid[::-1] if flip == 'transposed' else grid)
+    expected = prior_at(given.centers, given.scales, grid)
+    flipped = rearrange_prior(given.centers, given.scales, grid, flip)
+    actual = prior_at(*flipped, grid[::-1] if flip == 'transposed' else grid)
     assert_equal(actual, rearrange(expected, grid, flip, dim=3))
 
 
@@ -117,7 +130,7 @@ def test_prior_depends_on_the_distance_from_the_centre(seed, grid, factor, right
     """Moved centres see what a larger map shows elsewhere; beta is a unit of squared cells."""
     given = Attention(seed, grid)
     centers = given.centers + torch.tensor([right, down])
-    moved = gaussian_log_prior(LevelPrior(centers, given.scales, 8.0), grid)
+    moved = prior_at(centers, given.scales, grid)
     squared = (
         given.scales.square()
         * (
@@ -128,12 +141,11 @@ def test_prior_depends_on_the_distance_from_the_centre(seed, grid, factor, right
         ).square()
     )
     assert_equal(moved, -squared.sum(-1).permute(1, 2, 3, 0) / 8.0)
-    same = LevelPrior(centers, factor * given.scales, 8.0 * factor**2)
-    assert_equal(gaussian_log_prior(same, grid), moved)
+    assert_equal(prior_at(centers, factor * given.scales, grid, 8.0 * factor**2), moved)
 
 
 @FAST
-@given(SEEDS, GRIDS, SIDES, SIDES, QUERIES, HEADS, IMPLEMENTATIONS)
+@given(SEEDS, GRIDS, SIDES, SIDES, QUERIES, HEADS, NAMES)
 def test_padding_is_cropping(seed, content, below, right, queries, heads, implementation):
     height, width = content
     grid = (height + below - 1, width + right - 1)
@@ -150,7 +162,7 @@ def test_padding_is_cropping(seed, content, below, right, queries, heads, implem
 
 
 @FAST
-@given(SEEDS, GRIDS, QUERIES, HEADS, IMPLEMENTATIONS)
+@given(SEEDS, GRIDS, QUERIES, HEADS, NAMES)
 def test_images_heads_and_queries_do_not_see_each_other(seed, grid, queries, heads, implementation):
     attention = Attention(seed, grid, queries, heads, images=3)
     together = attention(implementation)
@@ -165,7 +177,7 @@ def test_images_heads_and_queries_do_not_see_each_other(seed, grid, queries, hea
 
 
 @FAST
-@given(SEEDS, GRIDS, HEADS, IMPLEMENTATIONS, FLIPS)
+@given(SEEDS, GRIDS, HEADS, NAMES, FLIPS)
 def test_attention_to_a_flipped_map(seed, grid, heads, implementation, flip):
     attention = Attention(seed, grid, heads=heads)
     expected = attention(implementation)
@@ -207,15 +219,15 @@ def test_co_attention_to_flipped_levels(seed, grids, heads, queries, selection, 
             )
 
         priors = [
-            LevelPrior(x.centers, x.scales, 8.0)
+            gaussians(x.centers, x.scales)
             if flip is None
-            else LevelPrior(*rearrange_prior(x.centers, x.scales, x.grid, flip), 8.0)
+            else gaussians(*rearrange_prior(x.centers, x.scales, x.grid, flip))
             for x in levels
         ]
         shapes = [grid[::-1] if flip == 'transposed' else grid for grid in grids]
         key = join(memory) + join(memory_pos)
-        cells = level_cells(shapes, join(masks))
-        return module(query, query_pos, key, join(memory), priors, cells, features)
+        grids_of_levels = level_grids(shapes, join(masks), query)
+        return module(query, query_pos, key, join(memory), priors, grids_of_levels, features)
 
     assert_equal(attend(flip), attend(None))
 
@@ -239,9 +251,6 @@ def build_tiny(seed, num_levels, heads, queries, encoder='intra', selection='lea
         self_attention = dict(attention, num_levels=num_levels)
     else:
         options = dict(num_levels=num_levels)
-    if encoder == 'gaussian':
-        # The prior takes channels of every head.
-        self_attention = dict(attention, num_heads=1)
     cfg.encoder = dict(
         ENCODERS[encoder],
         layer_cfg=dict(self_attn_cfg=self_attention, ffn_cfg=ffn),

@@ -23,7 +23,6 @@ CLASSIFICATION = {
         dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         dict(type='FocalLossCost', weight=2.0),
     ),
-    'matchability': (dict(type='MatchabilityLoss'), dict(type='FocalLossCost', weight=2.0)),
     'softmax': (
         dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         dict(type='ClassificationCost', weight=1.0),

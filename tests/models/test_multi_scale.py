@@ -10,12 +10,11 @@ from mmdet.registry import MODELS
 from torch import nn
 from utils import FEW_QUERIES, batch, build_detector, load_config, randomise, sample
 
-from mmsmca.models.layers.attention import gaussian_attention
-from mmsmca.models.layers.memory import Memory, level_cells
+from mmsmca.models.layers.attention import folded_attention, level_grids
+from mmsmca.models.layers.memory import Memory
 
 MULTI_SCALE = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
 CONV = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
-GAUSSIAN = 'smca/ablation/smca-multi-scale_r50_gaussian-encoder_8xb1-50e_coco.py'
 DEFORMABLE = 'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py'
 SHAPES = 'small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py'
 
@@ -33,7 +32,6 @@ ENCODERS = {
     ),
     'conv': dict(type='SMCAConvEncoder', num_layers=2, num_levels=3),
     'deformable': dict(type='SMCADeformableEncoder', num_layers=2),
-    'gaussian': dict(type='SMCAGaussianEncoder', num_layers=2, num_levels=3),
 }
 
 
@@ -41,16 +39,13 @@ def build_encoder(kind='intra', **options):
     attention = dict(embed_dims=CHANNELS, num_heads=HEADS, dropout=0.0)
     if kind == 'deformable':
         attention['num_levels'] = 3
-    if kind == 'gaussian':
-        # The prior over three levels takes eight channels of a head.
-        attention['num_heads'] = 1
     ffn = dict(embed_dims=CHANNELS, feedforward_channels=32)
     layer_cfg = dict(self_attn_cfg=attention, ffn_cfg=ffn)
     torch.manual_seed(0)
     return randomise(MODELS.build(dict(ENCODERS[kind], layer_cfg=layer_cfg, **options)))
 
 
-def build_decoder(scale_selection='learned', implementation='auto'):
+def build_decoder(scale_selection='learned', implementation='folded'):
     attention = dict(embed_dims=CHANNELS, num_heads=HEADS)
     layer_cfg = dict(
         self_attn_cfg=attention,
@@ -105,7 +100,7 @@ def encode(encoder, levels=LEVELS, start=0, stop=None, mask=MASK):
     feat, pos = [cells(2, sum(SIZES), seed=i, dtype=torch.float64) for i in range(2)]
     part = slice(start, stop)
     with torch.no_grad():
-        return encoder.double()(Memory(feat[:, part], pos[:, part], mask[:, part], levels)).cells
+        return encoder.double()(Memory(feat[:, part], pos[:, part], mask[:, part], levels)).tokens
 
 
 def test_intra_scale_is_a_single_level_encoder_on_each_level():
@@ -215,7 +210,7 @@ def test_scale_selection_by_hand(selection):
     attention, prior = layer.cross_attn, layer.spatial_prior
     with torch.no_grad():
         u = prior.features(query, query_pos)
-        priors, levels = prior(u, centers, image_sizes), level_cells(LEVELS, MASK)
+        priors, levels = prior(u, centers, image_sizes), level_grids(LEVELS, MASK, query)
         actual = attention(query, query_pos, memory + memory_pos, memory, priors, levels, u)
         # Linear(u) is level-major: level, head, axis.
         offsets = prior.offsets(u).view(2, queries, 3, HEADS, 2)
@@ -312,9 +307,8 @@ def random_maps(strides, height, width):
         (MULTI_SCALE, [16, 32, 64]),
         (CONV, [8, 16, 32, 64]),
         (DEFORMABLE, [8, 16, 32, 64]),
-        (GAUSSIAN, [16, 32, 64]),
     ],
-    ids=['attention', 'conv', 'deformable', 'gaussian'],
+    ids=['attention', 'conv', 'deformable'],
 )
 def test_padding_does_not_matter(name, strides):
     """An image in a padded batch gives what it gives alone, from the neck's maps on."""
@@ -346,9 +340,9 @@ def test_conv_encoder_under_autocast_resizes_at_the_same_places():
     feat, pos = cells(1, 1100), cells(1, 1100, seed=1)
     padding = padding_mask([(2, 397), (1, 199), (1, 100)], levels)
     with torch.no_grad():
-        expected = encoder(Memory(feat, pos, padding, levels)).cells
+        expected = encoder(Memory(feat, pos, padding, levels)).tokens
         with torch.autocast('cpu', torch.bfloat16):
-            actual = encoder(Memory(feat, pos, padding, levels)).cells
+            actual = encoder(Memory(feat, pos, padding, levels)).tokens
     error = (actual - expected).norm() / expected.norm()
     assert error < 0.02
 
@@ -365,7 +359,7 @@ def test_empty_level_in_the_encoder(kind, dtype):
     feat, pos = cells(2, sum(SIZES)).requires_grad_(), cells(2, sum(SIZES), seed=1)
     with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
         memory, _, mask, _ = encoder(Memory(feat, pos, GAPS, LEVELS))
-        other = encoder(Memory(with_other_padding(feat), pos, GAPS, LEVELS)).cells
+        other = encoder(Memory(with_other_padding(feat), pos, GAPS, LEVELS)).tokens
     assert torch.isfinite(memory).all()
     assert torch.equal(memory[~mask], other[~mask])
     memory[~mask].float().square().sum().backward()
@@ -411,8 +405,8 @@ def test_empty_level_gives_zeros(selection):
     priors = layer.spatial_prior(u, torch.full((2, 3, 2), 0.5, dtype=torch.float64), image_sizes)
     attention = layer.cross_attn.attn
     k, v = [x.split(SIZES, dim=2) for x in (attention.key(memory), attention.value(memory))]
-    parts = zip(k, v, priors, level_cells(LEVELS, GAPS), strict=True)
-    levels = [gaussian_attention(attention.query(query), *part) for part in parts]
+    parts = zip(k, v, priors, level_grids(LEVELS, GAPS, query), strict=True)
+    levels = [folded_attention(attention.query(query), *part) for part in parts]
     assert (levels[1][0] == 0).all() and (levels[2][1] == 0).all()
     assert (levels[0] != 0).all()
 
@@ -458,14 +452,14 @@ def test_shapes_config():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('part', ['intra', 'multi', 'unshared', 'conv', 'gaussian', *SELECTIONS])
+@pytest.mark.parametrize('part', ['intra', 'multi', 'unshared', 'conv', *SELECTIONS])
 def test_compiles_without_graph_breaks(part):
     """Not the deformable encoder: MMDetection's reads the levels' shapes from a tensor."""
     if part in ENCODERS:
         module, feat, pos = build_encoder(part), cells(2, sum(SIZES)), cells(2, sum(SIZES), seed=1)
 
         def forward(module):
-            return module(Memory(feat, pos, MASK, LEVELS)).cells
+            return module(Memory(feat, pos, MASK, LEVELS)).tokens
     else:
         module, memory = build_decoder(part), cells(2, sum(SIZES))
 
@@ -513,11 +507,6 @@ WRONG = {
         DEFORMABLE,
         {'encoder.layer_cfg.self_attn_cfg.num_levels': 3},
         ['encoder.layer_cfg.self_attn_cfg.num_levels=3', '[8, 16, 32, 64]', 'set it to 4'],
-    ),
-    'levels of the Gaussian encoder': (
-        GAUSSIAN,
-        {'encoder.num_levels': 4},
-        ['encoder.num_levels=4', '[16, 32, 64]', 'set it to 3'],
     ),
     'one level': (CONV, {'encoder.num_levels': 1}, ['encoder.num_levels=1', 'at least 2']),
     'dilated backbone': (

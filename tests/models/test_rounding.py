@@ -8,12 +8,14 @@ import math
 import pytest
 import torch
 
-from mmsmca.models.layers.attention import IMPLEMENTATIONS as LEVEL
-from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
-from mmsmca.models.layers.joint_attention import IMPLEMENTATIONS as JOINT
-from mmsmca.models.layers.joint_attention import num_prior_channels, place_cells
-from mmsmca.models.layers.memory import LevelCells
-from mmsmca.models.layers.spatial_prior import LevelPrior
+from mmsmca.models.layers.attention import (
+    IMPLEMENTATIONS,
+    Gaussians,
+    common_grid,
+    level_grids,
+    num_prior_channels,
+)
+from mmsmca.models.layers.box_prior import BoxPrior
 
 IMAGES, HEADS, QUERIES, CHANNELS = 2, 2, 12, 32
 STRIDES = (8, 16, 32, 64)
@@ -34,8 +36,9 @@ def level_case(grid, scale, padded):
     mask = mask.flatten(1) if padded else None
 
     def attend(name, query, key, value, centers, scales):
-        prior = LevelPrior(centers, scales, 8.0)
-        return LEVEL[name](query, key, value, prior, LevelCells(grid, mask))
+        (level,) = level_grids([grid], mask, centers)
+        prior = Gaussians(centers, scales.square() / 8.0)
+        return IMPLEMENTATIONS[name](query, key, value, prior, level)
 
     return attend, priors, (CHANNELS, height * width)
 
@@ -59,8 +62,8 @@ def joint_case(size, side, padded):
     mask = torch.cat(masks, dim=1) if padded else None
 
     def attend(name, query, key, value, *prior):
-        cells = place_cells(shapes, STRIDES, content.to(prior[0].dtype), mask)
-        return JOINT[name](query, key, value, JointPrior(*prior), cells)
+        grid = common_grid(shapes, STRIDES, content.to(prior[0].dtype), mask)
+        return IMPLEMENTATIONS[name](query, key, value, Gaussians(*prior), grid)
 
     cells = sum(rows * columns for rows, columns in shapes)
     return attend, prior._asdict(), (CHANNELS - num_prior_channels(len(STRIDES)), cells)

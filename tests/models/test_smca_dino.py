@@ -12,73 +12,16 @@ from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.hub import get_config
-from torch import nn
 from utils import ROOT
 
-from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
-from mmsmca.models.layers.joint_attention import (
-    explicit_joint_attention,
-    folded_joint_attention,
-    joint_log_prior,
-    joint_prior_channels,
-    num_prior_channels,
-    place_cells,
-)
+from mmsmca.models.layers.attention import common_grid, folded_attention
+from mmsmca.models.layers.box_prior import BoxPrior
 from mmsmca.models.layers.memory import Memory
-from mmsmca.models.layers.plain_co_attention import PlainCoAttention
 
 CONFIGS = ROOT / 'configs'
 STRIDES = (8, 16, 32)
-SHAPES = [(8, 10), (4, 5), (2, 3)]
 SIZES = [(80, 64), (53, 41)]
-BATCH, HEADS, QUERIES, DIMS = 2, 4, 5, 6
-
-
-def padding_of(sizes, shapes=SHAPES, strides=STRIDES):
-    masks = []
-    for (height, width), stride in zip(shapes, strides, strict=True):
-        mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
-        for image, (w, h) in enumerate(sizes):
-            mask[image, : math.ceil(h / stride), : math.ceil(w / stride)] = False
-        masks.append(mask.flatten(1))
-    return torch.cat(masks, dim=1)
-
-
-def cells_of(sizes=SIZES, dtype=torch.float64, padded=True):
-    padding = padding_of(sizes) if padded else None
-    return place_cells(SHAPES, STRIDES, torch.tensor(sizes, dtype=dtype), padding)
-
-
-def random_prior(dtype=torch.float64, precision=2.0):
-    torch.manual_seed(0)
-    shape = (BATCH, HEADS, QUERIES)
-    centers = torch.rand(*shape, 2, dtype=dtype) * 12 - 1
-    precisions = torch.rand(*shape, 2, dtype=dtype) * precision
-    return JointPrior(centers, precisions, torch.randn(*shape, len(STRIDES), dtype=dtype))
-
-
-def random_qkv(dtype=torch.float64, dims=DIMS):
-    torch.manual_seed(1)
-    num_cells = sum(height * width for height, width in SHAPES)
-    return [
-        torch.randn(BATCH, HEADS, length, dims, dtype=dtype)
-        for length in (QUERIES, num_cells, num_cells)
-    ]
-
-
-def test_log_prior_is_the_equation():
-    """Cell centres lie at a half, in cells of the finest level."""
-    prior, cells = random_prior(), cells_of()
-    log_prior = joint_log_prior(prior, cells)
-    index = 0
-    for level, ((height, width), stride) in enumerate(zip(SHAPES, STRIDES, strict=True)):
-        for row in range(height):
-            for column in range(width):
-                x, y = (column + 0.5) * stride / 8, (row + 0.5) * stride / 8
-                offset = torch.tensor([x, y], dtype=torch.float64) - prior.centers
-                expected = prior.gates[..., level] - (prior.precisions * offset**2).sum(-1)
-                torch.testing.assert_close(log_prior[..., index], expected)
-                index += 1
+BATCH, HEADS, QUERIES = 2, 4, 5
 
 
 def test_box_prior_is_the_equation():
@@ -114,81 +57,6 @@ def test_prior_starts_around_the_box_with_equal_mass_a_level():
     assert len({tuple(offset.tolist()) for offset in offsets.round(decimals=4)}) == 8
     # A quarter of the cells, four times the weight.
     torch.testing.assert_close(placed.gates[0, 0, 0].exp(), torch.tensor([1.0, 4.0, 16.0]))
-
-
-@pytest.mark.parametrize('padded', [False, True])
-def test_folded_is_explicit(padded):
-    prior, cells, qkv = random_prior(), cells_of(padded=padded), random_qkv()
-    expected = explicit_joint_attention(*qkv, prior, cells)
-    torch.testing.assert_close(
-        folded_joint_attention(*qkv, prior, cells), expected, rtol=1e-10, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize('attention', [explicit_joint_attention, folded_joint_attention])
-def test_gradients(attention):
-    cells = cells_of()
-    query, key, value = (x[:, :2, :, :3].contiguous() for x in random_qkv())
-    prior = JointPrior(*(x[:, :2].contiguous() for x in random_prior()))
-    leaves = [x.requires_grad_() for x in (query, key, value, *prior)]
-
-    def attend(q, k, v, *prior):
-        return attention(q, k, v, JointPrior(*prior), cells)
-
-    assert torch.autograd.gradcheck(attend, leaves, atol=1e-6)
-
-
-def test_channels_fit_beside_the_content():
-    """Two channels per axis, one for both, one for every level but the first; one for padding."""
-    query, key = joint_prior_channels(random_prior(), cells_of())
-    widths = [sum(x.size(-1) for x in channels) for channels in (query, key)]
-    assert widths == [4 + len(STRIDES)] * 2
-    assert num_prior_channels(len(STRIDES)) == 5 + len(STRIDES)
-
-
-def test_mirrored_map_gives_mirrored_attention():
-    """Cells lie at a half: nothing but the map's content tells left from right."""
-    sizes = [(80, 64), (80, 64)]
-    shapes = [(8, 10), (4, 5)]
-    cells = place_cells(shapes, (8, 16), torch.tensor(sizes, dtype=torch.float64), None)
-    prior = random_prior()._replace(gates=random_prior().gates[..., :2])
-    torch.manual_seed(1)
-    query = torch.randn(BATCH, HEADS, QUERIES, DIMS, dtype=torch.float64)
-    maps = [torch.randn(2, BATCH, HEADS, *shape, DIMS, dtype=torch.float64) for shape in shapes]
-    key, value = torch.cat([x.flatten(3, 4) for x in maps], dim=3)
-    flipped_key, flipped_value = torch.cat([x.flip(4).flatten(3, 4) for x in maps], dim=3)
-    mirrored = prior._replace(
-        centers=torch.stack((10 - prior.centers[..., 0], prior.centers[..., 1]), -1)
-    )
-    torch.testing.assert_close(
-        folded_joint_attention(query, flipped_key, flipped_value, mirrored, cells),
-        folded_joint_attention(query, key, value, prior, cells),
-    )
-
-
-def test_plain_co_attention_is_pytorchs():
-    """With all channels of every head for the content, and as MultiheadAttention starts."""
-    torch.manual_seed(0)
-    plain = PlainCoAttention(64, HEADS).double()
-    expected = nn.MultiheadAttention(64, HEADS, batch_first=True, dtype=torch.float64)
-    assert plain.attn.in_proj_weight.abs().max() <= (6 / (4 * 64)) ** 0.5
-    assert plain.attn.in_proj_weight.std() > 0.05
-    expected.load_state_dict(plain.attn.state_dict())
-    cells = cells_of()
-    shapes = (QUERIES, QUERIES, len(cells.levels), len(cells.levels))
-    query, query_pos, memory, memory_pos = (
-        torch.randn(BATCH, length, 64, dtype=torch.float64) for length in shapes
-    )
-    key = memory + memory_pos
-    out = plain(query, query_pos, key, memory, random_prior(), cells)
-    attended, weights = expected(
-        query + query_pos, key, memory, cells.padding, average_attn_weights=False
-    )
-    torch.testing.assert_close(out, query + attended)
-    content, prior = plain.logits(query, query_pos, key, random_prior(), cells)
-    assert (prior == 0).all()
-    content = content.masked_fill(cells.padding[:, None, None], -torch.inf)
-    torch.testing.assert_close(content.softmax(-1), weights)
 
 
 def small_model(**changes):
@@ -251,23 +119,16 @@ def loss_of(model, data):
         {},
         {'dn_cfg': None},
         {'as_two_stage': False},
-        {'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='NoPrior')},
-        {
-            'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='NoPrior'),
-            'decoder.layer_cfg.cross_attn_cfg.type': 'PlainCoAttention',
-        },
+        {'decoder.layer_cfg.spatial_prior_cfg': None},
         {'decoder.layer_cfg.spatial_prior_cfg': dict(_delete_=True, type='StaticPrior')},
-        {'bbox_head.loss_cls': dict(_delete_=True, type='MatchabilityLoss')},
         {'decoder.start_levels': [1, 0]},
     ],
     ids=[
         'smca-dino',
         'no-denoising',
         'one-stage',
-        'no-prior',
         'plain-attention',
         'static-prior',
-        'matchability',
         'start-levels',
     ],
 )
@@ -377,7 +238,10 @@ def test_degenerate_boxes_survive(box):
     boxes = torch.tensor(box, dtype=torch.float64).expand(BATCH, QUERIES, 4)
     features = torch.randn(BATCH, QUERIES, 16, dtype=torch.float64, requires_grad=True)
     placed = prior(features, boxes, torch.tensor(SIZES, dtype=torch.float64))
-    out = folded_joint_attention(*random_qkv(), placed, cells_of())
+    shapes = [(8, 10), (4, 5), (2, 3)]
+    grid = common_grid(shapes, STRIDES, torch.tensor(SIZES, dtype=torch.float64), None)
+    query, key = (torch.randn(BATCH, HEADS, n, 6, dtype=torch.float64) for n in (QUERIES, 106))
+    out = folded_attention(query, key, key, placed, grid)
     out.sum().backward()
     assert out.isfinite().all() and features.grad.isfinite().all()
 
@@ -394,7 +258,6 @@ def test_degenerate_boxes_survive(box):
         ({'decoder.layer_cfg.spatial_prior_cfg.floor': 0}, 'spatial_prior_cfg.floor=0'),
         ({'decoder.start_levels': [0]}, 'decoder.start_levels=[0]'),
         ({'decoder.start_levels': [0, 4]}, 'decoder.start_levels=[0, 4]'),
-        ({'decoder.return_intermediate': False}, 'decoder.return_intermediate'),
         ({'positional_encoding.num_feats': 16}, 'positional_encoding.num_feats=16'),
     ],
 )
@@ -410,7 +273,7 @@ def test_proposals_are_dinos(model):
     with torch.no_grad():
         encoder_inputs, _ = model.pre_transformer(maps_of(size), samples_of(content, size))
         memory = model.forward_encoder(**encoder_inputs)['memory']
-        arguments = memory.cells, memory.mask, memory.shapes
+        arguments = memory.tokens, memory.padding, memory.shapes
         cells, boxes = model.gen_encoder_output_proposals(*arguments)
         expected_cells, expected_boxes = DINO.gen_encoder_output_proposals(model, *arguments)
     can = expected_boxes.isfinite().all(-1)
@@ -503,20 +366,3 @@ def test_refined_centres_follow_the_boxes():
     torch.testing.assert_close(references[1].sigmoid(), boxes[0, ..., :2])
     torch.testing.assert_close(boxes[0], plain_boxes[0])
     assert not torch.allclose(boxes[1], plain_boxes[1])
-
-
-def test_matchability_loss_is_the_equation():
-    torch.manual_seed(0)
-    loss = MODELS.build(dict(type='MatchabilityLoss', gamma=1.5, loss_weight=2.0))
-    logits, labels = torch.randn(3, 4), torch.tensor([1, 4, 0])
-    quality = torch.tensor([0.7, 0.0, 0.2])
-    p = logits.sigmoid()
-    expected = 0.0
-    for i, label in enumerate(labels):
-        for k in range(4):
-            if k == label:
-                q = quality[i] ** 1.5
-                expected -= q * p[i, k].log() + (1 - q) * (1 - p[i, k]).log()
-            else:
-                expected -= p[i, k] ** 1.5 * (1 - p[i, k]).log()
-    torch.testing.assert_close(loss(logits, (labels, quality), avg_factor=5.0), 2 * expected / 5)

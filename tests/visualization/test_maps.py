@@ -99,6 +99,8 @@ def test_maps_times_values_are_the_layers_output(modulated):
 def gates_of(model, inspection):
     """Factor of each level's Gaussians in the last layer, (M, Q, 1, 1) per level."""
     prior = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['prior']
+    if prior.gates is None:
+        return [1.0] * len(model.decoder.strides)
     return prior.gates[0, :, QUERIES, :, None, None].exp().unbind(2)
 
 
@@ -154,8 +156,12 @@ def test_offsets_and_widths_are_the_priors_in_cells(modulated):
         return
     given = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['priors']
     prior = inspection.maps(QUERIES).prior
-    for level, (stride, expected) in enumerate(zip(model.decoder.strides, given, strict=True)):
-        torch.testing.assert_close(prior.widths[level], expected.scales[0, :, QUERIES])
+    betas = model.decoder.layers[-1].spatial_prior.betas
+    for level, expected in enumerate(given):
+        stride, scales = model.decoder.strides[level], prior.widths[level]
+        torch.testing.assert_close(
+            scales.square() / betas[level], expected.precisions[0, :, QUERIES]
+        )
         cells = prior.offsets[level] + prior.centers / stride
         torch.testing.assert_close(cells, expected.centers[0, :, QUERIES])
     if kind == 'head-shared':
@@ -199,7 +205,7 @@ def test_prior_alone_gives_levels_what_gaussians_and_gates_do(box_tied):
     _, model, inspection = box_tied
     maps = inspection.maps(QUERIES)
     values = [g * gate for g, gate in zip(maps.gaussians, gates_of(model, inspection), strict=True)]
-    padding = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['cells'].padding
+    padding = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['grid'].padding
     sizes = [value[0, 0].numel() for value in values]
     masks = padding.split(sizes, dim=1)
     sums = torch.stack(

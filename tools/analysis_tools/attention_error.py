@@ -25,7 +25,6 @@ COLUMNS = {
     'key': 'keys',
     'value': 'values',
     'centers': 'centres',
-    'scales': 'scales',
     'precisions': 'precisions',
     'gates': 'gates',
 }

@@ -8,12 +8,10 @@ import torch
 from cases import Case, Setting
 from torch import Tensor, nn
 
-from mmsmca.models.layers import attention, joint_attention
-from mmsmca.models.layers.box_prior import BoxPrior, JointPrior
-from mmsmca.models.layers.joint_attention import Cells, num_prior_channels, place_cells
-from mmsmca.models.layers.memory import LevelCells
+from mmsmca.models.layers import attention
+from mmsmca.models.layers.attention import Gaussians, Grid, num_prior_channels
+from mmsmca.models.layers.box_prior import BoxPrior
 from mmsmca.models.layers.projections import merge_heads, split_heads
-from mmsmca.models.layers.spatial_prior import LevelPrior
 
 # The package's two implementations, attention without prior, and FlexAttention.
 IMPLEMENTATIONS = ('explicit', 'folded', 'no_prior', 'flex')
@@ -87,22 +85,14 @@ class CoAttention:
             tensors of the prior; and these tensors by name.
         """
         other_attention.BACKEND = self.backend
-        if self.is_level:
-            placed, level = random_level_prior(self, images)
-            attend: Callable[..., Tensor] = attention.IMPLEMENTATIONS[self.implementation]
+        prior, grid = (random_level_prior if self.is_level else random_joint_prior)(self, images)
+        attend = attention.IMPLEMENTATIONS[self.implementation]
+        tensors = {name: x for name, x in prior._asdict().items() if x is not None}
 
-            def attend_level(q: Tensor, k: Tensor, v: Tensor, *prior: Tensor) -> Tensor:
-                centers, scales = prior
-                return attend(q, k, v, LevelPrior(centers, scales, BETA), level, self.dropout)
+        def attend_under(q: Tensor, k: Tensor, v: Tensor, *prior: Tensor) -> Tensor:
+            return attend(q, k, v, Gaussians(*prior), grid, self.dropout)
 
-            return attend_level, dict(centers=placed.centers, scales=placed.scales)
-        prior, cells = random_joint_prior(self, images)
-        attend_joint = joint_attention.IMPLEMENTATIONS[self.implementation]
-
-        def attend_levels(q: Tensor, k: Tensor, v: Tensor, *prior: Tensor) -> Tensor:
-            return attend_joint(q, k, v, JointPrior(*prior), cells, self.dropout)
-
-        return attend_levels, prior._asdict()
+        return attend_under, tensors
 
     def build(self, setting: Setting) -> Case:
         """Create inputs; a training step runs forward and computes all gradients."""
@@ -140,23 +130,22 @@ class CoAttention:
         return Case(train, torch.no_grad()(run), linears)
 
 
-def random_level_prior(of: CoAttention, images: int) -> tuple[LevelPrior, LevelCells]:
+def random_level_prior(of: CoAttention, images: int) -> tuple[Gaussians, Grid]:
     """Random priors with centres all over a map, and the map's cells."""
-    (grid,) = of.grids
-    height, width = grid
+    (shape,) = of.grids
+    height, width = shape
     centers = torch.rand(images, of.heads, of.queries, 2) * torch.tensor([width, height])
     scales = torch.randn(centers.shape).mul_(0.25).add_(1)
     if of.size is not None:
         scales = of.size * (0.9 + 0.2 * torch.rand(centers.shape))
-    prior = LevelPrior(centers, scales, BETA)
-    if not of.padding:
-        return prior, LevelCells(grid)
     mask = torch.zeros(images, height, width, dtype=torch.bool)
     mask[-1, :, round(width * (1 - of.padding)) :] = True
-    return prior, LevelCells(grid, mask.flatten(1))
+    padding = mask.flatten(1) if of.padding else None
+    (grid,) = attention.level_grids([shape], padding, centers)
+    return Gaussians(centers, scales.square() / BETA), grid
 
 
-def random_joint_prior(of: CoAttention, images: int) -> tuple[JointPrior, Cells]:
+def random_joint_prior(of: CoAttention, images: int) -> tuple[Gaussians, Grid]:
     """Priors as at the start of training, for random boxes all over the image, and the cells."""
     strides = STRIDES[: len(of.grids)]
     height, width = (side * strides[0] for side in of.grids[0])
@@ -172,4 +161,4 @@ def random_joint_prior(of: CoAttention, images: int) -> tuple[JointPrior, Cells]
         place = BoxPrior(of.heads, of.heads, strides)
         prior = place(torch.zeros(images, of.queries, of.heads), boxes, image_sizes)
     padding = torch.cat(masks, dim=1) if of.padding else None
-    return prior, place_cells(of.grids, strides, image_sizes, padding)
+    return prior, attention.common_grid(of.grids, strides, image_sizes, padding)

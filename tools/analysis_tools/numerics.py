@@ -94,7 +94,7 @@ def _outputs_and_gradients(
             of_prior = any(part in name for part in PRIOR)
             found['prior_grads' if of_prior else 'grads'].append(gradient)
     memory = encoded['memory']
-    memory = memory.cells if isinstance(memory, Memory) else memory
+    memory = memory.tokens if isinstance(memory, Memory) else memory
     return queries, dict(memory=[memory], scores=[scores], boxes=[boxes], **found)
 
 

@@ -7,8 +7,8 @@ model = dict(
         _delete_=True,
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1, batch_first=True),
-            cross_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1, batch_first=True),
+            self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
+            cross_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
             ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.1),
         ),
         return_intermediate=True,

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import InstanceList
 from torch import Tensor
 
-from mmsmca.models.layers.precision import widen
+from mmsmca.models.layers.precision import at_least_float32
 
 from .few_queries import FewQueries
 from .layer_losses import LayerLosses, Targets
@@ -38,8 +38,8 @@ class SMCADINOHead(LayerLosses, FewQueries, DINOHead):
             for x, reference, classify, regress in zip(
                 hidden_states, references, self.cls_branches, self.reg_branches, strict=False
             ):
-                logits.append(widen(classify(x)))
-                boxes.append((widen(regress(x)) + inverse_sigmoid(reference)).sigmoid())
+                logits.append(at_least_float32(classify(x)))
+                boxes.append((at_least_float32(regress(x)) + inverse_sigmoid(reference)).sigmoid())
             return torch.stack(logits), torch.stack(boxes)
 
     def loss_by_feat(

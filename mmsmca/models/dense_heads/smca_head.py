@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import InstanceList
 from torch import Tensor
 
-from mmsmca.models.layers.precision import widen
+from mmsmca.models.layers.precision import at_least_float32
 
 from .few_queries import FewQueries
 from .layer_losses import LayerLosses
@@ -36,11 +36,11 @@ class SMCAHead(LayerLosses, FewQueries, ConditionalDETRHead):
         # log(0), and a box is off by half a pixel in an image of 128 pixels.
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_cls.weight)
-            boxes = widen(self.regress(hidden_states))
+            boxes = at_least_float32(self.regress(hidden_states))
             if references.dim() == 4:  # Prediction passes the last layer only.
                 references = references[-len(hidden_states) :]
             boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
-            return widen(self.fc_cls(hidden_states)), boxes.sigmoid()
+            return at_least_float32(self.fc_cls(hidden_states)), boxes.sigmoid()
 
     def regress(self, hidden_states: Tensor) -> Tensor:
         """Predict box logits relative to the queries' centres.

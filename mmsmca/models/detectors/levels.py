@@ -11,14 +11,9 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from mmsmca.models.layers.gaussian_encoder import CellPrior
-from mmsmca.models.layers.joint_co_attention import JointCoAttention
 from mmsmca.models.layers.memory import Memory, flatten_levels
-from mmsmca.models.layers.precision import widen
+from mmsmca.models.layers.precision import at_least_float32
 from mmsmca.models.layers.values import check_count
-
-# Encoder modules that keep their own initialisation instead of Xavier's.
-OWN_INITIALISATION = (MultiScaleDeformableAttention, JointCoAttention, CellPrior)
 
 
 class LevelDetector(DetectionTransformer):
@@ -67,8 +62,7 @@ class LevelDetector(DetectionTransformer):
     def init_weights(self) -> None:
         """Initialise like MMDetection's DETRs (Xavier), with a few exceptions.
 
-        Spatial priors, the attention of Deformable DETR's encoder, and the attention and Gaussians
-        of the Gaussian encoder keep their own initialisation.
+        Spatial priors and the attention of Deformable DETR's encoder keep their own.
         """
         DetectionTransformer.init_weights(self)
         for coder in self.encoder, self.decoder:
@@ -76,10 +70,11 @@ class LevelDetector(DetectionTransformer):
                 if p.dim() > 1:
                     nn.init.xavier_uniform_(p)
         for module in self.encoder.modules():
-            if isinstance(module, OWN_INITIALISATION):
+            if isinstance(module, MultiScaleDeformableAttention):
                 module.init_weights()
         for layer in self.decoder.layers:
-            layer.spatial_prior.init_weights()
+            if layer.spatial_prior is not None:
+                layer.spatial_prior.init_weights()
 
     def pre_transformer(
         self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList
@@ -115,8 +110,8 @@ class LevelDetector(DetectionTransformer):
         memory = self.flatten_maps(img_feats, masks)
         # Attention is faster without a mask, so pass none if nothing is padded.
         if all(size == padded_size for size in sizes):
-            memory = memory._replace(mask=None)
-        image_sizes = widen(like).new_tensor([(w, h) for h, w in sizes])
+            memory = memory._replace(padding=None)
+        image_sizes = at_least_float32(like).new_tensor([(w, h) for h, w in sizes])
         return dict(memory=memory), dict(image_sizes=image_sizes)
 
     def flatten_maps(self, maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Memory:

@@ -37,7 +37,7 @@ class SMCADETR(LevelDetector, DETR):
         Returns:
             Arguments of :meth:`forward_decoder`, and none for the head.
         """
-        decoder_inputs, head_inputs = super().pre_decoder(memory.cells)
+        decoder_inputs, head_inputs = super().pre_decoder(memory.tokens)
         return dict(decoder_inputs, memory=memory), head_inputs
 
     def forward_decoder(self, **decoder_inputs) -> dict:

@@ -10,9 +10,9 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from mmsmca.denormals import flush_denormals
-from mmsmca.models.layers.folded_attention import cell_coordinates
-from mmsmca.models.layers.memory import LevelCells, Memory, level_cells
-from mmsmca.models.layers.precision import widen
+from mmsmca.models.layers.attention import cell_coordinates
+from mmsmca.models.layers.memory import Memory, padding_maps
+from mmsmca.models.layers.precision import at_least_float32
 
 from .levels import LevelDetector
 
@@ -110,16 +110,18 @@ class SMCADINO(LevelDetector, DINO):
         Returns:
             Arguments of :meth:`forward_decoder`, and of the head.
         """
-        cells = memory.cells
+        tokens = memory.tokens
         # Half precision would select other queries and round their scores, which enter the loss.
-        with torch.autocast(cells.device.type, enabled=False):
+        with torch.autocast(tokens.device.type, enabled=False):
             if self.as_two_stage:
-                cells = cells.type_as(self.level_embed)
                 decoder_inputs, head_inputs = super().pre_decoder(
-                    cells, memory.mask, memory.shapes, batch_data_samples
+                    tokens.type_as(self.level_embed),
+                    memory.padding,
+                    memory.shapes,
+                    batch_data_samples,
                 )
             else:
-                decoder_inputs, head_inputs = self._learned_queries(len(cells), batch_data_samples)
+                decoder_inputs, head_inputs = self._learned_queries(len(tokens), batch_data_samples)
         return dict(decoder_inputs, memory=memory), head_inputs
 
     def _learned_queries(
@@ -132,7 +134,9 @@ class SMCADINO(LevelDetector, DINO):
         if self.training:
             labels, noisy_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
             query, boxes = torch.cat((labels, query), dim=1), torch.cat((noisy_boxes, boxes), dim=1)
-        decoder_inputs = dict(query=query, reference_points=widen(boxes).sigmoid(), dn_mask=dn_mask)
+        decoder_inputs = dict(
+            query=query, reference_points=at_least_float32(boxes).sigmoid(), dn_mask=dn_mask
+        )
         head_inputs = dict(enc_outputs_class=None, enc_outputs_coord=None)
         return decoder_inputs, dict(head_inputs, dn_meta=dn_meta) if self.training else {}
 
@@ -142,43 +146,46 @@ class SMCADINO(LevelDetector, DINO):
         memory_mask: Tensor | None,
         spatial_shapes: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        """Transform the encoded cells and place a box at each of them, for query selection.
+        """Transform the encoded tokens and place a box at each of them, for query selection.
 
         The boxes are DINO's, except that their sides depend on a level's stride, not on its index.
-        In DINO, cells that cannot propose a box (padding and the very border of the image) compete
-        with the score of an all-zero cell. Here they become copies of the cell with the lowest
-        score, so that padding does not change the selection. If there are fewer cells than queries,
-        further copies make up the difference.
+        In DINO, tokens that cannot propose a box (padding and the very border of the image) compete
+        with the score of an all-zero token. Here they become copies of the token with the lowest
+        score, so that padding does not change the selection. If there are fewer tokens than
+        queries, further copies make up the difference.
 
         Args:
-            memory: Encoded cells, (B, N, C).
-            memory_mask: True where a cell is padding, (B, N), or None.
+            memory: Encoded tokens, (B, N, C).
+            memory_mask: True where a token is padding, (B, N), or None.
             spatial_shapes: Height and width of every level, in cells.
 
         Returns:
-            Transformed cells, (B, N', C), and logits of boxes (cx, cy, w, h), (B, N', 4), where N'
+            Transformed tokens, (B, N', C), and logits of boxes (cx, cy, w, h), (B, N', 4), where N'
             is the larger of N and the number of queries.
         """
-        levels = level_cells(spatial_shapes, memory_mask)
+        like = at_least_float32(self.level_embed)
+        padding = padding_maps(memory_mask, spatial_shapes)
         boxes = torch.cat(
             [
-                _boxes(level, ANCHOR * stride / 8, like=widen(self.level_embed))
-                for level, stride in zip(levels, self.decoder.strides, strict=True)
+                _boxes(shape, beyond, ANCHOR * stride / 8, like)
+                for shape, beyond, stride in zip(
+                    spatial_shapes, padding, self.decoder.strides, strict=True
+                )
             ],
             dim=1,
         ).expand(memory.size(0), -1, -1)
-        cells = self.memory_trans_norm(self.memory_trans_fc(memory))
+        tokens = self.memory_trans_norm(self.memory_trans_fc(memory))
         cannot = ((boxes <= 0.01) | (boxes >= 0.99)).any(-1)
         if memory_mask is not None:
             cannot = cannot | memory_mask
-        scores = self.bbox_head.cls_branches[self.decoder.num_layers](cells.detach()).amax(-1)
+        scores = self.bbox_head.cls_branches[self.decoder.num_layers](tokens.detach()).amax(-1)
         lowest = scores.masked_fill(cannot, torch.inf).argmin(-1, keepdim=True)
         own = torch.arange(memory.size(1), device=memory.device)
         missing = max(0, self.num_queries - memory.size(1))
         index = torch.cat((torch.where(cannot, lowest, own), lowest.expand(-1, missing)), dim=1)
         index = index.unsqueeze(-1)
-        cells = cells.gather(1, index.expand(-1, -1, cells.size(-1)))
-        return cells, boxes.gather(1, index.expand(-1, -1, 4)).logit()
+        tokens = tokens.gather(1, index.expand(-1, -1, tokens.size(-1)))
+        return tokens, boxes.gather(1, index.expand(-1, -1, 4)).logit()
 
     def forward_decoder(self, dn_mask: Tensor | None = None, **decoder_inputs) -> dict:
         """Decode; other arguments as in :meth:`.SMCADINODecoder.forward`.
@@ -201,14 +208,11 @@ class SMCADINO(LevelDetector, DINO):
         return dict(hidden_states=hidden_states, references=list(references))
 
 
-def _boxes(level: LevelCells, side: float, like: Tensor) -> Tensor:
+def _boxes(shape: tuple[int, int], padding: Tensor | None, side: float, like: Tensor) -> Tensor:
     """Boxes (cx, cy, w, h) around a level's cells, in [0, 1] of the content; (B or 1, N, 4)."""
-    shape, mask = level
     centers = cell_coordinates(shape, like) + 0.5
     content = centers[-1:] + 0.5
-    if mask is not None:
-        content = torch.stack(
-            [(~mask.unflatten(1, shape)).any(axis).sum(-1) for axis in (1, 2)], dim=-1
-        )
+    if padding is not None:
+        content = torch.stack([(~padding[:, 0]).any(axis).sum(-1) for axis in (1, 2)], dim=-1)
     centers = centers / content.unsqueeze(1).clamp(min=1)
     return torch.cat((centers, torch.full_like(centers, side)), dim=-1)

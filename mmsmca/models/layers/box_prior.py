@@ -2,33 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .precision import widen
+from .attention import Gaussians
+from .precision import at_least_float32
 from .values import check_positive, check_strides
-
-
-class JointPrior(NamedTuple):
-    r"""Gaussian priors of all queries over the cells of all levels, in one coordinate system.
-
-    .. math:: \log G_j(x) = g_j - \sum_{axes} a (x - c)^2
-
-    Coordinates are in "finest cells": pixels divided by the finest stride r_1.
-
-    Attributes:
-        centers: Centres (x, y) in finest cells, (B, M, Q, 2).
-        precisions: Factors a along x and y, in 1 / squared finest cells, (B, M, Q, 2).
-        gates: Terms g added to the logits of the cells of each level, (B, M, Q, L).
-    """
-
-    centers: Tensor
-    precisions: Tensor
-    gates: Tensor
 
 
 def directions(num_heads: int) -> Tensor:
@@ -72,9 +54,6 @@ class BoxPrior(BaseModule):
         ValueError: If ``width``, ``floor`` or a stride is not positive.
     """
 
-    # Whether the prior follows the box from layer to layer, see SMCADINODecoder.
-    refined = True
-
     def __init__(
         self,
         embed_dims: int = 256,
@@ -108,7 +87,7 @@ class BoxPrior(BaseModule):
                 equal_mass = [2 * math.log(stride / self.strides[0]) for stride in self.strides]
                 self.gates.bias.copy_(torch.tensor(equal_mass).repeat(self.num_heads))
 
-    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
+    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> Gaussians:
         """Place the Gaussians of every query.
 
         Args:
@@ -118,20 +97,21 @@ class BoxPrior(BaseModule):
                 (B, 2).
 
         Returns:
-            The priors.
+            The priors, in finest cells: pixels divided by the finest stride.
         """
         # Half precision is too coarse for offsets of several cells.
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.offsets.weight.dtype)
             offsets, widths = (
-                widen(linear(features)).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
+                at_least_float32(linear(features))
+                .unflatten(-1, (self.num_heads, 2))
+                .transpose(1, 2)
                 for linear in (self.offsets, self.widths)
             )
             cells = (image_sizes / self.strides[0])[:, None, None]
             center, size = boxes[:, None, :, :2] * cells, boxes[:, None, :, 2:] * cells
             variances = (widths.exp() * size).square() + self.floor**2
-            if self.gates is None:
-                gates = variances.new_zeros(*variances.shape[:-1], len(self.strides))
-            else:
+            gates = None
+            if self.gates is not None:
                 gates = self.gates(features).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return JointPrior(center + offsets * size, 0.5 / variances, gates)
+        return Gaussians(center + offsets * size, 0.5 / variances, gates)

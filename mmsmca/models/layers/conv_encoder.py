@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .encoder import LevelEncoder
 from .memory import Memory, flatten_levels
-from .precision import widen
+from .precision import at_least_float32
 from .values import check_count
 
 
@@ -52,72 +52,64 @@ class BidirectionalLayer(BaseModule):
         self.norms = ModuleList(nn.LayerNorm(embed_dims) for _ in range(2))
 
     def forward(
-        self, maps: Sequence[Tensor], pos: Sequence[Tensor], masks: Sequence[Tensor | None]
+        self, maps: Sequence[Tensor], pos: Sequence[Tensor], padding: Sequence[Tensor | None]
     ) -> list[Tensor]:
         """Encode the level maps.
 
         Args:
             maps: Level maps, (B, C, H_j, W_j) each.
             pos: Their position encodings.
-            masks: True where a cell is padding, (B, 1, H_j, W_j) or None each. Padding is zeroed
-                before every depthwise convolution, like the area beyond a map's border, so that an
-                image gets the same result as without padding.
+            padding: True where a cell is padding, (B, 1, H_j, W_j) or None each. Padding is
+                zeroed before every depthwise convolution, like the area beyond a map's border, so
+                that an image gets the same result as without padding.
 
         Returns:
             Maps of the same shapes.
         """
         own = [
-            blank(conv(blank(self.project_in(x + e), mask)), mask)
-            for conv, x, e, mask in zip(self.same, maps, pos, masks, strict=True)
+            blank(conv(blank(self.project_in(x + e), beyond)), beyond)
+            for conv, x, e, beyond in zip(self.same, maps, pos, padding, strict=True)
         ]
         mixed = list(own)
         for level, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
             mixed[level + 1] = mixed[level + 1] + down(own[level])
-            above = _resize(up(own[level + 1]), own[level].shape[-2:], masks[level : level + 2])
+            above = _resize(up(own[level + 1]), own[level].shape[-2:], padding[level : level + 2])
             mixed[level] = mixed[level] + above
         return [self._mix(x, m) for x, m in zip(maps, mixed, strict=True)]
 
     def _mix(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Apply residual, norms and FFN to every cell."""
-        cells = (x + self.dropout(self.project_out(mixed))).permute(0, 2, 3, 1)
-        return self.norms[1](self.ffn(self.norms[0](cells))).permute(0, 3, 1, 2)
+        tokens = (x + self.dropout(self.project_out(mixed))).permute(0, 2, 3, 1)
+        return self.norms[1](self.ffn(self.norms[0](tokens))).permute(0, 3, 1, 2)
 
 
-def blank(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set padding to zero, so that convolutions treat it like the area beyond a map's border.
+def blank(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Zero the padding, (B, 1, H, W) or None, of a map, (B, C, H, W).
 
-    Args:
-        x: Map, (B, C, H, W).
-        mask: True where a cell is padding, (B, 1, H, W), or None.
-
-    Returns:
-        Tensor of shape (B, C, H, W).
+    So convolutions treat it like the area beyond a map's border.
     """
-    return x if mask is None else x.masked_fill(mask, 0.0)
+    return x if padding is None else x.masked_fill(padding, 0.0)
 
 
-def _resize(x: Tensor, shape: Sequence[int], masks: Sequence[Tensor | None]) -> Tensor:
+def _resize(x: Tensor, shape: Sequence[int], padding: Sequence[Tensor | None]) -> Tensor:
     """Enlarge a level's map bilinearly to the next finer level, content to content.
 
     Args:
         x: The coarser map, (B, C, H, W).
         shape: Height and width of the finer map.
-        masks: Padding masks of the finer and of the coarser map.
-
-    Returns:
-        Map with the height and width of the finer one.
+        padding: Padding of the finer and of the coarser map.
     """
-    fine_mask, coarse_mask = masks
-    if fine_mask is None or coarse_mask is None:
+    fine_padding, coarse_padding = padding
+    if fine_padding is None or coarse_padding is None:
         return F.interpolate(x, size=shape, mode='bilinear', align_corners=True)
     # Half precision would shift the samples by tenths of a cell.
-    dtype, x = x.dtype, widen(x)
+    dtype, x = x.dtype, at_least_float32(x)
     grids = []
     for axis, (coarse, fine) in enumerate(zip(x.shape[-2:], shape, strict=True)):
         # Number of content cells along the axis, per image.
         contents = [
-            (~mask).any(dim=3 - axis).sum(dim=(1, 2), dtype=x.dtype)
-            for mask in (coarse_mask, fine_mask)
+            (~beyond).any(dim=3 - axis).sum(dim=(1, 2), dtype=x.dtype)
+            for beyond in (coarse_padding, fine_padding)
         ]
         last_coarse, last_fine = [(content - 1).clamp(min=0) for content in contents]
         step = last_coarse / last_fine.clamp(min=1)
@@ -188,22 +180,21 @@ class SMCAConvEncoder(LevelEncoder):
         return [strides[0] // 2, *strides[1:]]
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`.
+        """Encode the tokens of all levels; see :meth:`.encoder.SMCAEncoder.forward`.
 
         Returns:
-            The encoded cells. The first level takes shape, mask and position encoding of the
+            The encoded tokens. The first level takes shape, padding and position encoding of the
             second, which now has the same stride.
         """
-        maps, pos, masks = memory.maps()
+        maps, pos, padding = memory.maps()
         for layer in self.layers:
-            maps = layer(maps, pos, masks)
-        maps[0] = self.halve(blank(maps[0], masks[0]))
+            maps = layer(maps, pos, padding)
+        maps[0] = self.halve(blank(maps[0], padding[0]))
         coarser = memory.from_level(1)
-        first = slice(coarser.sizes()[0])
-        mask = coarser.mask
+        first, beyond = slice(coarser.counts()[0]), coarser.padding
         return Memory(
             flatten_levels(maps),
             torch.cat((coarser.pos[:, first], coarser.pos), dim=1),
-            None if mask is None else torch.cat((mask[:, first], mask), dim=1),
+            None if beyond is None else torch.cat((beyond[:, first], beyond), dim=1),
             [coarser.shapes[0], *coarser.shapes],
         )

@@ -8,9 +8,10 @@ from mmdet.models.layers import MLP
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .memory import LevelCells, Memory
+from .attention import Grid, level_grids
+from .memory import Memory
 from .modulated_decoder import ModulatedDecoder, ModulatedDecoderLayer
-from .precision import widen
+from .precision import at_least_float32
 
 
 @MODELS.register_module()
@@ -31,7 +32,7 @@ class SMCADecoderLayer(ModulatedDecoderLayer):
         query_pos: Tensor,
         key: Tensor,
         value: Tensor,
-        cells: Sequence[LevelCells],
+        grids: Sequence[Grid],
         centers: Tensor,
         image_sizes: Tensor,
     ) -> Tensor:
@@ -40,9 +41,9 @@ class SMCADecoderLayer(ModulatedDecoderLayer):
         Args:
             query: (B, Q, C).
             query_pos: Query embedding, (B, Q, C).
-            key: Cells of all levels, concatenated, plus their position encoding, (B, N, C).
-            value: The same cells without position encoding, (B, N, C).
-            cells: Shape and padding of every level.
+            key: Tokens of all levels, concatenated, plus their position encoding, (B, N, C).
+            value: The same tokens without position encoding, (B, N, C).
+            grids: The cells of every level.
             centers: Centres (x, y) of the queries, in [0, 1] of the image content, (B, Q, 2).
             image_sizes: Width and height of each image's content, in pixels, (B, 2).
 
@@ -52,7 +53,7 @@ class SMCADecoderLayer(ModulatedDecoderLayer):
         features = self.spatial_prior.features(query, query_pos)
         priors = self.spatial_prior(features, centers, image_sizes)
         query = self.norms[0](self.self_attn(query, query_pos))
-        query = self.cross_attn(query, query_pos, key, value, priors, cells, features)
+        query = self.cross_attn(query, query_pos, key, value, priors, grids, features)
         return self.norms[2](self.ffn(self.norms[1](query)))
 
 
@@ -71,8 +72,10 @@ class SMCADecoder(ModulatedDecoder):
         refine: Whether a layer's Gaussians follow the previous layer's box, as reference points do
             in Deformable DETR's box refinement; not in the paper. Defaults to False.
         post_norm_cfg: Norm shared by the outputs of all layers. Defaults to ``dict(type='LN')``.
-        return_intermediate: As in :class:`.ModulatedDecoder`.
         init_cfg: MMEngine's initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If the layers have no spatial prior.
     """
 
     LAYER = 'SMCADecoderLayer'
@@ -84,16 +87,13 @@ class SMCADecoder(ModulatedDecoder):
         layer_cfg: dict,
         refine: bool = False,
         post_norm_cfg: dict | None = None,
-        return_intermediate: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(
-            num_layers,
-            strides,
-            layer_cfg,
-            return_intermediate=return_intermediate,
-            init_cfg=init_cfg,
-        )
+        super().__init__(num_layers, strides, layer_cfg, init_cfg=init_cfg)
+        if any(layer.spatial_prior is None for layer in self.layers):
+            raise ValueError(
+                'decoder.layer_cfg.spatial_prior_cfg=None: only SMCA-DINO works without a prior'
+            )
         self.refine = refine
         self.center_head = MLP(self.embed_dims, self.embed_dims, 2, num_layers=3)
         self.post_norm = build_norm_layer(post_norm_cfg or dict(type='LN'), self.embed_dims)[1]
@@ -121,15 +121,17 @@ class SMCADecoder(ModulatedDecoder):
             The layers' normalised outputs, (layers, B, Q, C), and the logits of the centres that
             boxes are relative to, (B, Q, 2), or with ``refine`` (layers, B, Q, 2).
         """
+        # The first layer computes them again: a norm costs less than an argument of every layer.
         features = self.layers[0].spatial_prior.features(query, query_pos)
         # Half precision would shift a centre by a tenth of a cell on a map of 40 cells.
         with torch.autocast(features.device.type, enabled=False):
-            references = widen(self.center_head(features))
+            references = at_least_float32(self.center_head(features))
+        grids = level_grids(memory.shapes, memory.padding, image_sizes)
         # Activation checkpointing needs tensors with gradients as separate arguments.
-        cells_of_layer = memory.keys(), memory.cells, memory.levels()
+        levels = memory.keys(), memory.tokens, grids
         hidden_states, all_references = [], []
         for layer in self.layers:
-            query = layer(query, query_pos, *cells_of_layer, references.sigmoid(), image_sizes)
+            query = layer(query, query_pos, *levels, references.sigmoid(), image_sizes)
             hidden_states.append(self.post_norm(query))
             all_references.append(references)
             if regress is not None and self.refine:

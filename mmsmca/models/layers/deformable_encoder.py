@@ -6,7 +6,8 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from .encoder import LevelEncoder
-from .memory import Memory
+from .memory import Memory, padding_maps
+from .precision import at_least_float32
 from .values import check_count
 
 
@@ -29,31 +30,33 @@ class SMCADeformableEncoder(LevelEncoder, DeformableDetrTransformerEncoder):
         self.num_levels = self.layers[0].self_attn.num_levels
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
-        spatial_shapes = torch.tensor(memory.shapes, device=memory.cells.device)
-        sizes = spatial_shapes.prod(dim=1)
-        cells = super().forward(
-            query=memory.cells,
+        """Encode the tokens of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
+        spatial_shapes = torch.tensor(memory.shapes, device=memory.tokens.device)
+        counts = spatial_shapes.prod(dim=1)
+        tokens = super().forward(
+            query=memory.tokens,
             query_pos=memory.pos,
-            key_padding_mask=memory.mask,
+            key_padding_mask=memory.padding,
             spatial_shapes=spatial_shapes,
-            level_start_index=sizes.cumsum(0) - sizes,
+            level_start_index=counts.cumsum(0) - counts,
             valid_ratios=_valid_ratios(memory),
         )
-        return memory.encoded(cells)
+        return memory.encoded(tokens)
 
 
 def _valid_ratios(memory: Memory) -> Tensor:
     """Fraction of every level that is not padding, along x and y, (B, L, 2)."""
     # Half precision would misplace the sampling points by tenths of a cell.
-    dtype = torch.promote_types(memory.cells.dtype, torch.float32)
+    ones = at_least_float32(memory.tokens.new_ones(len(memory.tokens), 2))
     ratios = []
-    for (height, width), padding in memory.levels():
+    for (height, width), padding in zip(
+        memory.shapes, padding_maps(memory.padding, memory.shapes), strict=True
+    ):
         if padding is None:
-            ratios.append(memory.cells.new_ones(len(memory.cells), 2, dtype=dtype))
+            ratios.append(ones)
             continue
-        content = ~padding.unflatten(1, (height, width))
+        content = ~padding[:, 0]
         cells = torch.stack([content.any(dim).sum(dim=1) for dim in (1, 2)], dim=-1)
         # At least one cell: reference points are divided by the ratio, even if all is padding.
-        ratios.append(cells.clamp(min=1).to(dtype) / cells.new_tensor([width, height]))
+        ratios.append(cells.clamp(min=1).to(ones) / cells.new_tensor([width, height]))
     return torch.stack(ratios, dim=1)

@@ -8,9 +8,10 @@ from mmdet.registry import MODELS
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from .joint_attention import Cells, place_cells
+from .attention import Grid, common_grid
 from .memory import Memory
 from .modulated_decoder import ModulatedDecoder, ModulatedDecoderLayer
+from .static_prior import StaticPrior
 
 
 @MODELS.register_module()
@@ -19,10 +20,10 @@ class SMCADINODecoderLayer(ModulatedDecoderLayer):
 
     Arguments are those of :class:`.ModulatedDecoderLayer`; config keys follow MMDetection's
     ``DeformableDetrTransformerDecoderLayer``. ``cross_attn_cfg.type`` defaults to
-    ``JointCoAttention``, ``spatial_prior_cfg.type`` to ``BoxPrior``.
+    ``AllLevelsCoAttention``, ``spatial_prior_cfg.type`` to ``BoxPrior``.
     """
 
-    CROSS_ATTENTION = 'JointCoAttention'
+    CROSS_ATTENTION = 'AllLevelsCoAttention'
     PRIOR = 'BoxPrior'
 
     def forward(
@@ -31,7 +32,7 @@ class SMCADINODecoderLayer(ModulatedDecoderLayer):
         query_pos: Tensor,
         key: Tensor,
         value: Tensor,
-        cells: Cells,
+        grid: Grid,
         boxes: Tensor,
         image_sizes: Tensor,
         self_attn_mask: Tensor | None = None,
@@ -41,9 +42,9 @@ class SMCADINODecoderLayer(ModulatedDecoderLayer):
         Args:
             query: (B, Q, C).
             query_pos: Position encoding of the queries, (B, Q, C).
-            key: Cells of the layer's levels plus their position encoding, (B, N, C).
-            value: The same cells without position encoding, (B, N, C).
-            cells: Coordinates and padding of the cells.
+            key: Tokens of the layer's levels plus their position encoding, (B, N, C).
+            value: The same tokens without position encoding, (B, N, C).
+            grid: The cells of these levels.
             boxes: Boxes (cx, cy, w, h) that the prior is tied to, in [0, 1] of the image content,
                 (B, Q, 4).
             image_sizes: Width and height of each image's content, in pixels, (B, 2).
@@ -53,8 +54,10 @@ class SMCADINODecoderLayer(ModulatedDecoderLayer):
             Tensor of shape (B, Q, C).
         """
         query = self.norms[0](self.self_attn(query, query_pos, attn_mask=self_attn_mask))
-        prior = self.spatial_prior(query + query_pos, boxes, image_sizes)
-        query = self.norms[1](self.cross_attn(query, query_pos, key, value, prior, cells))
+        prior = None
+        if self.spatial_prior is not None:
+            prior = self.spatial_prior(query + query_pos, boxes, image_sizes)
+        query = self.norms[1](self.cross_attn(query, query_pos, key, value, prior, grid))
         return self.norms[2](self.ffn(query))
 
 
@@ -71,12 +74,7 @@ class SMCADINODecoder(ModulatedDecoder):
         layer_cfg: Config of every layer; ``type`` defaults to ``SMCADINODecoderLayer``.
         start_levels: Index of the finest level that each layer attends to: 1 leaves out level 0,
             which has three quarters of the cells. Defaults to None: 0 for every layer.
-        post_norm_cfg: Kept for MMDetection's DINO configs; must be None.
-        return_intermediate: As in :class:`.ModulatedDecoder`.
         init_cfg: MMEngine's initialisation config. Defaults to None.
-
-    Raises:
-        ValueError: If ``post_norm_cfg`` is not None.
     """
 
     LAYER = 'SMCADINODecoderLayer'
@@ -87,15 +85,9 @@ class SMCADINODecoder(ModulatedDecoder):
         strides: Sequence[int],
         layer_cfg: dict,
         start_levels: Sequence[int] | None = None,
-        post_norm_cfg: dict | None = None,
-        return_intermediate: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
-        if post_norm_cfg is not None:
-            raise ValueError('decoder.post_norm_cfg: only None is supported; the norm is LayerNorm')
-        super().__init__(
-            num_layers, strides, layer_cfg, start_levels, return_intermediate, init_cfg
-        )
+        super().__init__(num_layers, strides, layer_cfg, start_levels, init_cfg)
         self.ref_point_head = MLP(self.embed_dims * 4, self.embed_dims, self.embed_dims, 2)
         self.norm = nn.LayerNorm(self.embed_dims)
 
@@ -123,12 +115,12 @@ class SMCADINODecoder(ModulatedDecoder):
             The layers' normalised outputs, (layers, B, Q, C), and the boxes before the first and
             after every layer, (layers + 1, B, Q, 4).
         """
-        cells_from = {}
+        levels_from = {}
         for start in set(self.start_levels):
             part = memory.from_level(start)
-            cells = place_cells(part.shapes, self.strides[start:], image_sizes, part.mask)
+            grid = common_grid(part.shapes, self.strides[start:], image_sizes, part.padding)
             # Activation checkpointing needs tensors with gradients as separate arguments.
-            cells_from[start] = part.keys(), part.cells, cells
+            levels_from[start] = part.keys(), part.tokens, grid
         boxes, hidden_states, references = reference_points, [], [reference_points]
         # The head's last regression branch is the encoder's and not used here.
         for layer, start, reg_branch in zip(
@@ -139,8 +131,8 @@ class SMCADINODecoder(ModulatedDecoder):
             query = layer(
                 query,
                 self.ref_point_head(encoding),
-                *cells_from[start],
-                boxes if layer.spatial_prior.refined else reference_points,
+                *levels_from[start],
+                reference_points if isinstance(layer.spatial_prior, StaticPrior) else boxes,
                 image_sizes,
                 self_attn_mask,
             )

@@ -57,9 +57,9 @@ class LevelEncoder(BaseModule):
 
 @MODELS.register_module()
 class SMCAEncoderLayer(BaseModule):
-    """Post-norm encoder layer: self-attention within groups of cells, FFN.
+    """Post-norm encoder layer: self-attention within groups of tokens, FFN.
 
-    In an intra-scale layer each level is a group; a multi-scale layer has one group of all cells.
+    In an intra-scale layer each level is a group; a multi-scale layer has one group of all tokens.
     Configuration keys and, with shared weights, the state dict are those of MMDetection's
     ``DetrTransformerEncoderLayer``.
 
@@ -90,27 +90,26 @@ class SMCAEncoderLayer(BaseModule):
 
     def forward(
         self,
-        query: Tensor,
-        query_pos: Tensor,
-        key_padding_mask: Tensor | None,
+        tokens: Tensor,
+        pos: Tensor,
+        padding: Tensor | None,
         group_sizes: Sequence[int],
     ) -> Tensor:
-        """Encode the cells.
+        """Encode the tokens.
 
         Args:
-            query: Cells, (B, N, C).
-            query_pos: Their position encoding, (B, N, C).
-            key_padding_mask: True where a cell is padding, (B, N), or None.
-            group_sizes: Number of cells in each group, N in total.
+            tokens: (B, N, C).
+            pos: Their position encoding, (B, N, C).
+            padding: True where a token is padding, (B, N), or None.
+            group_sizes: Number of tokens in each group, N in total.
 
         Returns:
             Tensor of shape (B, N, C).
         """
-        query = _by_group(self.self_attn, group_sizes, query, query_pos, key_padding_mask)
-        query = self.norms[0](query)
+        tokens = self.norms[0](_by_group(self.self_attn, group_sizes, tokens, pos, padding))
         if isinstance(self.ffn, ModuleList):
-            return self.norms[1](_by_group(self.ffn, group_sizes, query))
-        return self.norms[1](self.ffn(query))
+            return self.norms[1](_by_group(self.ffn, group_sizes, tokens))
+        return self.norms[1](self.ffn(tokens))
 
 
 def _one_or_list(count: int, build: Callable[[], BaseModule]) -> BaseModule | ModuleList:
@@ -182,16 +181,16 @@ class SMCAEncoder(LevelEncoder):
         self.embed_dims = self.layers[0].embed_dims
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels.
+        """Encode the tokens of all levels.
 
         Args:
             memory: The levels, as the neck gives them.
 
         Returns:
-            The encoded cells, with unchanged positions, mask and shapes.
+            The encoded tokens, with unchanged positions, padding and shapes.
         """
-        cells, sizes = memory.cells, memory.sizes()
+        tokens, counts = memory.tokens, memory.counts()
         for kind, layer in zip(self.layer_kinds, self.layers, strict=True):
-            groups = sizes if kind == 'intra' else [sum(sizes)]
-            cells = layer(cells, memory.pos, memory.mask, groups)
-        return memory.encoded(cells)
+            groups = counts if kind == 'intra' else [sum(counts)]
+            tokens = layer(tokens, memory.pos, memory.padding, groups)
+        return memory.encoded(tokens)

@@ -36,8 +36,8 @@ class ConvLayer(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H', W')."""
-        cells = self.norm(self.conv(x).permute(0, 2, 3, 1))
-        return self.act(cells).permute(0, 3, 1, 2)
+        tokens = self.norm(self.conv(x).permute(0, 2, 3, 1))
+        return self.act(tokens).permute(0, 3, 1, 2)
 
 
 class FusionBlock(BaseModule):
@@ -54,13 +54,13 @@ class FusionBlock(BaseModule):
         self.shortcut = ConvLayer(2 * embed_dims, embed_dims, 1)
         self.convs = ModuleList(ConvLayer(embed_dims, embed_dims, 3) for _ in range(num_convs))
 
-    def forward(self, x: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor, padding: Tensor | None) -> Tensor:
         """Fuse a level's map with the resized map of its neighbour.
 
         Args:
             x: Map of the level, (B, C, H, W).
             other: Resized map of the neighbour, (B, C, H, W).
-            mask: True where a cell is padding, (B, 1, H, W), or None. Padding is zeroed before
+            padding: True where a cell is padding, (B, 1, H, W), or None. Padding is zeroed before
                 every 3 x 3 convolution, like the area beyond a map's border.
 
         Returns:
@@ -69,7 +69,7 @@ class FusionBlock(BaseModule):
         both = torch.cat((x, other), dim=1)
         out = self.reduce(both)
         for conv in self.convs:
-            out = out + conv(blank(out, mask))
+            out = out + conv(blank(out, padding))
         return out + self.shortcut(both)
 
 
@@ -115,25 +115,25 @@ class SMCAHybridEncoder(LevelEncoder):
         self.bottom_up = ModuleList(FusionBlock(channels, num_convs) for _ in steps)
 
     def forward(self, memory: Memory) -> Memory:
-        """Encode the cells of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
-        maps, pos, masks = memory.maps()
-        maps[-1] = self._attend(maps[-1], pos[-1], masks[-1])
+        """Encode the tokens of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""
+        maps, pos, padding = memory.maps()
+        maps[-1] = self._attend(maps[-1], pos[-1], padding[-1])
         for level in reversed(range(len(maps) - 1)):
             maps[level + 1] = self.lateral[level](maps[level + 1])
             above = _enlarge(maps[level + 1], memory.shapes[level])
-            maps[level] = self.top_down[level](maps[level], above, masks[level])
+            maps[level] = self.top_down[level](maps[level], above, padding[level])
         for level in range(len(maps) - 1):
-            below = self.down[level](blank(maps[level], masks[level]))
-            maps[level + 1] = self.bottom_up[level](maps[level + 1], below, masks[level + 1])
+            below = self.down[level](blank(maps[level], padding[level]))
+            maps[level + 1] = self.bottom_up[level](maps[level + 1], below, padding[level + 1])
         return memory.encoded(flatten_levels(maps))
 
-    def _attend(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, pos: Tensor, padding: Tensor | None) -> Tensor:
         height, width = x.shape[-2:]
-        cells, pos = flatten_levels([x]), flatten_levels([pos])
-        mask = None if mask is None else mask.flatten(1)
+        tokens, pos = flatten_levels([x]), flatten_levels([pos])
+        padding = None if padding is None else padding.flatten(1)
         for layer in self.layers:
-            cells = layer(cells, pos, mask, [cells.size(1)])
-        return unflatten_levels(cells, [(height, width)])[0]
+            tokens = layer(tokens, pos, padding, [tokens.size(1)])
+        return unflatten_levels(tokens, [(height, width)])[0]
 
 
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:

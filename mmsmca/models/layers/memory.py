@@ -1,4 +1,4 @@
-"""Feature levels as one sequence of cells, passed on by encoder, query selection and decoder."""
+"""Feature levels as one sequence of tokens, passed on by encoder, query selection and decoder."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,78 +7,55 @@ import torch
 from torch import Tensor
 
 
-class LevelCells(NamedTuple):
-    """The cells of one level, as the priors need them.
-
-    Attributes:
-        shape: Height and width of the level, in cells.
-        padding: True where a cell is padding, (B, H * W), or None. Defaults to None.
-    """
-
-    shape: tuple[int, int]
-    padding: Tensor | None = None
-
-
 class Memory(NamedTuple):
     """The cells of all levels, one level after the other, before or after the encoder.
 
     Attributes:
-        cells: The cells, (B, N, C).
+        tokens: Features of the cells, (B, N, C).
         pos: Their position encoding, (B, N, C).
-        mask: True where a cell is padding, (B, N), or None.
+        padding: True where a cell is padding, (B, N), or None.
         shapes: Height and width of every level, in cells.
     """
 
-    cells: Tensor
+    tokens: Tensor
     pos: Tensor
-    mask: Tensor | None
+    padding: Tensor | None
     shapes: Sequence[tuple[int, int]]
 
-    def sizes(self) -> list[int]:
+    def counts(self) -> list[int]:
         """Number of cells of every level."""
-        return num_cells(self.shapes)
+        return [height * width for height, width in self.shapes]
 
     def keys(self) -> Tensor:
-        """Keys of the attention: cells plus their position encoding, (B, N, C)."""
-        return self.cells + self.pos
+        """Keys of the attention: tokens plus their position encoding, (B, N, C)."""
+        return self.tokens + self.pos
 
-    def levels(self) -> list[LevelCells]:
-        """Shape and padding of every level."""
-        return level_cells(self.shapes, self.mask)
-
-    def encoded(self, cells: Tensor) -> 'Memory':
-        """The same levels with new cells, (B, N, C)."""
-        return Memory(cells, self.pos, self.mask, self.shapes)
+    def encoded(self, tokens: Tensor) -> 'Memory':
+        """The same levels with new tokens, (B, N, C)."""
+        return self._replace(tokens=tokens)
 
     def from_level(self, first: int) -> 'Memory':
         """The levels from ``first`` on."""
-        start = sum(self.sizes()[:first])
-        mask = None if self.mask is None else self.mask[:, start:]
-        return Memory(self.cells[:, start:], self.pos[:, start:], mask, self.shapes[first:])
+        start = sum(self.counts()[:first])
+        padding = None if self.padding is None else self.padding[:, start:]
+        return Memory(self.tokens[:, start:], self.pos[:, start:], padding, self.shapes[first:])
 
     def maps(self) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
         """Every level as a map.
 
         Returns:
-            Cells and their position encodings, (B, C, H_j, W_j) each, and masks, (B, 1, H_j, W_j)
-            or None each.
+            Tokens and their position encodings, (B, C, H_j, W_j) each, and padding,
+            (B, 1, H_j, W_j) or None each.
         """
-        masks: list[Tensor | None] = [None] * len(self.shapes)
-        if self.mask is not None:
-            masks = [*unflatten_levels(self.mask.unsqueeze(-1), self.shapes)]
-        cells, pos = [unflatten_levels(x, self.shapes) for x in (self.cells, self.pos)]
-        return cells, pos, masks
+        tokens, pos = (unflatten_levels(x, self.shapes) for x in (self.tokens, self.pos))
+        return tokens, pos, padding_maps(self.padding, self.shapes)
 
 
-def num_cells(shapes: Sequence[tuple[int, int]]) -> list[int]:
-    """Number of cells of maps with the given heights and widths."""
-    return [height * width for height, width in shapes]
-
-
-def level_cells(shapes: Sequence[tuple[int, int]], mask: Tensor | None) -> list[LevelCells]:
-    """Shape and padding of every level; arguments are those of :class:`Memory`."""
-    masks = [None] * len(shapes) if mask is None else mask.split(num_cells(shapes), dim=1)
-    return [LevelCells(*level) for level in zip(shapes, masks, strict=True)]
+def padding_maps(padding: Tensor | None, shapes: Sequence[tuple[int, int]]) -> list[Tensor | None]:
+    """Padding of every level, (B, 1, H_j, W_j) or None each; arguments as in :class:`Memory`."""
+    if padding is None:
+        return [None] * len(shapes)
+    return [*unflatten_levels(padding.unsqueeze(-1), shapes)]
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
@@ -88,7 +65,7 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 def unflatten_levels(x: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """(B, N, C) to maps of (B, C, H_j, W_j), the inverse of :func:`flatten_levels`."""
-    levels = x.split(num_cells(shapes), dim=1)
+    levels = x.split([height * width for height, width in shapes], dim=1)
     return [
         level.transpose(1, 2).unflatten(2, shape)
         for level, shape in zip(levels, shapes, strict=True)

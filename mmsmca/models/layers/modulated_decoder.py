@@ -1,6 +1,7 @@
 """Construction of decoder layers and decoders, shared by SMCA and SMCA-DINO."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks.transformer import FFN
@@ -22,7 +23,8 @@ class ModulatedDecoderLayer(BaseModule):
         cross_attn_cfg: Config of the co-attention; ``type`` defaults to ``CROSS_ATTENTION``.
         ffn_cfg: Arguments of ``mmcv.cnn.bricks.transformer.FFN``.
         spatial_prior_cfg: Config of the prior; ``type`` defaults to ``PRIOR``, channels and heads
-            to those of the co-attention.
+            to those of the co-attention. None, in SMCA-DINO only: no prior, and
+            ``PlainCoAttention``.
         strides: Stride of every level that the layer attends to, in pixels.
         norm_cfg: Norm layer. Defaults to ``dict(type='LN')``.
         init_cfg: MMEngine's initialisation config. Defaults to None.
@@ -39,20 +41,25 @@ class ModulatedDecoderLayer(BaseModule):
         self_attn_cfg: dict,
         cross_attn_cfg: dict,
         ffn_cfg: dict,
-        spatial_prior_cfg: dict,
+        spatial_prior_cfg: dict | None,
         strides: Sequence[int],
         norm_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        self.strides = tuple(strides)
         self.self_attn = SelfAttention(**self_attn_cfg)
         self.embed_dims = self.self_attn.embed_dims
+        attention = self.CROSS_ATTENTION if spatial_prior_cfg is not None else 'PlainCoAttention'
         self.cross_attn = MODELS.build(
-            {'type': self.CROSS_ATTENTION, 'num_levels': len(strides), **cross_attn_cfg}
+            {'type': attention, 'num_levels': len(strides), **cross_attn_cfg}
         )
         self.ffn = FFN(**ffn_cfg)
         norm_cfg = norm_cfg or dict(type='LN')
         self.norms = ModuleList(build_norm_layer(norm_cfg, self.embed_dims)[1] for _ in range(3))
+        self.spatial_prior: Any = None
+        if spatial_prior_cfg is None:
+            return
         heads = self.cross_attn.num_heads
         self.spatial_prior = MODELS.build(
             {
@@ -79,14 +86,11 @@ class ModulatedDecoder(BaseModule):
         layer_cfg: Config of every layer; ``type`` defaults to ``LAYER``.
         start_levels: Index of the finest level that each layer attends to. Defaults to None: 0 for
             every layer.
-        return_intermediate: Kept for MMDetection's decoder configs; must be True, as the losses
-            need the output of every layer.
         init_cfg: MMEngine's initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If ``return_intermediate`` is False, there is no layer, ``strides`` does not
-            list positive integers, or ``start_levels`` does not list an existing level for every
-            layer.
+        ValueError: If there is no layer, ``strides`` does not list positive integers, or
+            ``start_levels`` does not list an existing level for every layer.
     """
 
     LAYER: str
@@ -97,12 +101,9 @@ class ModulatedDecoder(BaseModule):
         strides: Sequence[int],
         layer_cfg: dict,
         start_levels: Sequence[int] | None = None,
-        return_intermediate: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if not return_intermediate:
-            raise ValueError('decoder.return_intermediate=False: only True is supported')
         check_count('decoder.num_layers', num_layers)
         self.num_layers = num_layers
         self.strides = check_strides(strides)

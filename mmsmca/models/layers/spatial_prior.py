@@ -1,14 +1,14 @@
 """The dynamic spatial prior: where and how widely a query attends (paper, section 3.2)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .precision import widen
+from .attention import Gaussians
+from .precision import at_least_float32
 from .values import check_choice, check_positive, check_strides
 
 # Number of scales s, before squaring, that a prior has per query (and head and level).
@@ -18,20 +18,6 @@ SCALES = {
     'independent': 2,  # (s_x, s_y)
     'covariance': 3,  # (s_x, s_y, s_xy), the third weights dx^2 dy^2
 }
-
-
-class LevelPrior(NamedTuple):
-    """Gaussian priors of all queries on one feature level.
-
-    Attributes:
-        centers: Centres (x, y) in cells of the level, (B, M, Q, 2).
-        scales: Scales before squaring, (B, M, Q, 2), or (B, M, Q, 3) for ``covariance``.
-        beta: Bandwidth in squared cells.
-    """
-
-    centers: Tensor
-    scales: Tensor
-    beta: float
 
 
 @MODELS.register_module()
@@ -108,7 +94,7 @@ class SpatialPrior(BaseModule):
         """
         return self.norm(query + query_pos)
 
-    def forward(self, features: Tensor, centers: Tensor, image_sizes: Tensor) -> list[LevelPrior]:
+    def forward(self, features: Tensor, centers: Tensor, image_sizes: Tensor) -> list[Gaussians]:
         """Place the Gaussians of every query on every level.
 
         Args:
@@ -118,7 +104,7 @@ class SpatialPrior(BaseModule):
                 (B, 2).
 
         Returns:
-            One :class:`LevelPrior` per level.
+            Gaussians for every level, in its cells; a = s² / beta.
         """
         center_pixels = centers * image_sizes[:, None, :]
         offsets, scales = self._split(self.offsets, features), self._split(self.scales, features)
@@ -131,7 +117,10 @@ class SpatialPrior(BaseModule):
             if self.num_scales == 1:
                 level_scales = level_scales.expand(-1, -1, -1, 2)
             priors.append(
-                LevelPrior(self._every_head(level_centers), self._every_head(level_scales), beta)
+                Gaussians(
+                    self._every_head(level_centers),
+                    self._every_head(level_scales).square() / beta,
+                )
             )
         return priors
 
@@ -142,7 +131,7 @@ class SpatialPrior(BaseModule):
         heads = 1 if self.offsets is None else self.num_heads
         # Half precision is too coarse for offsets of several cells.
         with torch.autocast(features.device.type, enabled=False):
-            split = widen(linear(features))
+            split = at_least_float32(linear(features))
         split = split.unflatten(-1, (len(self.strides), heads, -1))
         return split.permute(2, 0, 3, 1, 4)
 

@@ -1,4 +1,4 @@
-"""Priors that replace ``BoxPrior`` in the ablations of SMCA-DINO."""
+"""The paper's prior in place of ``BoxPrior``, an ablation of SMCA-DINO."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .box_prior import JointPrior
-from .precision import widen
+from .attention import Gaussians
+from .precision import at_least_float32
 from .values import check_positive
 
 
@@ -34,8 +34,6 @@ class StaticPrior(BaseModule):
         ValueError: If ``beta`` is not positive.
     """
 
-    refined = False
-
     def __init__(
         self,
         embed_dims: int = 256,
@@ -58,7 +56,7 @@ class StaticPrior(BaseModule):
         nn.init.zeros_(self.scales.weight)
         nn.init.ones_(self.scales.bias)
 
-    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
+    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> Gaussians:
         """Place the Gaussians of every query; arguments as in :meth:`.BoxPrior.forward`.
 
         Returns:
@@ -68,45 +66,11 @@ class StaticPrior(BaseModule):
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.offsets.weight.dtype)
             offsets, scales = (
-                widen(linear(features)).unflatten(-1, (self.num_heads, 2)).transpose(1, 2)
+                at_least_float32(linear(features))
+                .unflatten(-1, (self.num_heads, 2))
+                .transpose(1, 2)
                 for linear in (self.offsets, self.scales)
             )
             center = boxes[..., :2] * (image_sizes / self.strides[0])[:, None]
             precisions = scales.square() / (self.beta * coarse**2)
-        gates = precisions.new_zeros(*precisions.shape[:-1], len(self.strides))
-        return JointPrior(center[:, None] + offsets * coarse, precisions, gates)
-
-
-@MODELS.register_module()
-class NoPrior(BaseModule):
-    """No prior: attention to the cells of all levels by content alone.
-
-    Args:
-        embed_dims: Unused; kept for the interface of the priors.
-        num_heads: Heads M. Defaults to 8.
-        strides: Stride of every feature level, in pixels. Defaults to (8, 16, 32, 64).
-        init_cfg: MMEngine's initialisation config. Defaults to None.
-    """
-
-    refined = False
-
-    def __init__(
-        self,
-        embed_dims: int = 256,
-        num_heads: int = 8,
-        strides: Sequence[int] = (8, 16, 32, 64),
-        init_cfg: dict | None = None,
-    ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        self.num_heads = num_heads
-        self.strides = tuple(strides)
-
-    def forward(self, features: Tensor, boxes: Tensor, image_sizes: Tensor) -> JointPrior:
-        """Treat all cells alike; arguments as in :meth:`.BoxPrior.forward`.
-
-        Returns:
-            The priors.
-        """
-        zeros = boxes.new_zeros(boxes.size(0), self.num_heads, boxes.size(1), 1)
-        two = zeros.expand(-1, -1, -1, 2)
-        return JointPrior(two, two, zeros.expand(-1, -1, -1, len(self.strides)))
+        return Gaussians(center[:, None] + offsets * coarse, precisions)
