@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from one_parameter import config, evaluated
+from runs import TINY_MODEL, small_config
 from torch.utils.data import DataLoader
 
 from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend, AtomicCheckpointHook
 from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed
 from mmsmca.errors import ConfigError
+from mmsmca.launch import run_tool
 
 
 def atomic(folder: Path, *values: float) -> Config:
@@ -59,9 +62,9 @@ def expected(tmp_path_factory) -> dict:
 @pytest.mark.parametrize(
     'point',
     [
-        Point('iteration', 17, 0.0, signal.SIGTERM),
-        Point('write', 5, 0.0, signal.SIGKILL),  # of the second checkpoint
-        Point('write', 6, 0.0, signal.SIGKILL),  # of its name in `last_checkpoint`
+        Point('iteration', 17, signal.SIGTERM),
+        Point('write', 5, signal.SIGKILL),  # of the second checkpoint
+        Point('write', 6, signal.SIGKILL),  # of its name in `last_checkpoint`
     ],
     ids=str,
 )
@@ -81,19 +84,31 @@ def test_killed_and_resumed(expected: dict, tmp_path: Path, point: Point):
 
 @pytest.mark.slow
 def test_detector_that_is_killed_and_resumed(tmp_path: Path):
-    """Through tools/train.py, with dropout, flips and two workers."""
+    """Through tools/train.py, with dropout, flips, two workers, and validation in between."""
     Shapes(num_train=24, num_val=4, size=64, max_objects=2, seed=0).write(tmp_path / 'data')
-    path = interruptions.write_config(tmp_path, tmp_path / 'data', workers=2)
+    cfg = small_config(tmp_path / 'data', model=TINY_MODEL)
+    for part in (cfg.model.encoder, cfg.model.decoder):
+        part.layer_cfg.self_attn_cfg.dropout = part.layer_cfg.ffn_cfg.ffn_drop = 0.1
+    cfg.train_cfg.update(max_epochs=4, val_interval=2)
+    cfg.train_dataloader.update(batch_size=4, num_workers=2)
+    cfg.default_hooks.logger.interval = 1
+    cfg.dump(tmp_path / 'config.py')
+
+    def train(folder: Path) -> int | None:
+        command = ('train.py', tmp_path / 'config.py', '--work-dir', folder / 'work', '--resume')
+        sys.argv = [*map(str, command), '--no-trial-step']
+        os.environ['LOCAL_RANK'] = '0'
+        return run_tool('train')
+
     results = []
     for name, point in (
-        ('killed', Point('iteration', 9, 0.0, signal.SIGKILL)), ('killed', None), ('whole', None)
+        ('killed', Point('iteration', 9, signal.SIGKILL)), ('killed', None), ('whole', None)
     ):  # fmt: skip
         folder = tmp_path / name
-        train = partial(interruptions.train, folder, path)
-        exit_code, events = interruptions.run(folder, train, point)
+        exit_code, events = interruptions.run(folder, partial(train, folder), point)
         assert exit_code == (-signal.SIGKILL if point else 0), (folder / 'log.txt').read_text()
         results += [] if point else [result(folder)]
-    assert len(results[0]['losses']) == interruptions.ITERATIONS
+    assert len(results[0]['losses']) == 24
     assert equal(*results)
 
 
