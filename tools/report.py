@@ -9,21 +9,16 @@ Example: python tools/report.py work_dirs/head_to_head_shapes
 import argparse
 import shlex
 import sys
-from argparse import Namespace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from mmsmca.errors import command
+from mmsmca.errors import UserError, command
 from mmsmca.files import atomic_write
-from mmsmca.studies.record import StudyError
-from mmsmca.studies.report.figures import write_figures
-from mmsmca.studies.report.results import Report, read_reports
-from mmsmca.studies.report.statistics import numbers
-from mmsmca.studies.report.tables import tables
-from mmsmca.studies.report.writers import json_text, latex, markdown
+
+# Slow imports are deferred until the arguments have been parsed.
 
 
-def parse_args() -> Namespace:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,36 +40,37 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def write_report(report: Report, aps: list[float] | None, out: Path) -> None:
-    """Write a report's files into a folder, and print its tables."""
-    found = numbers(report, aps)
-    rows = tables(report, found)
-    out.mkdir(parents=True, exist_ok=True)
-    figures = [path.name for path in write_figures(report, found, out) if path.suffix == '.png']
-    text = markdown(report, rows, figures)
-    for suffix, content in (
-        ('md', text),
-        ('tex', latex(rows)),
-        ('csv', report.runs.to_csv(index=False)),
-        ('json', json_text(report, found)),
-    ):
-        with atomic_write(out / f'report.{suffix}') as partial:
-            partial.write_text(content)
-    print(text)
-    print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(figures)} (and .svg)')
-
-
 @command
 def main() -> None:
     args = parse_args()
     for ap in args.ap or []:
         if not 0 < ap < 1:
-            raise StudyError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
-    out = args.out or args.work_dir / 'report'
+            raise UserError(f'--ap {ap:g} is not between 0 and 1: AP 40 is 0.4')
+    from mmsmca.studies.report.figures import write_figures
+    from mmsmca.studies.report.results import read_reports
+    from mmsmca.studies.report.statistics import numbers
+    from mmsmca.studies.report.tables import tables
+    from mmsmca.studies.report.writers import json_text, latex, markdown
+
     for budget, report in read_reports(args.work_dir, args.baseline).items():
         report.date = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
         report.command = shlex.join(['python', 'tools/report.py', *sys.argv[1:]])
-        write_report(report, args.ap, out / budget)
+        out = (args.out or args.work_dir / 'report') / budget
+        found = numbers(report, args.ap)
+        rows = tables(report, found)
+        out.mkdir(parents=True, exist_ok=True)
+        figures = [path.name for path in write_figures(report, found, out) if path.suffix == '.png']
+        text = markdown(report, rows, figures)
+        for suffix, content in (
+            ('md', text),
+            ('tex', latex(rows)),
+            ('csv', report.runs.to_csv(index=False)),
+            ('json', json_text(report, found)),
+        ):
+            with atomic_write(out / f'report.{suffix}') as partial:
+                partial.write_text(content)
+        print(text)
+        print(f'Written to {out}: report.md, .tex, .csv, .json, {", ".join(figures)} (and .svg)')
 
 
 if __name__ == '__main__':

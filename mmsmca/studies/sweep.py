@@ -176,9 +176,8 @@ class Sweep:
 
     def cancel(self) -> None:
         """Cancel the jobs in Slurm's queue; runs on this machine end with their owner."""
-        if self.resources.slurm is not None:
-            for job in self.active.values():
-                job.cancel()
+        for job in self.active.values() if self.resources.slurm else ():
+            job.cancel()
 
 
 def visible_gpus() -> list[str]:

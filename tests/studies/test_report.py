@@ -119,6 +119,7 @@ def test_mean_and_deviation_by_hand():
 
 
 def test_final_metrics_by_hand(study_dir):
+    add_runs(study_dir, ('slow', 0))  # Once more: a run is one row.
     report = read_study(study_dir)
     assert report.problems == []
     final = {name: of.final for name, of in numbers_of(report).items()}
@@ -597,6 +598,14 @@ def test_wrong_arguments_are_refused(study_dir, monkeypatch, capsys, arguments, 
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (study_dir / 'report').exists()
+
+
+def test_missing_packages_are_named(study_dir, monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    for name in [name for name in sys.modules if name.startswith('mmsmca.studies')]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run_tool(monkeypatch, study_dir) == 2
+    assert "pandas is not installed: pip install 'mmsmca[studies]'" in capsys.readouterr().err
 
 
 def test_colours_belong_to_experiments(study_dir):

@@ -168,7 +168,6 @@ def _stretches(records: Sequence[dict], lines: dict[int, dict]) -> list[_Stretch
             stretches.append(_Stretch(record['iter']))
         else:
             stretches[-1].records.append(record | dict(at=stretches[-1].after or 1))
-    # The first training line comes after evaluations that an earlier attempt did not log.
     return [stretch for stretch in stretches if stretch.records]
 
 

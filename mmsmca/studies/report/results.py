@@ -151,7 +151,7 @@ class _Reader:
 
     def study(self, study: Study, budget: Budget | None) -> Report:
         """Report on a study's own runs, or on those of one budget."""
-        for row in study.runs:
+        for row in {row.dir: row for row in study.runs}.values():
             if budget is None or budget.name in row.budgets:
                 self.run(self.work_dir / row.dir, row)
         report = self.report(study.name, [e.name for e in study.experiments])
@@ -279,7 +279,7 @@ class _Reader:
 
     def config(self, folder: Path) -> Config | None:
         """The resolved config of a run's last attempt."""
-        dump = _config_dump(folder)
+        dump = max(_config_dumps(folder), default=None)
         if dump is None:
             if [*folder.glob('*/vis_data/scalars.json')]:
                 self.note(folder, 'no config.py beside its log: its evaluations are left out')
@@ -313,12 +313,8 @@ def _config_dumps(folder: Path) -> list[Path]:
     return [dump for dump in dumps if dump.with_name('scalars.json').exists()] or dumps
 
 
-def _config_dump(folder: Path) -> Path | None:
-    return max(_config_dumps(folder), default=None)
-
-
 def _seed(folder: Path) -> float:
-    dump = _config_dump(folder)
+    dump = max(_config_dumps(folder), default=None)
     found = re.search(r'\bseed=(\d+)', dump.read_text()) if dump else None
     return int(found[1]) if found else np.nan
 
