@@ -261,6 +261,22 @@ def test_progress_by_iteration(tmp_path: Path, steps: Path):
     assert not resumed.warnings
 
 
+def test_checkpoint_from_within_an_epoch(tmp_path: Path):
+    hook = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4))
+    train(config(tmp_path, [STEPS], default_hooks=hook))
+    resumed = resume(config(tmp_path / 'resumed', [STEPS]), tmp_path / 'iter_20.pth')
+    assert 'Resumed from within epoch 3, which starts again' in resumed.warnings[0]
+    assert len(resumed.lr) == 16
+
+
+def test_cycle_that_is_too_short(tmp_path: Path):
+    cycle = EVERY_SCHEDULE['one cycle']
+    train(config(tmp_path, [cycle]))
+    short = config(tmp_path / 'short', [cycle | dict(total_steps=8)])
+    with pytest.raises(ConfigError, match='param_scheduler ends before iteration 16'):
+        resume(short, tmp_path / 'epoch_2.pth', keep=False)
+
+
 def test_config_is_read_but_not_executed(tmp_path: Path):
     text = f"""
 a = dict(b=[1, (2, 'c')], d={{'e-f': dict(g=None)}}, h=-1.5, i=inf)

@@ -21,10 +21,7 @@ NOT_STORED = {'type', 'clip_grad', 'accumulative_counts', 'loss_scale', 'dtype'}
 LENGTH_KEYS = (
     'batch_size', 'num_batch_per_epoch', 'drop_last', 'sampler', 'batch_sampler', 'dataset',
 )  # fmt: skip
-FROM_WEIGHTS = (
-    'start from its weights with a schedule of its own: set load_from to the checkpoint, without '
-    '--resume.'
-)
+FROM_WEIGHTS = 'start from its weights: set load_from to the checkpoint, without --resume.'
 
 
 @HOOKS.register_module()
@@ -68,7 +65,7 @@ class ResumeScheduleHook(Hook):
                 f'the config differs from the one that the checkpoint was trained with {said}. '
                 '--resume-schedule config continues with the settings of the config, as if '
                 'training had used them from the start; --resume-schedule checkpoint continues '
-                f'with those of the checkpoint. {FROM_WEIGHTS.capitalize()}'
+                f'with those of the checkpoint. Or {FROM_WEIGHTS}'
             )
         types = {key.split('.')[0] for key in changes if key.split('.')[-1] in ('type', 'number')}
         if 'optim_wrapper' in types:
@@ -134,6 +131,11 @@ def _check_progress(runner: Runner, checkpoint: dict, saved: dict) -> None:
     before, done = _info(checkpoint).get(f'max_{unit}s'), checkpoint['meta'][unit]
     if before not in (None, length):
         runner.logger.warning(f'Resumed with train_cfg.max_{unit}s {before} -> {length}.')
+    if not by_iter and _info(checkpoint).get('epoch') == done:
+        runner.logger.warning(
+            f'Resumed from within epoch {done + 1}, which starts again: schedules in iterations '
+            'run ahead.'
+        )
     if done >= length:
         runner.logger.warning(
             f'Nothing is left to train: the checkpoint is from {unit} {done}, and '
@@ -246,13 +248,19 @@ def _use_config(runner: Runner, checkpoint: dict) -> None:
     with warnings.catch_warnings():
         # Schedulers expect a step of the optimizer before their own.
         warnings.simplefilter('ignore')
-        for iteration in range(1, meta['iter'] + 1):
-            for scheduler in schedulers:
-                if not scheduler.by_epoch:
-                    scheduler.step()
-            for scheduler in schedulers if per_epoch and iteration % per_epoch == 0 else ():
-                if scheduler.by_epoch:
-                    scheduler.step()
+        try:
+            for iteration in range(1, meta['iter'] + 1):
+                for scheduler in schedulers:
+                    if not scheduler.by_epoch:
+                        scheduler.step()
+                for scheduler in schedulers if per_epoch and iteration % per_epoch == 0 else ():
+                    if scheduler.by_epoch:
+                        scheduler.step()
+        except ValueError as error:  # OneCycleLR has a last step.
+            raise ConfigError(
+                f'param_scheduler ends before iteration {meta["iter"]}, where the checkpoint is: '
+                f'{error}. Make it longer.'
+            ) from error
     stored = checkpoint['optimizer']
     own = runner.optim_wrapper.optimizer.param_groups
     for group, mine in zip(stored['param_groups'], own, strict=True):
