@@ -135,9 +135,12 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
     next_line = time.monotonic()
     # Draws nothing where the output is not a terminal. Signals wait, so that no run is interrupted
     # while it is being started.
-    with Live(progress, console=console, refresh_per_second=0.5, transient=True), Signals() as got:
+    with (
+        Live(progress, console=console, refresh_per_second=0.5, transient=True),
+        Signals() as signals,
+    ):
         with owned_children():
-            while (waiting or sweep.active) and not got.received:
+            while (waiting or sweep.active) and not signals.received:
                 while waiting and len(sweep.active) < sweep.resources.jobs:
                     run = waiting.pop(0)
                     sweep.start(run)
@@ -148,7 +151,7 @@ def _run_all(sweep: Sweep, retry_failed: bool, console: Console) -> None:
                     console.print(progress)
                     next_line = time.monotonic() + LINE_SECONDS
                 time.sleep(POLL_SECONDS)
-        if got.received:
+        if signals.received:
             console.print('Interrupted: the runs are ending. The same command resumes them.')
             sweep.cancel()
         while sweep.active:

@@ -195,12 +195,12 @@ class Study(StudyFile):
             return cls.model_validate(read_json(path) or {})
         except ValidationError as error:
             raise StudyError(
-                f'{path} cannot be read ({said(error)}): run the study again to rewrite it, or '
-                'move it away to report on the runs without it'
+                f'{path} cannot be read ({first_error(error)}): run the study again to rewrite '
+                'it, or move it away to report on the runs without it'
             ) from error
 
 
-def said(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """The first of a validation's errors on one line: key and what is wrong with it."""
     first = error.errors()[0]
     where = '.'.join(map(str, first['loc']))

@@ -15,7 +15,7 @@ from mmsmca.errors import ConfigError
 
 from .budget import fit
 from .calibration import calibrated_seconds
-from .record import CALIBRATION, Budget, Experiment, Run, Study, StudyError, StudyFile, said
+from .record import CALIBRATION, Budget, Experiment, Run, Study, StudyError, StudyFile, first_error
 
 ID_DIGITS = 10
 
@@ -108,7 +108,7 @@ def _read(path: Path) -> StudyFile:
     try:
         study = StudyFile.model_validate(content, context=dict(file=path))
     except ValidationError as error:
-        raise StudyError(f'{path}: {said(error)}.') from error
+        raise StudyError(f'{path}: {first_error(error)}.') from error
     names = [experiment.name for experiment in study.experiments]
     references = [('baseline', study.baseline), *(('time_of', b.time_of) for b in study.budgets)]
     for key, name in references:

@@ -216,7 +216,10 @@ LOST = {
     'nothing, but a line is there twice': (
         lambda lines: [*lines, lines[-1]],
         [100, 200, 300],
-        ['evaluations after iteration 400 are left out, as 1 were due', 'no evaluation after'],
+        [
+            'evaluations after iteration 400 are left out: the config has 1 there',
+            'no evaluation after',
+        ],
     ),
     'nothing, but the AP is another': (
         lambda lines: [*lines[:-1], lines[-1].replace('0.44', '0.33')],

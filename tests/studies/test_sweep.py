@@ -5,7 +5,6 @@ import os
 import pickle
 import runpy
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+import submitit
 from rich.console import Console
 from runs import real_study
 from utils import ROOT
@@ -387,69 +387,34 @@ def test_time_left_of_a_run_by_epochs(tmp_path):
     assert SweepProgress(sweep)._figures(run, 'running')[3] == '0:00:40'
 
 
-SLURM = {
-    'sbatch': """#!{python}
-import os, subprocess, sys
-folder, script = os.environ['FAKE_SLURM'], sys.argv[-1]
-job = str(len(os.listdir(folder)) + 1)
-state = os.path.join(folder, job)
-open(state, 'w').write('RUNNING')
-environment = dict(os.environ, SLURM_JOB_ID=job, SLURM_NTASKS='1', SLURM_LOCALID='0',
-    SLURM_PROCID='0', SLURM_NODEID='0', SLURM_JOB_NUM_NODES='1', SLURM_JOB_NODELIST='here')
-# submitit renames its files once it knows the job's number; then the job starts.
-jobs = os.path.dirname(os.path.abspath(script))
-later = (
-    f'while [ ! -e {{jobs}}/{{job}}_submitted.pkl ]; do sleep 0.05; done; '
-    f'bash {{jobs}}/{{job}}_submission.sh && echo COMPLETED > {{state}} || echo FAILED > {{state}}'
-)
-subprocess.Popen(['sh', '-c', later], env=environment, stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-print('Submitted batch job', job)
-""",
-    'srun': """#!{python}
-import os, sys
-command = sys.argv[1:]
-while command[0].startswith('-'):
-    option = command.pop(0)
-    if option in ('--output', '--error'):
-        command.pop(0)
-os.execvp(command[0], command)
-""",
-    'sacct': """#!{python}
-import os
-folder = os.environ['FAKE_SLURM']
-print('JobID|State')
-for job in os.listdir(folder):
-    print(f'{{job}}|{{open(os.path.join(folder, job)).read().strip()}}')
-""",
-}
-
-
-@pytest.mark.slow
 def test_slurm(tmp_path, monkeypatch):
-    """Against stand-ins for Slurm's commands: what is submitted, with which parameters."""
-    commands, queue = tmp_path / 'bin', tmp_path / 'queue'
-    commands.mkdir()
-    queue.mkdir()
-    for name, text in SLURM.items():
-        path = commands / name
-        path.write_text(text.format(python=sys.executable))
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv('PATH', f'{commands}:{os.environ["PATH"]}')
-    monkeypatch.setenv('FAKE_SLURM', str(queue))
+    """What is submitted, with which parameters; no command of Slurm runs."""
+    scripts = []
+
+    def submit(executor, command):
+        scripts.append(executor._make_submission_file_text(command, 'id'))
+        return submitit.SlurmJob(executor.folder, '7')
+
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    monkeypatch.setattr(submitit.SlurmExecutor, 'affinity', classmethod(lambda cls: 1))
+    monkeypatch.setattr(submitit.SlurmExecutor, '_submit_command', submit)
     sweep = fake_sweep(tmp_path, 'work', gpus_per_job=1, slurm=dict(partition='gpu', time=90))
     (run,) = sweep.pending(retry_failed=False)
     sweep.start(run)
-    wait_for(lambda: sweep.collect())
-    assert states(sweep) == {'work': 'finished'}
-    (script,) = (sweep.work_dir / 'jobs').glob('*_submission.sh')
-    text = script.read_text()
-    name = f'--job-name=study-work-0-{run.id}'
-    for option in ('--partition=gpu', '--time=90', '--gpus-per-node=1', name):
-        assert f'#SBATCH {option}' in text
-    # Slurm runs one job of this name at a time.
-    assert '#SBATCH --dependency=singleton' in text
+    # Slurm runs one job of a name at a time.
+    name = f'job-name=study-work-0-{run.id}'
+    options = ('partition=gpu', 'time=90', 'gpus-per-node=1', name, 'dependency=singleton')
+    for option in options:
+        assert f'#SBATCH --{option}\n' in scripts[0]
+    # The job trains with the GPUs that Slurm gives it, and outlives the sweep.
+    (pickled,) = (sweep.work_dir / 'jobs').glob('*submitted.pkl')
+    train = submitit.core.utils.DelayedSubmission.load(pickled).function
+    assert (train.gpus, train.owned) == (None, False)
+    train()
+    assert state(sweep.dir_of(run)) == 'finished'
+    # A job that an earlier sweep left in the queue finds the run finished.
+    train()
+    assert len(record_of(sweep, 'run')['attempts']) == 1
 
 
 @pytest.fixture

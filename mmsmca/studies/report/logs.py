@@ -106,7 +106,7 @@ def read_log(folder: Path, train_cfg: Mapping) -> Log:
                 if len(steps) != len(stretch.records):
                     problems.append(
                         f'{name}: {len(stretch.records)} evaluations after iteration '
-                        f'{stretch.after or "?"} are left out, as {len(steps)} were due'
+                        f'{stretch.after or "?"} are left out: the config has {len(steps)} there'
                     )
                     continue
             for step, record in zip(steps, stretch.records, strict=True):
