@@ -69,7 +69,7 @@ endif
 	$(BIN)/python -c 'import mmsmca; print("mmsmca", mmsmca.__version__, "is installed")'
 	touch $@
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 test: install
 	$(PYTEST) -m 'not slow'
 
