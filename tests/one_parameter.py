@@ -29,6 +29,10 @@ class Slope(BaseModel):
 
 @DATASETS.register_module()
 class Numbers(Dataset):
+    """Images of one number; their meta information is of the kind that CocoDataset has."""
+
+    metainfo = dict(classes=('disc', 'square'), palette=[(220, 50, 45), (50, 90, 225)])
+
     def __init__(self, images: int) -> None:
         self.images = images
 

@@ -10,10 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from one_parameter import Numbers, config
 from utils import ROOT
 
 from mmsmca import compat
@@ -72,49 +70,22 @@ def registered():
     safe_globals.register()
 
 
-class Points(torch.utils.data.Dataset):
-    """Eight points of a line; its meta information is of the kind that CocoDataset has."""
-
-    metainfo = dict(classes=('disc', 'square'), palette=[(220, 50, 45), (50, 90, 225)])
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor([float(index)]), torch.tensor([2.0 * index])
-
-
-class Slope(BaseModel):
-    """Smallest model that MMEngine trains."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
-
-    def forward(self, x: Tensor, y: Tensor, mode: str) -> dict[str, Tensor]:
-        return dict(loss=(self.linear(x) - y).square().mean())
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """What MMEngine's runner writes after two epochs, with everything that training uses here."""
-    Runner(
-        model=Slope(),
-        work_dir=str(tmp_path),
-        train_dataloader=torch.utils.data.DataLoader(Points(), batch_size=2),
-        train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=dict(
-            type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4), clip_grad=dict(max_norm=0.1)
-        ),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
-            dict(type='MultiStepLR', milestones=[1], gamma=0.1),
-        ],
+    """What MMEngine's runner writes in the end, with everything that training uses here."""
+    schedulers = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
+        dict(type='MultiStepLR', milestones=[1], gamma=0.1),
+    ]
+    optimizer = dict(type='AdamW', lr=1e-4)
+    cfg = config(
+        tmp_path,
+        schedulers,
+        optim_wrapper=dict(optimizer=optimizer, clip_grad=dict(max_norm=0.1)),
         custom_hooks=[dict(type='EMAHook')],
-        default_scope='mmdet',
-        cfg=Config(),
-    ).train()
-    return tmp_path / 'epoch_2.pth'
+    )
+    Runner.from_cfg(cfg).train()
+    return tmp_path / 'epoch_4.pth'
 
 
 def test_checkpoints_load_with_weights_only(checkpoint):
@@ -122,11 +93,11 @@ def test_checkpoints_load_with_weights_only(checkpoint):
     history = loaded['message_hub']['log_scalars']['train/loss']
     reference = torch.load(checkpoint, weights_only=False)['message_hub']['log_scalars']
     losses, counts = reference['train/loss'].data
-    assert len(losses) == 8
+    assert len(losses) == 32
     np.testing.assert_array_equal(history.data[0], losses)
     np.testing.assert_array_equal(history.data[1], counts)
     assert history.mean() == pytest.approx(losses.mean())
-    assert loaded['meta']['dataset_meta'] == Points.metainfo
+    assert loaded['meta']['dataset_meta'] == Numbers.metainfo
 
 
 def test_nothing_else_makes_them_load(checkpoint):
@@ -138,7 +109,7 @@ def test_nothing_else_makes_them_load(checkpoint):
             torch.load(checkpoint, weights_only=True)
     finally:
         torch.serialization.add_safe_globals(registered)
-    assert torch.load(checkpoint, weights_only=True)['meta']['epoch'] == 2
+    assert torch.load(checkpoint, weights_only=True)['meta']['epoch'] == 4
 
 
 class Getter:
