@@ -1,25 +1,26 @@
 """``_base_ = 'mmsmca::smca/...'``: a config anywhere inherits one of this package's configs."""
 
+import importlib
 from pathlib import Path
 
 from mmengine.config import Config
 
 
 def register() -> None:
-    """Add ``mmsmca::`` to the scopes that MMEngine resolves in ``_base_``.
+    """Make MMEngine resolve ``mmsmca::`` in ``_base_``, and ``mmdet::`` without pkg_resources.
 
-    MMEngine's own table maps a scope to a distribution whose folder has ``.mim/configs``, which an
-    editable installation lacks. The bases keep MMDetection's scope, whose registries have our
-    classes.
+    MMEngine looks for a scope's ``.mim/configs`` with pkg_resources, which warns that it is
+    deprecated, takes longer than reading a config, and does not find a checkout. Our bases get
+    MMDetection's scope, since its registries have our classes.
     """
     find = Config._get_cfg_path
 
-    def find_ours(cfg_path: str, filename: str) -> tuple[str, str | None]:
+    def find_in_package(cfg_path: str, filename: str) -> tuple[str, str | None]:
         scope, _, name = cfg_path.partition('::')
-        if scope != 'mmsmca':
+        if scope not in ('mmdet', 'mmsmca'):
             return find(cfg_path, filename)
-        package = Path(__file__).parent
+        package = Path(str(importlib.import_module(scope).__file__)).parent
         configs = package / '.mim/configs'
         return str((configs if configs.is_dir() else package.parent / 'configs') / name), 'mmdet'
 
-    Config._get_cfg_path = staticmethod(find_ours)
+    Config._get_cfg_path = staticmethod(find_in_package)
