@@ -11,7 +11,7 @@
 # make gpu          measure parity, time, memory and precision on this machine's GPU, and write a page;
 #                   MINUTES=15 limits the time, run it again to continue
 # make install      create a virtual environment with everything in it
-# make lint         run ruff, mypy and import-linter
+# make lint         run ruff, mypy, import-linter, and check the workflow of .github
 # make docs         build the documentation as a site in build/site
 #
 # STACK=lite (default), onedl or openmmlab selects the OpenMMLab distributions, each in its own virtual
@@ -81,6 +81,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: install
 	$(BIN)/python -m mkdocs build --strict
