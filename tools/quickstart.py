@@ -5,7 +5,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +13,10 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 # isort: split
 import cv2
 import torch
-from mmdet.apis import DetInferencer
+from mmdet.apis import inference_detector, init_detector
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from mmsmca.engine.step_time import step_seconds, train_loader
 from mmsmca.files import write_json
@@ -80,16 +81,20 @@ def train_and_evaluate() -> None:
 
 def draw_detections() -> None:
     """Draw the detections on some validation images, enlarged so that labels are legible."""
-    inferencer = DetInferencer(str(CONFIG), str(last_checkpoint()))
-    with tempfile.TemporaryDirectory() as folder:
-        enlarged = []
-        for path in sorted((DATA_DIR / 'val').iterdir())[:NUM_PICTURES]:
-            image = cv2.imread(str(path))
-            enlarged.append(str(Path(folder) / path.name))
-            cv2.imwrite(
-                enlarged[-1], cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
-            )
-        inferencer(enlarged, out_dir=str(PICTURES), pred_score_thr=0.3, no_save_pred=True)
+    model = init_detector(str(CONFIG), str(last_checkpoint()), device=get_device())
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = model.dataset_meta
+    for path in sorted((DATA_DIR / 'val').iterdir())[:NUM_PICTURES]:
+        image = cv2.imread(str(path))
+        image = cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
+        visualizer.add_datasample(
+            path.name,
+            image[..., ::-1],
+            inference_detector(model, image),
+            draw_gt=False,
+            pred_score_thr=0.3,
+            out_file=str(PICTURES / path.name),
+        )
 
 
 def main() -> None:
@@ -106,7 +111,7 @@ def main() -> None:
         ('config', CONFIG),
         ('checkpoint', last_checkpoint()),
         ('all metrics', RESULT),
-        ('example detections', PICTURES / 'vis'),
+        ('example detections', PICTURES),
     ):
         print(f'{what + ":":24}{where}')
 

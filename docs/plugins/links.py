@@ -15,13 +15,19 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
+NAVIGATED = (
+    'CHANGELOG.md',
+    'CONTRIBUTING.md',
+    'configs/smca/README.md',
+    'configs/small/README.md',
+)
 LINK = re.compile(r'(?<=\]\()(?!\w+:)[^)#\s]+')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of the repository that pages link to, or that the navigation names."""
     pages = [_in_repository(file.src_uri) for file in files.documentation_pages()]
-    for uri in ('CHANGELOG.md', 'configs/smca/README.md', 'configs/small/README.md'):
+    for uri in NAVIGATED:
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / uri)))
         pages.append(uri)
     for page in pages:
