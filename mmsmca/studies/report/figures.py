@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -16,13 +16,10 @@ from .results import Report  # noqa: E402
 from .statistics import Numbers  # noqa: E402
 from .tables import time_unit  # noqa: E402
 
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
-
 # Okabe and Ito's colour-blind-safe palette, without the yellow, which is too faint on white.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 FORMATS = ('png', 'svg')
-STYLE: 'dict[RcKeyType, Any]' = {
+STYLE: dict[Any, Any] = {
     'font.size': 11,
     'axes.grid': True,
     'axes.axisbelow': True,

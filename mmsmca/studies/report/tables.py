@@ -127,7 +127,7 @@ def costs(numbers: Sequence[Numbers]) -> Table:
     """Table of the costs of training."""
     totals = [of.total_seconds.mean for of in numbers if of.total_seconds]
     unit, length = time_unit(max(totals, default=0))
-    head = ['experiment', 'ms per iteration', unit, 'peak memory, MiB']
+    head = ['experiment', 'ms per iteration', f'training, {unit}', 'peak memory, MiB']
     rows = [
         [
             of.name,
