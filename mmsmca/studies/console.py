@@ -75,10 +75,6 @@ def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False
     console = Console()
     if any(not run.id for run in sweep.runs):
         raise StudyError(f'{sweep.study.uncalibrated}. --calibrate measures it.')
-    lengths = {run.experiment: run.length for run in sweep.study.runs}
-    if not sweep.study.budgets and len(set(lengths.values())) > 1:
-        said = ', '.join(f'{name} {length}' for name, length in lengths.items())
-        console.print(f'[yellow]Experiments train for different lengths: {said}.[/]')
     sweep.check(trial_steps)
     try:
         sweep.work_dir.mkdir(parents=True, exist_ok=True)

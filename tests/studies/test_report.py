@@ -279,8 +279,12 @@ def test_seeds_that_are_there_twice_or_not_at_all(tmp_path):
     assert problem.startswith('a: seed 1 has 2 finished runs (a/again, a/s1): none of them counts')
     found = numbers_of(report)
     assert [found[name].seeds for name in report.experiments] == [1, 2]
-    # No pair is left: the means are compared.
+    # No pair is left: the means are compared, as with runs without a seed.
     assert found[report.experiments[1]].difference == Difference({}, pytest.approx(0.15))
+    for dump in tmp_path.glob('a/a*/*/vis_data/config.py'):
+        dump.write_text(dump.read_text().replace('seed=1', 'diff=1'))
+    problem = 'a/again: its config has no seed: it counts in means, in no pair'
+    assert read_study(tmp_path).problems == [problem]
 
 
 def test_a_run_that_ended_early(tmp_path):

@@ -112,7 +112,9 @@ def read_reports(source: Path, baseline: str | None = None) -> dict[str, Report]
 
 def _leave_out_seeds_with_several_runs(report: Report) -> None:
     """Of two results of one seed, none can be paired with the baseline's."""
-    final = report.runs[report.runs.AP.notna() & report.runs.seed.notna()]
+    final = report.runs[report.runs.AP.notna()]
+    for name in final[final.seed.isna()].name:
+        report.problems.append(f'{name}: its config has no seed: it counts in means, in no pair')
     for (experiment, seed), runs in final.groupby(['experiment', 'seed']):
         if len(runs) > 1:
             report.problems.append(
