@@ -115,7 +115,7 @@ def _value(node: ast.expr) -> Any:
         return [_value(item) for item in node.elts]
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (TypeError, ValueError):
         return ast.unparse(node)
 
 
@@ -134,7 +134,7 @@ def _check_progress(runner: Runner, checkpoint: dict, saved: dict) -> None:
     if not by_iter and _info(checkpoint).get('epoch') == done:
         runner.logger.warning(
             f'Resumed from within epoch {done + 1}, which starts again: schedules in iterations '
-            'run ahead.'
+            'may run ahead.'
         )
     if done >= length:
         runner.logger.warning(
