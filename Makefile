@@ -8,8 +8,7 @@
 #                   FULL_STUDY=smca_dino_digits does so on digits, =smca_dino_stamps on photographs;
 #                   =spatial_modulation_stamps compares SMCA's priors on photographs, and
 #                   =smca_dino_ablations_shapes SMCA-DINO's parts
-# make gpu          measure parity, time, memory and precision on this machine's GPU, and write a page;
-#                   MINUTES=15 limits the time, run it again to continue
+# make gpu          measure parity, time and memory on this machine's GPU beside rivals, and profile
 # make install      create a virtual environment with everything in it
 # make lint         run ruff, mypy, import-linter, and check the workflow of .github
 # make docs         build the documentation as a site in build/site
@@ -105,7 +104,9 @@ full-study: install
 	$(BIN)/python tools/sweep.py configs/studies/$(FULL_STUDY).py --jobs $(JOBS)
 	$(BIN)/python tools/report.py work_dirs/$(FULL_STUDY)
 
-# Needs no installation if PYTHON has the packages; it says which ones are missing.
+# Needs no installation if PYTHON has the packages.
 gpu:
-	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/analysis_tools/benchmark_gpu.py \
-	    $(if $(MINUTES),--minutes $(MINUTES))
+	PYTHONPATH=. $(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/analysis_tools/benchmark_model.py \
+	    --device cuda --threads $$(nproc) --dtype bfloat16 tf32 --batch 2 16 1 --parity --profile \
+	    --cfg-options optim_wrapper.constructor=GroupedOptimWrapperConstructor \
+	    optim_wrapper.optimizer.fused=True --json work_dirs/gpu.json

@@ -1,95 +1,226 @@
-"""Measure time and memory of Gaussian-modulated attention, per implementation and without prior.
+"""Measure attention under Gaussian priors beside plain attention: time, memory, rounding errors.
 
 Example: python tools/analysis_tools/benchmark_attention.py --grids 25x42 50x84 --json rows.json
-For SMCA-DINO's attention: --joint --grids 100x167 50x84 25x42 13x21
+For SMCA-DINO's attention: --all-levels --grids 100x167 50x84 25x42 13x21
 """
 
-import math
+import argparse
+import itertools
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
 import benchmarks
-import matplotlib.pyplot as plt
 import torch
-from cases import MODES, Setting
-from co_attention import CoAttention
-from measure import measure
+from benchmark_model import relative_error
+from benchmarks import Case, Setting
+from torch import Tensor, nn
 
-from mmsmca.denormals import flush_denormals
 from mmsmca.errors import command
 from mmsmca.files import write_json
-from mmsmca.visualization.panels import save_figure
+from mmsmca.models.layers.attention import (
+    IMPLEMENTATIONS,
+    Gaussians,
+    Grid,
+    common_grid,
+    level_grids,
+    num_prior_channels,
+    plain_attention,
+)
+from mmsmca.models.layers.box_prior import BoxPrior
+from mmsmca.models.layers.projections import merge_heads, split_heads
 
-ATTENTIONS = ('explicit', 'folded', 'no_prior')
-REFERENCES = ('explicit', 'no_prior')
+PLAIN = 'plain'
+HEADS, CHANNELS = 8, 32  # M, and d per head.
+BETA = 8.0
+# Strides of SMCA-DINO's levels; with fewer levels, the first ones.
+STRIDES = (8, 16, 32, 64)
+ERRORS = {
+    'output': 'error of the output',
+    'query': 'of queries',
+    'key': 'keys',
+    'value': 'values',
+    'centers': 'centres',
+    'precisions': 'precisions',
+    'gates': 'gates',
+}
 COLUMNS = {
-    'grid': 'keys',
+    'cells': 'keys',
+    'size': 'size of priors',
     'queries': 'queries',
+    'dtype': 'precision',
     'name': 'implementation',
-    'test_ms': 'forward, ms',
-    'train_ms': 'forward + backward, ms',
-    'train_mib': 'extra memory, MiB',
-    'train_time_vs_explicit': 'time vs explicit',
-    'train_time_vs_no_prior': 'time vs no prior',
-    'train_memory_vs_explicit': 'memory vs explicit',
-    'train_memory_vs_no_prior': 'memory vs no prior',
+    **ERRORS,
+    **benchmarks.COSTS,
 }
 
 
-def measure_attention(
-    attention: CoAttention,
-    setting: Setting,
-    rounds: int,
-    memory_limit: float | None = None,
-    implementations: Sequence[str] = ATTENTIONS,
-) -> list[dict]:
-    """Measure implementations of a co-attention in turns, as rows of :func:`measure`."""
-    subjects = {name: replace(attention, implementation=name) for name in implementations}
-    modes = list(MODES) if rounds else ['train']
-    rows = measure(subjects, setting, rounds, memory_limit, modes, REFERENCES)
-    grid = ' + '.join(f'{height}x{width}' for height, width in attention.grids)
-    return [dict(row, grid=grid, queries=attention.queries) for row in rows]
+class Attention(NamedTuple):
+    """A co-attention on random inputs.
 
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Plot memory over the grids, one line per implementation and number of queries.
-
-    Args:
-        rows: Measured rows.
-        path: Picture to write; a copy with the suffix .svg is written beside it.
+    Attributes:
+        name: ``plain``, ``explicit`` or ``folded``.
+        shapes: Height and width of every feature map, in cells, the finest first. One map gives
+            SMCA's attention, several give SMCA-DINO's, with one softmax over all of them.
+        queries: Queries Q per image.
+        images: Number of images.
+        padding: Padded fraction of the last image; 0 means no mask.
+        size: Scales of SMCA's priors, or sides of SMCA-DINO's boxes relative to the image. None: as
+            in training, about 1, or between 0.02 and 0.6.
     """
-    labels = dict(explicit='prior in memory', folded='prior folded in', no_prior='no prior')
-    grids = {math.prod(grid_size(row['grid'])): row['grid'] for row in rows}
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    numbers = sorted({row['queries'] for row in rows})
-    for i, name in enumerate(ATTENTIONS):
-        for j, queries in enumerate(numbers):
-            lines = [r for r in rows if (r['name'], r['queries']) == (name, queries)]
-            axes.plot(
-                list(grids),
-                [math.nan if r.get('train_mib') is None else r['train_mib'] for r in lines],
-                f'C{i}o',
-                linestyle=('-', '--', ':')[j % 3],
-                label=f'{labels.get(name, name)}, {queries} queries',
+
+    name: str
+    shapes: tuple[tuple[int, int], ...]
+    queries: int = 300
+    images: int = 2
+    padding: float = 0.1
+    size: float | None = None
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells of all maps."""
+        return sum(height * width for height, width in self.shapes)
+
+    @property
+    def content(self) -> int:
+        """Channels per head of queries and keys, without those that SMCA-DINO's prior occupies."""
+        if len(self.shapes) == 1 or self.name == PLAIN:
+            return CHANNELS
+        return CHANNELS - num_prior_channels(len(self.shapes))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, prior: Gaussians, grid: Grid) -> Tensor:
+        """Attention from queries to keys and values of all heads."""
+        if self.name == PLAIN:
+            return plain_attention(q, k, v, grid.padding)
+        return IMPLEMENTATIONS[self.name](q, k, v, prior, grid)
+
+    def prior_and_grid(self) -> tuple[Gaussians, Grid]:
+        """Random priors, with centres all over the image, and the cells."""
+        (height, width), *others = self.shapes
+        if others:
+            return self._box_prior_and_grid()
+        centers = torch.rand(self.images, HEADS, self.queries, 2) * torch.tensor([width, height])
+        scales = torch.randn(centers.shape).mul_(0.25).add_(1)
+        if self.size is not None:
+            scales = self.size * (0.9 + 0.2 * torch.rand(centers.shape))
+        padding = None
+        if self.padding:
+            padding = torch.zeros(self.images, height, width, dtype=torch.bool)
+            padding[-1, :, round(width * (1 - self.padding)) :] = True
+            padding = padding.flatten(1)
+        (grid,) = level_grids(self.shapes, padding, centers)
+        return Gaussians(centers, scales.square() / BETA), grid
+
+    def _box_prior_and_grid(self) -> tuple[Gaussians, Grid]:
+        """Priors as at the start of training, for random boxes, and the cells."""
+        strides = STRIDES[: len(self.shapes)]
+        height, width = (side * strides[0] for side in self.shapes[0])
+        image_sizes = torch.tensor([[float(width), float(height)]]).repeat(self.images, 1)
+        image_sizes[-1, 0] *= 1 - self.padding
+        boxes = torch.rand(self.images, self.queries, 4)
+        boxes[..., 2:] = boxes[..., 2:] * 0.58 + 0.02 if self.size is None else self.size
+        masks = [
+            ((torch.arange(columns) + 0.5) * stride > image_sizes[:, :1]).repeat(1, rows)
+            for (rows, columns), stride in zip(self.shapes, strides, strict=True)
+        ]
+        padding = torch.cat(masks, dim=1) if self.padding else None
+        with torch.no_grad():
+            place = BoxPrior(HEADS, HEADS, strides)
+            prior = place(torch.zeros(self.images, self.queries, HEADS), boxes, image_sizes)
+        return prior, common_grid(self.shapes, strides, image_sizes, padding)
+
+    def build(self, setting: Setting) -> Case:
+        """Build the co-attention with its projections; a training step computes all gradients."""
+        setting.prepare()
+        width = HEADS * CHANNELS
+        counts = (self.images, self.queries), (self.images, self.num_cells)
+        with torch.device(setting.device):
+            query, memory, query_pos, memory_pos = (torch.randn(*n, width) for n in counts * 2)
+            upstream = torch.randn(*counts[0], width)
+            linears = nn.ModuleList(
+                nn.Linear(width, HEADS * channels)
+                for channels in (self.content, self.content, CHANNELS, CHANNELS)
             )
-    axes.set_xscale('log')
-    axes.set_yscale('log', base=2)
-    axes.yaxis.set_major_formatter(
-        lambda mib, _: f'{mib:g} MiB' if mib < 1024 else f'{mib / 1024:g} GiB'
-    )
-    axes.set_xticks(list(grids), list(grids.values()))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.set_xlabel('cells of the feature map, H x W')
-    axes.set_ylabel('extra peak memory, forward and backward')
-    axes.legend(fontsize='small')
-    save_figure(figure, path)
+            prior, grid = self.prior_and_grid()
+        inputs = [query, query_pos, memory, *(x for x in prior if x is not None)]
+        inputs = [*(x.requires_grad_() for x in inputs), *linears.parameters()]
+
+        def run() -> Tensor:
+            with setting.autocast():
+                of_queries, of_keys, of_values, output = linears
+                out = self.attend(
+                    split_heads(of_queries(query + query_pos), HEADS),
+                    split_heads(of_keys(memory + memory_pos), HEADS),
+                    split_heads(of_values(memory), HEADS),
+                    prior,
+                    grid,
+                )
+                return output(merge_heads(out))
+
+        def train() -> None:
+            out = run()
+            # Plain attention has no gradient for priors.
+            torch.autograd.grad(out, inputs, upstream.to(out.dtype), allow_unused=True)
+
+        return Case(train, torch.no_grad()(run))
+
+    def compute(self, setting: Setting) -> dict[str, Tensor]:
+        """Output and gradient of every input by name; the random inputs depend on sizes alone.
+
+        Queries, keys and values have the precision of the setting, the prior float32 at least, as
+        under autocast.
+        """
+        setting.prepare()
+        dtype = setting.amp or setting.weights
+        with torch.device(setting.device):
+            prior, grid = self.prior_and_grid()
+            sizes = dict(
+                query=(self.queries, self.content),
+                key=(self.num_cells, self.content),
+                value=(self.num_cells, CHANNELS),
+                upstream=(self.queries, CHANNELS),
+            )
+            inputs = {k: torch.randn(self.images, HEADS, *size) for k, size in sizes.items()}
+        # Numbers that every precision holds.
+        inputs = {name: x.bfloat16().half().to(dtype) for name, x in inputs.items()}
+        upstream = inputs.pop('upstream')
+        wide = torch.promote_types(dtype, torch.float32)
+        inputs |= {name: x.to(wide) for name, x in prior._asdict().items() if x is not None}
+        for x in inputs.values():
+            x.requires_grad_()
+        q, k, v, *tensors = inputs.values()
+        out = self.attend(q, k, v, Gaussians(*tensors), grid)
+        gradients = torch.autograd.grad(out, list(inputs.values()), upstream)
+        return dict(zip(('output', *inputs), (out.detach(), *gradients), strict=True))
+
+    def errors(self, setting: Setting) -> dict[str, float]:
+        """Relative errors against ``explicit`` in float64, with one image and 24 queries."""
+        small = self._replace(images=1, queries=min(self.queries, 24))
+        found = small.compute(setting)
+        exact = Setting('float64', setting.device, setting.threads)
+        expected = small._replace(name='explicit').compute(exact)
+        return {name: relative_error([found[name]], [x]) for name, x in expected.items()}
+
+
+def measure_attention(attention: Attention, setting: Setting, rounds: int) -> Iterator[dict]:
+    """Measure the implementations in turns with plain attention; yield a row each."""
+    cases = {name: attention._replace(name=name) for name in (PLAIN, *IMPLEMENTATIONS)}
+    rows = [dict[str, Any](name=name) for name in IMPLEMENTATIONS]
+    if rounds:
+        builds = {name: partial(case.build, setting) for name, case in cases.items()}
+        rows = benchmarks.measure(builds, setting, rounds, memory_of_build=False)
+    for row in rows:
+        with benchmarks.error_in(row):
+            if row['name'] != PLAIN:
+                row.update(cases[row['name']].errors(setting))
+        cells = ' + '.join(f'{height}x{width}' for height, width in attention.shapes)
+        yield dict(
+            cells=cells, queries=attention.queries, size=attention.size, dtype=setting.dtype, **row
+        )
 
 
 def grid_size(text: str) -> tuple[int, int]:
@@ -98,7 +229,7 @@ def grid_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def parse_args() -> Namespace:
+def parse_args() -> argparse.Namespace:
     parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=7)
     benchmarks.add_torch_arguments(parser)
     parser.add_argument(
@@ -106,48 +237,35 @@ def parse_args() -> Namespace:
         help='feature maps, in cells',
     )  # fmt: skip
     parser.add_argument(
-        '--joint', action='store_true',
-        help="SMCA-DINO's co-attention over the cells of all maps together, in one row",
-    )  # fmt: skip
-    parser.add_argument('--images', type=int, default=2, help='images B')
-    parser.add_argument(
-        '--queries', type=int, nargs='+', default=[300], help='number Q of queries per image'
+        '--all-levels', action='store_true', help='one softmax over all maps, as in SMCA-DINO'
     )
-    parser.add_argument('--heads', type=int, default=8, help='heads M')
-    parser.add_argument('--channels', type=int, default=32, help='channels d per head')
+    parser.add_argument('--images', type=int, default=2, help='images B')
+    parser.add_argument('--queries', type=int, nargs='+', default=[300], help='queries per image')
     parser.add_argument('--padding', type=float, default=0.1, help='padded share of the last image')
-    parser.add_argument('--dropout', type=float, default=0.0, help='dropout of attention weights')
-    parser.add_argument('--plot', type=Path, help='picture of the memory, .png; an .svg beside it')
+    parser.add_argument(
+        '--size', type=float, nargs='+', default=[None],
+        help='scales of the priors, or sides of the boxes in parts of the image; as in training',
+    )  # fmt: skip
     return parser.parse_args()
 
 
 @command
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print, write; return 1 after an error."""
     args = parse_args()
-    flush_denormals()
-    torch.set_num_threads(args.threads)
-    settings = benchmarks.settings(args, 'grids', 'queries', 'plot')
-    setting = Setting(args.images, args.dtype, args.device, args.threads)
-    rows = []
-    for grids in [tuple(args.grids)] if args.joint else [(grid,) for grid in args.grids]:
-        for queries in args.queries:
-            attention = CoAttention(
-                'folded', grids, queries, args.heads, args.channels, args.padding, args.dropout
-            )
-            measured = measure_attention(attention, setting, args.rounds, args.memory_limit)
-            rows += [{**settings, **row} for row in measured]
-    denormals = 'flushed to zero' if settings['denormals_flushed'] else 'computed with'
-    print(f'{settings["hardware"]}, {args.threads} threads, denormal numbers {denormals}\n')
-    print(benchmarks.markdown_table(rows, COLUMNS))
-    if args.json:
-        write_json(args.json, rows)
-    if args.plot:
-        plot(rows, args.plot)
-    failures = benchmarks.failures(rows)
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    return 1 if failures else 0
+    result: dict = dict(settings=benchmarks.settings(args), rows=[])
+    maps = [tuple(args.grids)] if args.all_levels else [(grid,) for grid in args.grids]
+    for shapes, size, queries, dtype in itertools.product(
+        maps, args.size, args.queries, args.dtype
+    ):
+        attention = Attention('folded', shapes, queries, args.images, args.padding, size)
+        setting = Setting(dtype, args.device, args.threads)
+        for row in measure_attention(attention, setting, args.rounds):
+            result['rows'].append(row)
+        if args.json:
+            write_json(args.json, result)
+    print(benchmarks.markdown_table(result['rows'], COLUMNS))
+    return int(any('error' in row for row in result['rows']))
 
 
 if __name__ == '__main__':

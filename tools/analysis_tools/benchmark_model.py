@@ -1,148 +1,292 @@
-"""Measure time and memory of training and inference of whole detectors, on random images.
+"""Measure detectors in turns with a rival: time, memory and GFLOPs; also parity, and a profile.
 
-Example: python tools/analysis_tools/benchmark_model.py --json detectors.json --plot detectors.png
-
-Each detector is timed in turns with the first, so that their ratio holds on a shared machine, too.
-With --json, a row is written as soon as it is measured, and the same command continues after the
-last row.
+Example: python tools/analysis_tools/benchmark_model.py \
+    mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py \
+    configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py --json rows.json
+The first config is the rival. Without configs: SMCA-DINO in turns with DINO, then SMCA and
+Conditional DETR with DETR.
 """
 
+import argparse
+import copy
+import inspect
+import itertools
+import logging
 import sys
-from argparse import Namespace
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
 import benchmarks
 import torch
-from cases import MODES, Detector, Setting
-from matplotlib.figure import Figure
-from measure import measure
-from mmengine.config import DictAction
+from benchmarks import MODES, Case, Setting
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
+from mmengine.optim import build_optim_wrapper
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from mmsmca.denormals import flush_denormals
-from mmsmca.engine.flops import complexity
+from mmsmca.engine import flops
+from mmsmca.engine.cpu import BFloat16OptimWrapper
+from mmsmca.engine.quiet import quiet
 from mmsmca.errors import command
 from mmsmca.files import write_json
-from mmsmca.visualization.panels import save_figure
 
-# Detectors that are measured by default; ratios are to the first.
-DETECTORS = {
-    'mmdet::detr/detr_r50_8xb2-150e_coco.py': 'DETR',
-    'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py': 'Conditional DETR',
-    'mmdet::dab_detr/dab-detr_r50_8xb2-50e_coco.py': 'DAB-DETR',
-    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': 'Deformable DETR',
-    'mmdet::deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py': 'Deformable, refined',
-    'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py': (
-        'Deformable, two stages'
-    ),
-    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py': 'DINO',
-    'configs/smca/smca_r50_8xb2-50e_coco.py': 'SMCA',
-    'configs/smca/smca_r50-dc5_8xb1-50e_coco.py': 'SMCA, DC5',
-    'configs/smca/smca-multi-scale_r50_8xb1-50e_coco.py': 'SMCA, multi scale',
-    'configs/smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py': 'SMCA, convolutional',
-    'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py': 'SMCA-DINO',
-    'configs/smca_dino/smca-dino_r50_300-queries_8xb2-12e_coco.py': 'SMCA-DINO, 300 queries',
-}
+GROUPS = [
+    [
+        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+        'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py',
+    ],
+    [
+        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+        'configs/smca/smca_r50_8xb2-50e_coco.py',
+    ],
+]
 COLUMNS = {
-    'detector': 'detector',
+    'config': 'config',
+    'dtype': 'precision',
+    'batch': 'images',
     'num_queries': 'queries',
     'parameters_m': 'parameters, M',
     'gflops': 'GFLOPs',
-    'train_ms': 'training step, ms',
-    'train_time': 'step vs first',
-    'train_mib': 'training memory, MiB',
-    'train_memory_vs_first': 'memory vs first',
-    'train_operations': 'operations of a step',
-    'test_ms': 'inference, ms',
-    'test_time': 'inference vs first',
-    'test_mib': 'inference memory, MiB',
-    'test_operations': 'of inference',
+    **benchmarks.COSTS,
 }
+PARITY = ('memory', 'scores', 'boxes', 'prior_grads', 'grads')
+# Parts of a training step: methods of MMDetection's DetectionTransformer, its head and optimizer.
+PARTS = (
+    ('model', 'extract_feat'),
+    ('model', 'forward_encoder'),
+    ('model', 'pre_decoder'),
+    ('model', 'forward_decoder'),
+    ('model.bbox_head', 'loss_by_feat'),
+    ('optim_wrapper', 'backward'),
+    ('optim_wrapper', 'step'),
+)
+# Parameters of the priors: their centres and extents.
+PRIOR = ('spatial_prior.', 'center_head.')
+# The queries that a decoder starts from.
+QUERIES = ('query', 'query_pos', 'reference_points')
 
 
-def cost(detector: Detector, setting: Setting) -> dict[str, float]:
-    """Queries, parameters in millions, and 10^9 multiply-adds of a forward pass on the batch.
+class Detector(NamedTuple):
+    """A detector with its config's optimizer, and a batch.
 
-    Counted on the CPU, whatever the device, as no counter knows the GPU operators.
+    Attributes:
+        config: Path of the config, or ``package::path``.
+        shape: Height and width of the images, in pixels.
+        batch: Number of images; if several, the last is smaller, so that it is padded.
+        options: Config overrides by dotted key.
     """
-    case = detector.build(replace(setting, device='cpu', dtype='float32'))
-    parameters, multiply_adds = complexity(case.model.eval(), case.data)
-    queries = case.model.num_queries
-    return dict(num_queries=queries, parameters_m=parameters / 1e6, gflops=multiply_adds / 1e9)
+
+    config: str
+    shape: tuple[int, int]
+    batch: int
+    options: dict
+
+    def load_config(self, setting: Setting) -> Config:
+        """Load the config without pretrained weights."""
+        cfg = get_config(self.config) if '::' in self.config else Config.fromfile(self.config)
+        cfg.model.backbone.init_cfg = None
+        cfg.merge_from_dict(self.options)
+        if setting.amp is not None:
+            # MMEngine's wrapper runs on accelerators only.
+            amp = 'AmpOptimWrapper' if setting.device != 'cpu' else BFloat16OptimWrapper
+            cfg.optim_wrapper.update(type=amp, dtype=setting.dtype)
+        return cfg
+
+    def parts(self, setting: Setting) -> tuple[Any, Any, dict]:
+        """Build the model, with the weights that training starts from, its optimizer and batch."""
+        setting.prepare()
+        register_all_modules()
+        cfg = self.load_config(setting)
+        # Optimizer and initialisation log a line for every layer.
+        with quiet(logging.WARNING):
+            model = MODELS.build(cfg.model).to(setting.device)
+            model.init_weights()
+            optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        height, width = self.shape
+        shapes = [(3, height, width)] * (self.batch - 1) + [(3, height, width * 9 // 10)]
+        data = demo_mm_inputs(
+            self.batch,
+            shapes if self.batch > 1 else [(3, height, width)],
+            num_items=[7] * self.batch,
+            num_classes=cfg.model.bbox_head.num_classes,
+        )
+        return model, optim_wrapper, data
+
+    def build(self, setting: Setting) -> Case:
+        """Build what is timed: a training step, and inference from images to boxes."""
+        model, optim_wrapper, data = self.parts(setting)
+
+        @torch.no_grad()
+        def test() -> None:
+            with setting.autocast():
+                model.eval().test_step(data)
+
+        return Case(lambda: model.train().train_step(data, optim_wrapper), test)
+
+    def cost(self, threads: int) -> dict[str, float]:
+        """Queries, millions of parameters, and billions of multiply-adds for one image.
+
+        They are counted on the CPU: on a GPU, nobody counts those of MMCV's operators.
+        """
+        model, _, data = self._replace(batch=1).parts(Setting(threads=threads))
+        with quiet(logging.WARNING):
+            parameters, multiply_adds = flops.complexity(model.eval(), data)
+        return dict(
+            num_queries=model.num_queries,
+            parameters_m=parameters / 1e6,
+            gflops=multiply_adds / 1e9,
+        )
 
 
-def table(rows: list[dict]) -> str:
-    """Format the rows in Markdown; ratios of times include their quartiles over the rounds."""
-    shown = []
-    for row in rows:
-        ratios = {}
-        for mode in MODES:
-            if f'{mode}_time_vs_first' in row:
-                low, high = row[f'{mode}_quartiles_vs_first']
-                ratio = row[f'{mode}_time_vs_first']
-                ratios[f'{mode}_time'] = f'{ratio:.3g} ({low:.3g} to {high:.3g})'
-        shown.append({**row, **ratios})
-    return benchmarks.markdown_table(shown, COLUMNS)
+def measure_group(
+    configs: Sequence[str], args: argparse.Namespace, dtype: str, batch: int
+) -> Iterator[dict]:
+    """Measure detectors in turns with the first; yield a row each."""
+    setting = Setting(dtype, args.device, args.threads)
+    for config in configs[1:] or configs:
+        # Only the rival and one more detector are in memory.
+        builds = {
+            name: partial(detector(name, args, batch).build, setting)
+            for name in dict.fromkeys((configs[0], config))
+        }
+        rows = benchmarks.measure(builds, setting, args.rounds, args.modes)
+        for row in rows if config in configs[:2] else rows[1:]:
+            name = row.pop('name')
+            with benchmarks.error_in(row):
+                row.update(detector(name, args, 1).cost(args.threads))
+            yield dict(config=name, dtype=dtype, batch=batch, **row)
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Plot memory over time in training and in inference, one point per detector.
+def detector(config: str, args: argparse.Namespace, batch: int) -> Detector:
+    return Detector(config, tuple(args.shape), batch, args.cfg_options or {})
 
-    Args:
-        rows: Measured rows.
-        path: Picture to write; a copy with the suffix .svg is written beside it.
+
+def parity(config: str, args: argparse.Namespace) -> Iterator[dict]:
+    """Compare a detector with itself on the CPU in float64, on two images of half the sides.
+
+    The decoder starts from the reference's queries, so that near ties of proposals do not reorder
+    them. Gradients are those of a weighted sum of all scores and boxes.
+
+    Yields:
+        A row per precision: relative errors in the Frobenius norm of the encoder's ``memory``, of
+        ``scores`` and ``boxes``, and of the gradients of the priors' parameters (``prior_grads``)
+        and of all others (``grads``).
     """
-    figure = Figure(figsize=(9, 4), layout='constrained')
-    for axes, (mode, title) in zip(figure.subplots(1, 2), MODES.items(), strict=True):
-        for i, row in enumerate(rows):
-            if row.get(f'{mode}_ms') is not None:
-                # Colours repeat after ten; SMCA's markers are filled.
-                ours = row['detector'].lower().startswith('smca')
-                axes.plot(
-                    row[f'{mode}_ms'] / 1e3,
-                    row[f'{mode}_mib'] / 1024,
-                    'osD^vPX*<>'[i % 10],
-                    color=f'C{i % 10}',
-                    fillstyle='full' if ours else 'none',
-                    markersize=8,
-                    linestyle='',
-                    label=row['detector'],
-                )
-        axes.set(xlabel=f'{title}, seconds', ylabel='peak memory, GiB', title=title)
-        axes.set(xlim=(0, None), ylim=(0, None))
-        axes.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside right upper', fontsize=8)
-    save_figure(figure, path)
+    exact = Setting('float64', 'cpu', args.threads)
+    half = detector(config, args, 2)._replace(shape=tuple(side // 2 for side in args.shape))
+    model, _, data = half.parts(Setting(threads=args.threads))
+    for parameter in model.parameters():
+        if not parameter.any():  # Zeros would mask errors in other layers.
+            torch.nn.init.normal_(parameter, std=0.02)
+    queries, expected = outputs(model, data, None, exact)
+    for dtype in ('float64', *args.dtype):
+        row: dict = dict(config=config, dtype=dtype)
+        with benchmarks.error_in(row):
+            _, found = outputs(model, data, queries, Setting(dtype, args.device, args.threads))
+            row.update({k: relative_error(found[k], x) for k, x in expected.items() if x})
+        yield row
 
 
-def parse_args() -> Namespace:
-    parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=5)
+def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """Norm of the difference divided by the norm of ``expected``, over all tensors together."""
+    a, b = (torch.cat([x.detach().double().cpu().flatten() for x in y]) for y in (actual, expected))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def outputs(
+    model: Any, data: dict, queries: dict | None, setting: Setting
+) -> tuple[dict, dict[str, list[Tensor]]]:
+    """Run a copy of a model; return the decoder's queries and what :func:`parity` compares."""
+    setting.prepare()
+    data = model.data_preprocessor(copy.deepcopy(data))
+    images, samples = data['inputs'].to(setting.device, setting.weights), data['data_samples']
+    model = copy.deepcopy(model).to(setting.device, setting.weights).eval()
+    with setting.autocast():
+        encoder_inputs, decoder_inputs = model.pre_transformer(model.extract_feat(images), samples)
+        encoded = model.forward_encoder(**encoder_inputs)
+        given = {'batch_data_samples': samples}
+        if 'batch_data_samples' not in inspect.signature(model.pre_decoder).parameters:
+            given = {}
+        selected, _ = model.pre_decoder(**encoded, **given)
+        if queries is None:
+            queries = {k: x.detach() for k, x in selected.items() if k in QUERIES}
+        moved = {k: x.to(setting.device, setting.weights) for k, x in queries.items()}
+        decoded = model.forward_decoder(**decoder_inputs | selected | moved)
+        scores, boxes = model.bbox_head(**decoded)[:2]
+    both = torch.cat([x.double().flatten() for x in (scores, boxes)])
+    loss = both @ torch.linspace(-1, 1, len(both)).to(both)
+    parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found: dict[str, list[Tensor]] = dict(scores=[scores], boxes=[boxes], prior_grads=[], grads=[])
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            found['prior_grads' if any(part in name for part in PRIOR) else 'grads'].append(
+                gradient
+            )
+    memory = encoded['memory']
+    found['memory'] = [memory if isinstance(memory, Tensor) else memory[0]]
+    return queries, found
+
+
+def profile_parts(config: str, args: argparse.Namespace, dtype: str) -> tuple[dict, str]:
+    """Profile a training step of two images.
+
+    Returns:
+        A row with the milliseconds of each of :data:`PARTS` on the device, and the operators that
+        take longest, as a table of torch.profiler.
+    """
+    model, optim_wrapper, data = detector(config, args, 2).parts(
+        Setting(dtype, args.device, args.threads)
+    )
+    owners = {'model': model, 'model.bbox_head': model.bbox_head, 'optim_wrapper': optim_wrapper}
+    for _ in range(3):
+        model.train().train_step(data, optim_wrapper)
+    for owner, name in PARTS:
+        setattr(owners[owner], name, recorded(name, getattr(owners[owner], name)))
+    activities, of = [ProfilerActivity.CPU], 'cpu'
+    if args.device == 'cuda':
+        activities, of = [*activities, ProfilerActivity.CUDA], 'device'
+    with profile(activities=activities) as profiler:
+        model.train_step(data, optim_wrapper)
+    events = profiler.key_averages()
+    microseconds = {event.key: getattr(event, f'{of}_time_total') for event in events}
+    row = {f'{name}_ms': microseconds.get(name, 0) / 1e3 for _, name in PARTS}
+    table = events.table(sort_by=f'self_{of}_time_total', row_limit=25)
+    return dict(config=config, dtype=dtype, **row), table
+
+
+def recorded(name: str, function: Callable) -> Callable:
+    def call(*args: object, **kwargs: object) -> object:
+        with record_function(name):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def parse_args() -> argparse.Namespace:
+    parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=7)
     benchmarks.add_torch_arguments(parser)
+    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='the first is the rival')
     parser.add_argument(
-        'configs', nargs='*', metavar='CONFIG', default=list(DETECTORS),
-        help='path, or package::path, for example mmdet::detr/detr_r50_8xb2-150e_coco.py; '
-        'default: SMCA in four forms beside seven detectors of MMDetection',
-    )  # fmt: skip
-    parser.add_argument(
-        '--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'),
-        help='size of the images, in pixels',
-    )  # fmt: skip
-    parser.add_argument('--batch', type=int, default=1, help='images; of several, one is smaller')
-    parser.add_argument(
-        '--modes', nargs='+', choices=list(MODES), default=list(MODES), help='what to measure'
+        '--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'), help='in pixels'
     )
-    parser.add_argument('--queries', type=int, help="replaces the config's model.num_queries")
+    parser.add_argument('--batch', type=int, nargs='+', default=[1], help='numbers of images')
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='settings to change in all configs, for example model.num_queries=100',
-    )  # fmt: skip
-    parser.add_argument(
-        '--plot', type=Path, help='picture of memory over time, .png; an .svg beside it'
+        '--parity', action='store_true', help='also compare each with itself in float64 on the CPU'
     )
+    parser.add_argument('--profile', action='store_true', help='also profile a training step')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all configs')
     args = parser.parse_args()
     for name in args.configs:
         if '::' not in name and not Path(name).is_file():
@@ -151,42 +295,31 @@ def parse_args() -> Namespace:
 
 
 @command
-def main() -> None:
-    """Measure, print, write."""
+def main() -> int:
+    """Measure; print and write after every row; return 1 after an error."""
     args = parse_args()
-    flush_denormals()
-    torch.set_num_threads(args.threads)
-    settings = benchmarks.settings(args, 'configs', 'plot')
-    settings['first'] = args.configs[0]
-    kept = {row['config']: row for row in benchmarks.kept_rows(args.json, settings)}
-    setting = Setting(args.batch, args.dtype, args.device, args.threads)
-    print(', '.join(f'{key} {value}' for key, value in settings.items()))
-    rows: list[dict] = []
-    for name in args.configs:
-        if name in kept:
-            print(f'{name}: measured before')
-        else:
-            print(f'{name}: being measured', flush=True)
-            # The first detector and this one; only one of them if they are the same.
-            subjects = {
-                key: Detector(config, tuple(args.shape), args.queries, args.cfg_options or {})
-                for key, config in (('first', args.configs[0]), ('this', name))
-            }
-            if not rows:
-                del subjects['this']
-            first = {'first': rows[0]} if rows else {}
-            row = measure(
-                subjects, setting, args.rounds, args.memory_limit, args.modes, ['first'], first
-            )[-1]
-            title = DETECTORS.get(name, Path(name).stem)
-            row.update(cost(subjects[row.pop('name')], setting))
-            kept[name] = {**row, 'config': name, 'detector': title, **settings}
-            if args.json:
-                write_json(args.json, list(kept.values()))
-        rows.append(kept[name])
-    print(table(rows))
-    if args.plot:
-        plot(rows, args.plot)
+    groups = [args.configs] if args.configs else GROUPS
+    configs = list(itertools.chain.from_iterable(groups))
+    result: dict = dict(settings=benchmarks.settings(args), parity=[], rows=[], profile=[])
+
+    def add(kind: str, row: dict) -> None:
+        result[kind].append(row)
+        print(*(f'{key} {value}' for key, value in row.items()), sep=', ', flush=True)
+        if args.json:
+            write_json(args.json, result)
+
+    for config in configs if args.parity else ():
+        for row in parity(config, args):
+            add('parity', row)
+    for dtype, batch, group in itertools.product(args.dtype, args.batch, groups):
+        for row in measure_group(group, args, dtype, batch):
+            add('rows', row)
+    for dtype, config in itertools.product(args.dtype, configs if args.profile else ()):
+        row, table = profile_parts(config, args, dtype)
+        print(table)
+        add('profile', row)
+    print(benchmarks.markdown_table(result['rows'], COLUMNS))
+    return int(any('error' in row for row in (*result['rows'], *result['parity'])))
 
 
 if __name__ == '__main__':

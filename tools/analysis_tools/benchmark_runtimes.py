@@ -134,7 +134,7 @@ def peak_memory(
         for _ in range(2):
             detect([image])
 
-    return benchmarks.peak_memory(run, args.memory_limit)
+    return benchmarks.peak_memory(run)
 
 
 def images_per_second(
@@ -295,7 +295,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """Measure, print, write."""
     export(args, folder)
     cfg, model, _ = load(args)
-    result: dict = dict(settings=benchmarks.settings(args, 'plot'), rows=[])
+    result: dict = dict(settings=benchmarks.settings(args), rows=[])
     if args.evaluate:
         result['ap'] = evaluate(cfg, model, folder, args)
     for shape in args.shapes:
@@ -305,7 +305,6 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             print(f'{rows[0]["size"]}, {threads} threads: measured', flush=True)
             if args.json:  # Keeps these rows even if a later measurement fails.
                 write_json(args.json, result)
-    print(', '.join(f'{key} {value}' for key, value in result['settings'].items()))
     print(table(result['rows']))
     if args.plot:
         plot(result, args.plot)

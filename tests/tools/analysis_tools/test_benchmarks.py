@@ -1,215 +1,189 @@
-"""Rows that are kept, parts and their process, memory, pages; and the tools that print them."""
+"""The benchmarks run, on known cases their numbers are right, and committed rows are explained."""
 
+import contextlib
 import json
-import math
 import os
-import runpy
+import re
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import benchmark_attention
+import benchmark_model
 import benchmarks
-import measure
 import pytest
 import torch
-from benchmarks import Part, Section
-from cases import Detector, Setting
+from benchmark_attention import Attention
+from benchmark_model import Detector
+from benchmarks import Case, Setting
 from utils import ROOT
+
+SETTING = Setting(threads=1)
+TINY = {
+    'model.backbone.depth': 18,
+    'model.neck.in_channels': [512],
+    'model.num_queries': 100,
+    'model.encoder.num_layers': 1,
+    'model.decoder.num_layers': 1,
+}
+LEVEL = Attention('folded', ((4, 6),), queries=3)
+LEVELS = Attention('folded', ((6, 8), (3, 4)), queries=3)
 
 
 @pytest.mark.slow
 def test_peak_memory_of_a_fresh_process():
     before = dict(os.environ)
-    small, large = (
-        benchmarks.in_fresh_process(
-            benchmarks.peak_memory, partial(torch.ones, mib * 2**20, dtype=torch.uint8), 2
-        )
-        for mib in (300, 4000)
-    )
-    assert small == pytest.approx(300, abs=5) and large is None
+    allocate = partial(torch.ones, 300 * 2**20, dtype=torch.uint8)
+    mib = benchmarks.in_fresh_process(benchmarks.peak_memory, allocate)
+    assert mib == pytest.approx(300, abs=5)
     assert os.environ == before
 
 
-def test_rows_are_kept_if_measured_alike(tmp_path: Path):
-    path, settings = tmp_path / 'rows.json', dict(shape=(64, 80), torch='2.13', date='today')
-    assert benchmarks.kept_rows(None, settings) == benchmarks.kept_rows(path, settings) == []
-    row = dict(config='a.py', **settings)
-    benchmarks.write_json(path, [row])
-    (kept,) = benchmarks.kept_rows(path, dict(settings, date='tomorrow'))
-    assert kept == dict(row, shape=[64, 80])
-    with pytest.raises(
-        ValueError, match=r'rows.json was measured with torch 2.13, not 2.14: choose'
-    ):
-        benchmarks.kept_rows(path, dict(settings, torch='2.14'))
-    for content in ('[{', '{"a": 1}', '7'):
-        path.write_text(content)
-        with pytest.raises(ValueError, match='rows.json holds no rows'):
-            benchmarks.kept_rows(path, settings)
+def test_ratios_are_to_the_first_and_an_error_ends_one_measurement_only(one_process):
+    def sleeping(milliseconds: int) -> Case:
+        return Case(*[partial(time.sleep, milliseconds / 1e3)] * 2)
 
-
-def test_an_error_ends_one_measurement_only():
-    outcomes = []
-    errors = [
-        torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 1 GiB'),
-        RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`'),
-        ValueError('x' * 1000),
-    ]
-    for error in errors:
-        row: dict = {}
-        with benchmarks.outcome_in(row):
-            raise error
-        outcomes.append(row['outcome'])
-    assert outcomes[:2] == ['out of memory'] * 2
-    assert outcomes[2].startswith('failed: ValueError: xx') and len(outcomes[2]) == 300
+    builds = dict(first=partial(sleeping, 10), bad=lambda: 1 / 0, slow=partial(sleeping, 30))
+    first, bad, slow = benchmarks.measure(builds, SETTING, rounds=3)
+    assert bad == dict(name='bad', error='ZeroDivisionError: division by zero')
+    for mode in ('train', 'test'):
+        assert first[f'{mode}_ratio'] == 1 and first[f'{mode}_ms'] == pytest.approx(10, rel=0.5)
+        assert 2 < slow[f'{mode}_ratio'] < 4
+        low, high = slow[f'{mode}_quartiles']
+        assert low <= slow[f'{mode}_ratio'] <= high
+        assert slow[f'{mode}_mib'] >= 0
 
 
 def test_markdown_table():
-    rows = [dict(name='a', ms=1.2345), dict(name='b', ms=1234.5), dict(name='c', ms=None), {}]
-    assert benchmarks.markdown_table(rows, dict(name='what', ms='time')).splitlines() == [
+    rows = [dict(name='a', ms=1.2345), dict(name='b', ms=(1234.5, 2)), dict(name='c|d')]
+    columns = dict(name='what', ms='time', other='in no row')
+    assert benchmarks.markdown_table(rows, columns).splitlines() == [
         '| what | time |',
         '| --- | --- |',
         '| a | 1.23 |',
-        '| b | 1234 |',
-        '| c | - |',
-        '| - | - |',
+        '| b | 1234 to 2 |',
+        r'| c\|d | - |',
     ]
-
-
-def rows_of(outcomes: list[str]) -> list[dict]:
-    """A part whose outcome is the next of a list."""
-    outcome = outcomes.pop(0)
-    if outcome == 'interrupted':
-        raise KeyboardInterrupt
-    return [dict(outcome=outcome)]
-
-
-def test_parts_continue_after_an_interruption_and_repeat_failures(tmp_path: Path, one_process):
-    path, settings = tmp_path / 'rows.json', dict(torch='2.13')
-    pages = []
-
-    def measure_parts(*outcomes: str) -> list[str]:
-        left = list(outcomes)
-        planned = [Part('all', name, rows_of, (left,)) for name in 'abc']
-        rows = benchmarks.measure_parts(planned, path, settings, wrote=pages.append)
-        assert not left
-        return [row['outcome'] for row in rows]
-
-    with pytest.raises(KeyboardInterrupt):
-        measure_parts('out of memory', 'interrupted')
-    assert len(pages) == 1
-    assert measure_parts('failed: of | it', 'measured') == [
-        'out of memory',
-        'failed: of | it',
-        'measured',
-    ]
-    assert measure_parts('measured') == ['out of memory', 'measured', 'measured']
-    assert measure_parts() == ['out of memory', 'measured', 'measured']
-    sections = {'none': Section('None', '', {}), 'all': Section('All', 'Text.', {})}
-    text = benchmarks.page('Title', sections, pages[2], settings)
-    assert text.startswith('# Title\n\n- torch: 2.13\n\n## All\n\nText.\n\n| part | outcome |\n')
-    assert r'| b | failed: of \| it |' in text
-
-
-def test_a_process_for_the_parts_ends_with_its_time_and_after_a_failure(tmp_path: Path, capsys):
-    path = tmp_path / 'rows.json'
-    parts = [
-        Part('all', 'empty', list, ()),
-        Part('all', 'killed', os._exit, (1,)),
-        Part('all', 'alive', list, ([dict(outcome='measured')],)),
-        Part('all', 'endless', time.sleep, (600,)),
-        Part('all', 'late', list, ()),
-    ]
-    rows = benchmarks.measure_parts(parts, path, {}, minutes=0.25)
-    assert [row['part'] for row in rows] == ['killed', 'alive']
-    assert rows[0]['outcome'].startswith('failed: BrokenProcessPool')
-    assert '4/5 endless: not measured, as the 0.25 minutes are over' in capsys.readouterr().out
-    assert json.loads(path.read_text()) == rows
-    assert not benchmarks.active_children()
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    config = tmp_path / 'tiny.py'
-    config.write_text(
-        f"_base_ = '{ROOT}/configs/smca/smca_r50_8xb2-50e_coco.py'\n"
-        'model = dict(backbone=dict(depth=18), neck=dict(in_channels=[512]), num_queries=20,\n'
-        '             encoder=dict(num_layers=1), decoder=dict(num_layers=1))\n'
-    )
-    return config
 
 
 def test_attention_tool(tmp_path: Path, one_process, run_tool, capsys):
-    out, picture = tmp_path / 'new/rows.json', tmp_path / 'memory.png'
-    done = run_tool(
-        'benchmark_attention', '--grids', '3x4', '--queries', 5, '--rounds', 1,
-        '--heads', 2, '--channels', 4, '--json', out, '--plot', picture,
-    )  # fmt: skip
-    assert done == 0
-    rows = {row['name']: row for row in json.loads(out.read_text())}
-    assert list(rows) == ['explicit', 'folded', 'no_prior']
+    out = tmp_path / 'rows.json'
+    options = ['--queries', 5, '--threads', 1, '--rounds', 1, '--json', out]
+    assert run_tool('benchmark_attention', '--grids', '3x4', *options) == 0
+    rows = {row['name']: row for row in json.loads(out.read_text())['rows']}
+    assert list(rows) == ['plain', 'explicit', 'folded']
     said = capsys.readouterr().out
     for name, row in rows.items():
-        assert row['grid'] == '3x4'
-        assert {'torch', 'hardware', 'date', 'threads', 'dtype', 'padding'} <= row.keys()
-        assert row['test_ms'] > 0 and row['train_mib'] >= 0
-        assert f'| 3x4 | 5 | {name} |' in said
-        # Of a single round, the median of ratios is the ratio.
-        for reference in ('explicit', 'no_prior'):
-            ratio = row['train_ms'] / rows[reference]['train_ms']
-            assert math.isclose(row[f'train_time_vs_{reference}'], ratio)
-    assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
+        assert row['test_ms'] > 0 and f'| 3x4 | - | 5 | float32 | {name} |' in said
+        assert row.keys() <= benchmark_attention.COLUMNS.keys() | {
+            'test_ratio',
+            'test_quartiles',
+            'test_mib',
+        }
+    assert rows['plain']['train_ratio'] == 1
 
 
-@pytest.mark.slow
-def test_model_tool(tmp_path: Path, tiny: Path, one_process, run_tool, monkeypatch, capsys):
-    out, picture = tmp_path / 'rows.json', tmp_path / 'picture.png'
-    other = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
-    arguments = [
-        tiny, other, '--shape', 64, 80, '--batch', 2, '--queries', 100, '--rounds', 1,
-        '--cfg-options', 'model.backbone.depth=18', 'model.neck.in_channels=[512]',
-        'model.decoder.num_layers=1', '--json', out, '--plot', picture,
-    ]  # fmt: skip
-    assert run_tool('benchmark_model', *arguments) == 0
-    said = capsys.readouterr().out
-    assert 'hardware ' in said
-    first, second = json.loads(out.read_text())
-    assert (first['config'], first['batch'], first['queries']) == (str(tiny), 2, 100)
+@pytest.mark.parametrize('attention', [LEVEL, LEVELS], ids=['one level', 'all levels'])
+def test_errors_of_the_attention(attention: Attention):
+    explicit = attention._replace(name='explicit')
+    assert set(explicit.errors(Setting('float64', threads=1)).values()) == {0}
+    names = ['output', 'query', 'key', 'value', 'centers', 'precisions']
+    names += ['gates'] * (attention is LEVELS)
+    found = attention.errors(SETTING)
+    assert list(found) == names and all(0 < x < 1e-3 for x in found.values())
+    assert 1e-4 < explicit.errors(Setting('bfloat16', threads=1))['output'] < 0.1
+
+
+def test_model_tool(tmp_path: Path, one_process, run_tool, capsys):
+    out = tmp_path / 'rows.json'
+    configs = [
+        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        ROOT / 'configs/smca/smca_r50_8xb2-50e_coco.py',
+    ]
+    options = [f'{key}={value}'.replace(' ', '') for key, value in TINY.items()]
+    assert run_tool(
+        'benchmark_model', *configs, '--shape', 64, 80, '--batch', 2, '--rounds', 1, '--threads', 1,
+        '--parity', '--profile', '--json', out, '--cfg-options', *options,
+    ) == 0  # fmt: skip
+    result = json.loads(out.read_text())
+    assert {'torch', 'hardware'} <= result['settings']['environment'].keys()
+    first, second = result['rows']
+    assert (first['config'], first['batch'], first['train_ratio']) == (configs[0], 2, 1)
     for row in (first, second):
-        assert row['num_queries'] == 100
-        assert min(row[key] for key in ('gflops', 'train_mib', 'train_ms', 'test_ms')) > 0
-        ratio = row['train_mib'] / first['train_mib']
-        assert math.isclose(row['train_memory_vs_first'], ratio)
-        # Of a single round, the quartiles are the ratio.
-        assert row['train_quartiles_vs_first'] == [row['train_time_vs_first']] * 2
-    assert first['train_time_vs_first'] == first['test_time_vs_first'] == 1
-    assert second['parameters_m'] > first['parameters_m']
-    assert '| DETR | 100 |' in said
-    assert picture.stat().st_size and picture.with_suffix('.svg').stat().st_size
-
-    monkeypatch.setattr(measure, 'interleaved_times', None)  # Nothing is measured again.
-    assert run_tool('benchmark_model', *arguments) == 0
-    assert capsys.readouterr().out.count('measured before') == 2
-    before = out.read_text()
-    assert run_tool('benchmark_model', tiny, other, '--rounds', 1, '--json', out) == 2
-    assert 'rows.json was measured with shape [64, 80], not' in capsys.readouterr().err
-    assert run_tool('benchmark_model', other, tiny, *arguments[2:]) == 2  # Ratios to another.
-    assert out.read_text() == before
+        assert row['num_queries'] == 100 and row.keys() <= benchmark_model.COLUMNS.keys()
+        assert min(row[key] for key in ('gflops', 'train_ms', 'test_ms')) > 0
+    # Of a single round, the median of ratios is the ratio.
+    assert second['train_ratio'] == pytest.approx(second['train_ms'] / first['train_ms'])
+    exact, single = result['parity'][2:]
+    assert all(exact[name] == 0 for name in benchmark_model.PARITY)
+    assert all(0 < single[name] < 1e-2 for name in benchmark_model.PARITY)
+    for row in result['profile']:
+        assert all(
+            row[f'{name}_ms'] > 0 for _, name in benchmark_model.PARTS if name != 'pre_decoder'
+        )
+    assert f'| {configs[1]} |' in capsys.readouterr().out
 
 
-def test_model_tool_without_configs_measures_what_there_is():
-    tool = runpy.run_path(str(ROOT / 'tools/analysis_tools/benchmark_model.py'))
-    types = {
-        title: Detector(name if '::' in name else str(ROOT / name))
-        .load_config(Setting())
-        .model.type
-        for name, title in tool['DETECTORS'].items()
+def test_parity_sees_what_is_wrong(monkeypatch):
+    config = str(ROOT / 'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py')
+    options = {'model.encoder.num_layers': 1, 'model.decoder.num_layers': 1}
+    model, _, data = Detector(config, (64, 80), 2, options).parts(SETTING)
+    queries, expected = benchmark_model.outputs(model, data, None, Setting('float64', threads=1))
+    broken = model.decoder.layers[0].spatial_prior
+    monkeypatch.setattr(broken, 'floor', broken.floor * 2)
+    _, found = benchmark_model.outputs(model, data, queries, SETTING)
+    errors = {
+        name: benchmark_model.relative_error(found[name], expected[name]) for name in expected
     }
-    assert types['SMCA, DC5'] == types['SMCA, convolutional'] == 'SMCADETR'
-    assert types['DETR'] == 'DETR' and types['DINO'] == 'DINO'
+    assert errors['memory'] < 1e-5 and errors['prior_grads'] > 0.01
 
 
-def test_missing_configs_are_named(run_tool, capsys):
-    with pytest.raises(SystemExit):
-        run_tool('benchmark_model', 'configs/gone.py')
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith('error: config configs/gone.py does not exist')
+@pytest.fixture
+def meta(monkeypatch) -> str:
+    """A device without numbers, which refuses tensors of a CPU as a GPU does."""
+    with pytest.raises(RuntimeError, match='device'):
+        torch.ones(2, device='meta') + torch.ones(2)
+    # It has no autocast.
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: contextlib.nullcontext())
+    return 'meta'
+
+
+@pytest.mark.parametrize('attention', [LEVEL, LEVELS], ids=['one level', 'all levels'])
+def test_attention_stays_on_its_device(attention: Attention, meta: str):
+    setting = Setting(device=meta, threads=1)
+    for name in ('plain', 'explicit', 'folded'):
+        assert attention._replace(name=name).build(setting).test().device.type == meta
+    assert all(x.device.type == meta for x in attention.compute(setting).values())
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'smca/smca_r50_8xb2-50e_coco.py',
+        'smca/smca-multi-scale_r50_8xb1-50e_coco.py',
+        'smca_dino/smca-dino_r50_8xb2-12e_coco.py',
+    ],
+)
+def test_inference_stays_on_its_device(config: str, meta: str):
+    options = {'model.decoder.num_layers': 1}
+    model, _, data = Detector(str(ROOT / 'configs' / config), (64, 80), 2, options).parts(SETTING)
+    data = model.data_preprocessor(data, False)
+    samples = [sample.to(meta) for sample in data['data_samples']]
+    found = model.to(meta).eval()(data['inputs'].to(meta), samples, mode='predict')
+    assert all(sample.pred_instances.bboxes.device.type == meta for sample in found)
+
+
+def test_without_a_gpu_it_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(SystemExit, match='--device cuda: PyTorch .* finds no GPU'):
+        benchmarks.settings(SimpleNamespace(device='cuda'))
+
+
+def test_committed_rows_have_the_keys_of_today_or_name_their_commit():
+    pages = ''.join(page.read_text() for page in (ROOT / 'docs').glob('*.md'))
+    for path in (ROOT / 'docs/results').glob('*.json'):
+        if not re.search(rf'results/{path.name}\),?\s[^)]*commit\s[0-9a-f]{{7}}\b', pages):
+            keys = set().union(*json.loads(path.read_text())['rows'])
+            tools = (benchmark_model, benchmark_attention)
+            assert any(keys <= tool.COLUMNS.keys() for tool in tools), path.name
