@@ -44,7 +44,7 @@ def test_hook_shows_the_priors_and_changes_nothing(workplace, tmp_path):
     logged = [json.loads(line) for line in log.read_text().splitlines() if 'spatial_prior' in line]
     assert [line['step'] for line in logged] == [0, 3, 4]
     # Scales start at one.
-    assert logged[0]['spatial_prior/layer_0/width'] == 1
+    assert logged[0]['spatial_prior/layer_0/width'] == pytest.approx(1)
     assert logged[0]['spatial_prior/layer_2/offset'] > 0
 
 

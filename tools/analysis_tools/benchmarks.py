@@ -27,7 +27,7 @@ MIB = 2**20
 DTYPES = ('float32', 'tf32', 'bfloat16', 'float16')
 MODES = {'train': 'training step', 'test': 'inference'}
 # Columns of what :func:`measure` measures.
-COSTS = {}
+COSTS: dict[str, str] = {}
 for _mode, _title in MODES.items():
     COSTS |= {
         f'{_mode}_ms': f'{_title}, ms',
@@ -158,9 +158,9 @@ def _start(
 ) -> dict[str, tuple[Callable, float]]:
     """Build a case and measure its memory; by mode, the call to time and its memory in MiB."""
     if setting.device == 'cpu':
-        mib = [in_fresh_process(_peak, build, mode, memory_of_build) for mode in modes]
+        peaks = {m: in_fresh_process(_peak, build, m, memory_of_build) for m in modes}
         case = build()
-        return {mode: (getattr(case, mode), x) for mode, x in zip(modes, mib, strict=True)}
+        return {mode: (getattr(case, mode), mib) for mode, mib in peaks.items()}
     torch.cuda.empty_cache()
     allocated = torch.cuda.memory_allocated()
     case, started = build(), {}
