@@ -188,6 +188,11 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
 
 def _check_palette(key: str, dataset: BaseDetDataset) -> None:
     palette, classes = dataset.metainfo.get('palette'), dataset.metainfo['classes']
+    if isinstance(palette, tuple) and isinstance(palette[0], Sequence):
+        raise ConfigError(
+            f'{key}.metainfo.palette is a tuple, which MMDetection takes for the colour of all '
+            'classes. Make it a list of colours.'
+        )
     if isinstance(palette, list) and len(palette) < len(classes):
         message = (
             f'{key}.metainfo.palette has {len(palette)} colours for {len(classes)} classes, so '
@@ -346,8 +351,8 @@ def _used_images(
         numbers = [indices] if isinstance(indices, int) else indices
         if not all(-len(large) <= i < len(large) for i in numbers):
             raise ConfigError(
-                f'{key}.indices={indices}: {dataset.ann_file} has only {len(large)} images that '
-                'the filter leaves. Set it to None to use all of them.'
+                f'{key}.indices={indices} is not below {len(large)}, the number of images that the '
+                f'filter leaves of {dataset.ann_file}. Set it to None to use all of them.'
             )
         if isinstance(indices, int):
             used = large[:indices] if indices >= 0 else large[indices:]
@@ -383,11 +388,12 @@ def _check_training(
     faulty = sorted(file.count([EMPTY], classes).keys() & set(used), key=str)
     skipped[f'{EMPTY} (images {shorten(faulty)})'] = skipped.pop(EMPTY)
     skipped['of other categories'] = total - objects - sum(skipped.values())
-    reasons = ', '.join(
-        [f'{n} annotations {why}' for why, n in skipped.items() if n]
-        + [f'{n} images {why}' for why, n in unused.items() if n]
-    )
-    message = f'{key}.ann_file: of {dataset.ann_file}, training leaves out {reasons}'
+    left_out = [
+        f'{what} ({", ".join(f"{n} {why}" for why, n in reasons.items() if n)})'
+        for what, reasons in (('annotations', skipped), ('images', unused))
+        if any(reasons.values())
+    ]
+    message = f'{key}.ann_file: training leaves out {" and ".join(left_out)} of {dataset.ann_file}'
     if not used:
         raise DataError(f'{message}; no image is left. Correct {key}.filter_cfg or indices.')
     expected = {CROWD, 'of other categories', EMPTY_IMAGES}
@@ -397,8 +403,8 @@ def _check_training(
         or sum(unused.values()) > len(file.images) / 2
     ):
         warnings.warn(
-            f'{message}; {objects} objects in {len(used)} images are left. If they should be '
-            f'trained on, correct the file, {key}.filter_cfg or indices.',
+            f'{message}; {objects} objects in {len(used)} images are left. To train on the others, '
+            f'correct the file, {key}.filter_cfg or indices.',
             stacklevel=3,
         )
     return objects

@@ -28,7 +28,8 @@ def check_schedule(cfg: Config, images: dict[str, int]) -> None:
         if not length or 'type' not in node:
             continue
         place, begin, end = f'param_scheduler.{i}', node.get('begin', 0), node.get('end', length)
-        steps = [begin + node.T_max] if 'T_max' in node else node.get('milestones', [])
+        period = node.get('T_max', node.get('total_steps'))
+        steps = [begin + period] if period else node.get('milestones', [])
         if min(node.get('start_factor', 1), node.get('factor', 1)) < 1 and begin == 0:
             if end > length / 2:
                 warnings.warn(

@@ -35,7 +35,7 @@ def unchanged(content: dict) -> None:
 LEFT_OUT = {
     'nothing': (unchanged, {}, None),
     'box half outside': (annotation(bbox=[100, -8, 64, 48]), {}, None),
-    'no width': (annotation(bbox=[8, 8, 0, 48]), {}, '1 annotations with a box outside'),
+    'no width': (annotation(bbox=[8, 8, 0, 48]), {}, '(1 with a box outside'),
     'negative width': (annotation(bbox=[72, 8, -64, 48]), {}, '(images 1)'),
     'half a pixel': (annotation(bbox=[8, 8, 64, 0.5]), {}, 'less than a pixel'),
     'outside the image': (annotation(bbox=[128, 8, 64, 48]), {}, 'outside the image'),
@@ -43,18 +43,18 @@ LEFT_OUT = {
     'no area': (annotation(area=0), {}, 'without area'),
     'negative area': (annotation(area=-1), {}, 'without area'),
     'image that is not listed': (annotation(image_id=7), {}, 'does not list (ids 2)'),
-    'ignore': (annotation(ignore=1), {}, "1 annotations with 'ignore': 1; 2 objects in 3 images"),
+    'ignore': (annotation(ignore=1), {}, "annotations (1 with 'ignore': 1) of"),
     'a crowd, as in evaluation': (annotation(iscrowd=1), {}, None),
     'a category of no class': (annotation(category_id=7), {}, None),
     'mostly other categories': (
         lambda content: [a.update(category_id=7) for a in content['annotations'][:2]],
         {},
-        '2 annotations of other categories; 1 objects',
+        'annotations (2 of other categories)',
     ),
     'min_size': (
         low_image,
         {'filter_cfg': dict(min_size=41)},
-        '1 images smaller than 41 pixels (filter_cfg.min_size=41); 2 objects in 2 images',
+        'images (1 smaller than 41 pixels (filter_cfg.min_size=41))',
     ),
     'large enough': (low_image, {'filter_cfg': dict(min_size=40)}, None),
     'no filter': (low_image, {'filter_cfg': None}, None),
@@ -66,15 +66,15 @@ LEFT_OUT = {
     'mostly empty images': (
         lambda content: content.update(annotations=content['annotations'][:1]),
         {'filter_cfg': dict(filter_empty_gt=True)},
-        '2 images without a box of its classes',
+        'images (2 without a box of its classes',
     ),
-    'first images': (unchanged, {'indices': 2}, '1 images not among its indices; 2 objects in 2'),
-    'last images': (unchanged, {'indices': -1}, '2 images not among its indices'),
-    'chosen images': (unchanged, {'indices': [0, 2]}, '1 images not among its indices'),
+    'first images': (unchanged, {'indices': 2}, 'images (1 not among its indices)'),
+    'last images': (unchanged, {'indices': -1}, 'images (2 not among its indices)'),
+    'chosen images': (unchanged, {'indices': [0, 2]}, 'images (1 not among its indices)'),
     'first images after the filter': (
         low_image,
         {'filter_cfg': dict(min_size=41), 'indices': 1},
-        'min_size=41), 1 images not among',
+        'min_size=41), 1 not among',
     ),
 }
 
@@ -116,20 +116,20 @@ NOTHING_LEFT = {
         unchanged,
         {'filter_cfg': dict(min_size=100)},
         DataError,
-        ['3 images smaller than 100 pixels', 'no image is left', f'{TRAIN}.filter_cfg'],
+        ['3 smaller than 100 pixels', 'no image is left', f'{TRAIN}.filter_cfg'],
     ),
     'no box of a class': (
         each(category_id=7),
         {'filter_cfg': dict(filter_empty_gt=True)},
         DataError,
-        ['3 images without a box of its classes', 'no image is left'],
+        ['3 without a box of its classes', 'no image is left'],
     ),
     'no box of a class, unfiltered': (each(category_id=7), {}, DataError, ['no annotations']),
     'too many indices': (
         unchanged,
         {'indices': 2000},
         ConfigError,
-        [f'{TRAIN}.indices=2000', 'only 3 images', 'None'],
+        [f'{TRAIN}.indices=2000', 'not below 3', 'None'],
     ),
     'index of no image': (unchanged, {'indices': [0, 3]}, ConfigError, [f'{TRAIN}.indices']),
 }
@@ -208,6 +208,9 @@ def test_palette_follows_the_classes(cfg: Config, root: Path):
     assert 'palette' not in cfg.train_dataloader.dataset.metainfo
     cfg.train_dataloader.dataset.metainfo.palette = [(0, 0, 0)] * 5
     with pytest.raises(ConfigError, match=f'{TRAIN}.metainfo.palette has 5 colours for 6 classes'):
+        check_config(cfg, ('train',))
+    cfg.train_dataloader.dataset.metainfo.palette = ((0, 0, 0),) * 6
+    with pytest.raises(ConfigError, match='palette is a tuple.*Make it a list'):
         check_config(cfg, ('train',))
     cfg.train_dataloader.dataset.metainfo.palette = None
     check_config(cfg, ('train',))

@@ -11,6 +11,7 @@ from mmsmca.checks.schedule import check_schedule
 KEY = 'train_dataloader.dataset'
 WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200)
 STEP = dict(type='MultiStepLR', by_epoch=True, milestones=[40], gamma=0.1)
+CYCLE = dict(type='OneCycleLR', eta_max=0.1, total_steps=5000, by_epoch=False)
 COSINE = dict(type='CosineAnnealingLR', T_max=50, by_epoch=True)
 
 
@@ -49,6 +50,7 @@ CASES = {
     'step in time': ({}, dict(max_epochs=50), STEP, None, {}),
     'cosine after the end': ({}, dict(max_epochs=12), COSINE, 'after 50 epochs', {}),
     'cosine': ({}, dict(max_epochs=50), COSINE, None, {}),
+    'cycle after the end': ({}, dict(max_iters=300), CYCLE, 'after 5000 iterations', {}),
 }
 
 
