@@ -15,8 +15,7 @@ from subprocess import CompletedProcess
 import torch
 
 SERVER = multiprocessing.get_context('forkserver')
-MODULES = ['mmdet.apis', 'mmdet.evaluation', 'mmsmca.launch', 'quick_configs']
-SERVER.set_forkserver_preload(MODULES)
+SERVER.set_forkserver_preload(['mmdet.apis', 'mmdet.evaluation', 'mmsmca.launch'])
 
 
 def interpret(command: list[str], folder: str, environment: dict[str, str], output: str) -> None:
