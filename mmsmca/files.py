@@ -58,24 +58,25 @@ def atomic_write(path: str | Path, sync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive_lock(folder: str | Path) -> Iterator[None]:
+def exclusive_lock(path: str | Path) -> Iterator[None]:
     """Be the only process that writes a folder.
 
     Args:
-        folder: Folder that exists. It may be renamed meanwhile.
+        path: Folder that exists, which may be renamed meanwhile, or a file in it, which is created
+            if it is missing. NFS can lock files only.
 
     Raises:
         UserError: If another process is writing it.
     """
     import fcntl  # Not available on Windows.
 
-    held = os.open(folder, os.O_RDONLY)
+    held = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f'another process is writing {folder}: wait until it has ended'
+                f'another process is writing {path}: wait until it has ended'
             ) from error
         yield
     finally:

@@ -78,7 +78,7 @@ def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False
     sweep.check(trial_steps)
     try:
         sweep.work_dir.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(sweep.work_dir):
+        with exclusive_lock(sweep.work_dir / '.lock'):
             sweep.study.write(sweep.work_dir)
             _run_all(sweep, retry_failed, console)
             return _print_end(sweep, console)

@@ -91,8 +91,8 @@ class TrainRun:
     _interrupted: bool = field(default=False, init=False, repr=False)
 
     def __call__(self) -> None:
-        """Train and record the outcome, unless the run is finished."""
-        if state(self.run_dir) == 'finished':
+        """Train and record the outcome, unless the run is finished or its owner is gone."""
+        if state(self.run_dir) == 'finished' or (self.owned and owner_is_gone()):
             return
         if self.gpus is not None:
             # Also for the record of this machine: submitit hides all GPUs from a local job.
@@ -109,17 +109,14 @@ class TrainRun:
         self.record.attempts = [attempt]
         self.record.write(self.run_dir)
         attempt.exit_code = self._train()
-        if attempt.exit_code is not None:
-            self.record.write(self.run_dir)
-            self._record_end(attempt.exit_code, time.monotonic() - start)
+        self.record.write(self.run_dir)
+        self._record_end(attempt.exit_code, time.monotonic() - start)
 
-    def _train(self) -> int | None:
-        """Exit code of the training; None if it was not started."""
+    def _train(self) -> int:
+        """Exit code of the training."""
         if read_log(self.run_dir, self.train_cfg).final_metrics:
             return 0  # An earlier attempt was killed before it could record its end.
         with (self.run_dir / 'train.log').open('ab') as output, Signals() as signals:
-            if self.owned and owner_is_gone():
-                return None
             self._training = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -136,14 +133,15 @@ class TrainRun:
 
     def _record_end(self, exit_code: int, seconds: float) -> None:
         if exit_code == 0:
-            # Kibibytes, but bytes on macOS.
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            # Kibibytes, but bytes on macOS. Without a training, it is Git's.
+            unit = 1024**2 if sys.platform == 'darwin' else 1024
+            peak = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
             log = read_log(self.run_dir, self.train_cfg)
             result = dict(
                 finished=_now(),
                 iterations=log.iterations,
                 seconds=round(seconds, 1),
-                peak_memory_mib=round(peak / (1024**2 if sys.platform == 'darwin' else 1024)),
+                peak_memory_mib=peak if self._training else None,
                 metrics=log.final_metrics,
             )
             write_json(self.run_dir / RESULT, result)

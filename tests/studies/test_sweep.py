@@ -219,6 +219,7 @@ def test_files_that_a_power_loss_left_empty(tmp_path, name):
     finish(sweep)
     assert states(sweep) == {'work': 'finished'} and logs_of(sweep) == logs
     assert record_of(sweep, 'result')['metrics']['AP'] == 0.25
+    assert (record_of(sweep, 'result')['peak_memory_mib'] is None) == (name == 'result')
 
 
 def fork(function, pipe=None):
@@ -311,8 +312,7 @@ def test_an_orphan_starts_nothing(tmp_path):
         assert not owner_is_gone()
         process = fork(lambda: wait_for(owner_is_gone) or train(), pipe)
     os.waitpid(process, 0)
-    assert (tmp_path / 'run.json').exists() and not (tmp_path / 'started').exists()
-    assert state(tmp_path) == 'cut off'
+    assert not [*tmp_path.iterdir()]
 
 
 def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
@@ -514,7 +514,8 @@ def test_a_sweep_that_ends_early(tmp_path, monkeypatch, end):
             run_sweep(sweep)
         wait_for(jobs[0].done, 20)
     else:
-        with exclusive_lock(sweep.work_dir), pytest.raises(ValueError, match='another process is'):
+        lock = exclusive_lock(sweep.work_dir / '.lock')
+        with lock, pytest.raises(ValueError, match='another process is writing .*work/.lock'):
             run_sweep(sweep)
         assert not jobs
         return
