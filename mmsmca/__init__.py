@@ -13,6 +13,7 @@ import_quietly()
 from . import config_scope, models  # noqa: E402, F401
 from .checkpoints import safe_globals  # noqa: E402
 from .engine import coco_metric, flops, grouped_optim_constructor, hooks  # noqa: E402, F401
+from .launch import CheckedRunner  # noqa: E402, F401
 
 config_scope.register()
 safe_globals.register()

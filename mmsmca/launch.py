@@ -1,86 +1,109 @@
-"""Training and testing with MMEngine's runner, after the checks.
-
-``tools/train.py`` and ``tools/test.py`` accept the options of MMDetection's scripts of the same
-names, to the same effect. The runner gets exactly the config that was checked.
-"""
+"""MMDetection's scripts with checks in front of MMEngine's runner."""
 
 import argparse
 import copy
+import importlib.util
 import os
-from argparse import Namespace
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from mmdet.engine.hooks.utils import trigger_visualization_hook
-from mmdet.evaluation import DumpDetResults
-from mmdet.registry import RUNNERS
-from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.runner import Runner
+import mmdet
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
 
 from mmsmca.engine import cpu
 
+from .checks.config import load_config
 from .checks.load_image import naming_images
-from .checks.preflight import PHASES, check_config, effective_config
-from .checks.trial_step import trial_step
-from .errors import ConfigError, command
+from .checks.preflight import check_run
+from .errors import ConfigError, UserError, command
+
+WAY_PAST = 'If this is wrong, --cfg-options runner_type=Runner starts without any checks.'
+# Hooks of every training, which act when it starts from a checkpoint.
+HOOKS = {'schedule': 'ResumeScheduleHook', 'classifier': 'FreshClassifierHook'}
 
 
-def parser(name: str) -> argparse.ArgumentParser:
-    """Build the parser of a script, with the options of MMDetection's script and ours.
+@RUNNERS.register_module()
+class CheckedRunner:
+    """MMEngine's ``Runner``, built only after the checks of :func:`.check_run`.
+
+    With ``runner_type='CheckedRunner'`` in a config, MMDetection's scripts check it before they
+    train or test. In several processes, one per machine checks.
 
     Args:
-        name: "train" or "test".
-
-    Returns:
-        The parser.
+        cfg: The config as it will run.
     """
-    parser = argparse.ArgumentParser(description=f'{name.capitalize()} a detector')
-    add = parser.add_argument
-    add('config', help='config file')
-    if name == 'test':
-        add('checkpoint', help='checkpoint file')
-    add('--work-dir', help='folder for logs and results; default: work_dirs/NAME_OF_CONFIG')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config: key=value, key="[a,b]" or key=a,b for a list, '
-        'key="[(a,b),(c,d)]" for nested ones; no spaces',
-    )
-    add('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    add('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    if name == 'train':
-        add('--amp', action='store_true', help='train in mixed precision')
-        add(
-            '--auto-scale-lr',
-            action='store_true',
-            help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
-        )
-        add(
-            '--resume',
-            nargs='?',
-            const='auto',
-            help='resume from a checkpoint; without a path, from the latest in the work directory',
-        )
-        add(
-            '--resume-schedule',
-            choices=('config', 'checkpoint'),
-            help='which schedule and optimizer settings to use when resuming, if they differ',
-        )
-        add('--no-trial-step', action='store_true', help='skip the trial training step')
-    else:
-        add('--out', help='file for the predictions, .pkl')
-        add('--show', action='store_true', help='show the predictions')
-        add('--show-dir', help='folder, below the work directory, for images of the predictions')
-        add('--wait-time', type=float, default=2, help='seconds to show each image with --show')
-        add('--tta', action='store_true', help='test-time augmentation')
-    return parser
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        cfg.setdefault('default_scope', 'mmdet')
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> 'CheckedRunner':
+        """Take the config, as MMEngine's runners do."""
+        return cls(cfg)
+
+    @property
+    def test_evaluator(self) -> Evaluator:
+        """Evaluator of the test, to which MMDetection's script adds metrics."""
+        return self._for_test.test_evaluator
+
+    def train(self) -> nn.Module:
+        """Check the config, then train.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: If the run cannot work; the message is one line.
+        """
+        with naming_images():
+            return self._checked('train').train()
+
+    def test(self) -> dict:
+        """Check the config, then test.
+
+        Returns:
+            The metrics.
+
+        Raises:
+            UserError: If the run cannot work; the message is one line.
+        """
+        with naming_images():
+            return self._for_test.test()
+
+    @cached_property
+    def _for_test(self) -> Runner:
+        with naming_images():
+            return self._checked('test')
+
+    def _checked(self, script: str) -> Runner:
+        cfg = self.cfg
+        if script == 'test':
+            cfg.resume = False
+        else:
+            hooks = cfg.get('default_hooks') or {}
+            own = {name: dict(dict(type=HOOKS[name]), **hooks.get(name, {})) for name in HOOKS}
+            cfg.default_hooks = dict(hooks, **own)
+        cpu.support_mixed_precision()
+        launcher = cfg.get('launcher', 'none')
+        if _first_on_machine(launcher):
+            with _way_past_named():
+                check_run(_with_checkpoint(cfg), script)
+        cpu.support_processes(cfg, launcher)
+        return Runner.from_cfg(cfg)
 
 
 @command
-def run_tool(name: str) -> None:
-    """Train or test as the command line says, after the checks.
+def run_script(name: str) -> None:
+    """Run MMDetection's script of this name with :class:`CheckedRunner` as its ``Runner``.
 
     Args:
         name: "train" or "test".
@@ -89,78 +112,47 @@ def run_tool(name: str) -> None:
         The exit code: 0, or 2 after a :class:`.errors.UserError`, which is printed to stderr as one
         line. Other exceptions propagate.
     """
-    args = parser(name).parse_args()
-    _check_arguments(args)
-    # Old launchers pass the rank as an argument.
-    if args.launcher == 'pytorch':
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    with naming_images():
-        cfg = effective_config(args)
-        if _first_on_machine(args.launcher):
-            check_config(cfg, PHASES[name])
-            # A resumed run has already trained.
-            if name == 'train' and not args.no_trial_step and not cfg.get('resume'):
-                trial_step(cfg)
-        cfg.launcher = args.launcher
-        cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-        (_set_up_training if name == 'train' else _set_up_test)(cfg, args)
-        cpu.support(cfg, args.launcher)
-        setup_cache_size_limit_of_dynamo()
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        if name == 'train':
-            runner.train()
-            return
-        if args.out is not None:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-        runner.test()
+    script: Any = _script(name)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    if name == 'train':
+        parser.add_argument('--resume-schedule', choices=('config', 'checkpoint'))
+    own, sys.argv[1:] = parser.parse_known_args()
+    args = script.parse_args()
+    options = args.cfg_options or {}
+    if options.get('runner_type') != 'Runner':
+        with _way_past_named():
+            _check_arguments(args, load_config(args))
+    if vars(own).get('resume_schedule'):
+        options['default_hooks.schedule.keep'] = own.resume_schedule == 'checkpoint'
+        args.cfg_options = options
+    script.parse_args = lambda: args
+    script.Runner = CheckedRunner
+    script.main()
 
 
-def _set_up_training(cfg: Config, args: Namespace) -> None:
-    if args.amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
-    if args.auto_scale_lr:
-        if not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
-            raise ConfigError(
-                '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it to the '
-                'number of images per step, over all processes, that the learning rate is for.'
-            )
-        cfg.auto_scale_lr.enable = True
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    if cfg.get('resume'):
-        keep = {'checkpoint': True, 'config': False}.get(args.resume_schedule)
-        hooks.schedule = dict(type='ResumeScheduleHook', keep=keep)
-    elif cfg.get('load_from'):
-        hooks.classifier = dict(type='FreshClassifierHook')
+@contextmanager
+def _way_past_named() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f'{error} {WAY_PAST}') from error
 
 
-def _set_up_test(cfg: Config, args: Namespace) -> None:
-    if args.show or args.show_dir:
-        if not cfg.get('default_hooks', {}).get('visualization'):
-            raise ConfigError(
-                '--show and --show-dir: the config has no default_hooks.visualization. Set it to '
-                "dict(type='DetVisualizationHook')."
-            )
-        trigger_visualization_hook(cfg, args)
-    if not args.tta:
-        return
-    model = cfg.setdefault(
-        'tta_model',
-        ConfigDict(
-            type='DetTTAModel',
-            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-        ),
-    )
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    if 'tta_pipeline' not in cfg:
-        pack = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-        flip = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        packed = dict(type='PackDetInputs', meta_keys=(*pack, 'flip', 'flip_direction'))
-        augmented = ConfigDict(type='TestTimeAug', transforms=[flip, [packed]])
-        cfg.tta_pipeline = [*copy.deepcopy(dataset.pipeline[:-1]), augmented]
-    cfg.model = ConfigDict(**model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+def _script(name: str) -> Any:
+    path = Path(mmdet.__file__).parent / f'.mim/tools/{name}.py'
+    spec: Any = importlib.util.spec_from_file_location(f'mmdet_{name}', path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def _with_checkpoint(cfg: Config) -> Config:
+    """The config with the checkpoint that MMEngine's runner will find if it is to resume."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+    return cfg
 
 
 def _first_on_machine(launcher: str) -> bool:
@@ -169,11 +161,26 @@ def _first_on_machine(launcher: str) -> bool:
     return int(os.environ.get(ranks.get(launcher, 'LOCAL_RANK'), 0)) == 0
 
 
-def _check_arguments(args: Namespace) -> None:
+def _check_arguments(args: argparse.Namespace, cfg: Config) -> None:
+    """Check what MMDetection's script would refuse with a traceback, or only when it is done."""
     if args.work_dir is not None and os.path.isfile(args.work_dir):
         raise ConfigError(
             f'--work-dir {args.work_dir} is a file. Specify a folder; it is created if needed.'
         )
-    out = vars(args).get('out')
-    if out is not None and not out.endswith(('.pkl', '.pickle')):
-        raise ConfigError(f'--out {out} must end in .pkl or .pickle, the format it is written in.')
+    runner = cfg.get('runner_type', 'Runner')
+    if isinstance(runner, str) and RUNNERS.get(runner) is None:
+        raise ConfigError(f'runner_type: nothing is called {runner}. Leave it out.')
+    given = vars(args)
+    if given.get('out') and not given['out'].endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {args.out} must end in .pkl or .pickle, the format it has.')
+    if given.get('auto_scale_lr') and not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
+        raise ConfigError(
+            '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size. Set it to the '
+            'number of images per step, over all processes, that the learning rate is for.'
+        )
+    hooks = cfg.get('default_hooks', {})
+    if (given.get('show') or given.get('show_dir')) and not hooks.get('visualization'):
+        raise ConfigError(
+            '--show and --show-dir: the config has no default_hooks.visualization. Set it to '
+            "dict(type='DetVisualizationHook')."
+        )

@@ -14,7 +14,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from utils import ROOT, load_config
 
-from mmsmca.launch import run_tool
+from mmsmca.launch import run_script
 
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 SMALL = 'small/smca_r18w16_1xb8-11e_shapes128.py'
@@ -130,7 +130,7 @@ def assert_names(message: str, *parts: object) -> None:
 def run(monkeypatch, *arguments: str) -> int:
     """Run a tool in this process."""
     monkeypatch.setattr(sys, 'argv', [f'{arguments[0]}.py', *arguments[1:]])
-    return run_tool(arguments[0])
+    return run_script(arguments[0])
 
 
 def real_study(folder: Path, data: Path, **options: object) -> Path:

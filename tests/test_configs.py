@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
 from utils import ROOT, load_config
 
-from mmsmca.checks.keys import check_keys
+from mmsmca.checks.keys import check_custom_keys, check_keys
 from mmsmca.studies.record import StudyError
 from mmsmca.studies.study import study_configs
 
@@ -99,7 +99,8 @@ def test_every_key_is_read(name):
     for cfg in cfgs:
         with torch.device('meta'):
             model = MODELS.build(cfg.model)
-        check_keys(cfg, ('train', 'val', 'test'), model)
+        check_keys(cfg)
+        check_custom_keys(cfg, model)
 
 
 def by_distribution(name: str):

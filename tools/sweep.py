@@ -40,11 +40,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--budgets', nargs='+', metavar='BUDGET', help='only these budgets')
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument('--dry-run', action='store_true', help='print the plan and stop')
-    parser.add_argument(
-        '--no-trial-step',
-        action='store_true',
-        help='skip the trial training step of each experiment',
-    )
     instead.add_argument(
         '--calibrate',
         action='store_true',
@@ -99,7 +94,7 @@ def sweep(args: argparse.Namespace) -> int:
     made = Sweep(study, runs, work_dir, train_script, resources)
     if args.dry_run:
         return print_plan(made)
-    return run_sweep(made, not args.no_trial_step, args.retry_failed)
+    return run_sweep(made, args.retry_failed)
 
 
 def main() -> int:

@@ -5,6 +5,10 @@ they are under one name here, which configs merge by ``globals().update(_base_.c
 """
 
 common = dict(
+    # Checks the config before MMEngine's runner starts; runner_type='Runner' does not.
+    runner_type='CheckedRunner',
+    # --auto-scale-lr needs the key.
+    auto_scale_lr=dict(enable=False),
     custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
     # One optimizer call for all weights with the same settings.
     optim_wrapper=dict(constructor='GroupedOptimWrapperConstructor', optimizer=dict(fused=True)),

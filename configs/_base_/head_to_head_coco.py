@@ -1,6 +1,7 @@
 """The common recipe on COCO for each detector of configs/studies/head_to_head.py."""
 
 custom_imports = dict(imports=['mmsmca'], allow_failed_imports=False)
+runner_type = 'CheckedRunner'
 
 # DETR's augmentation; the detectors' own differs at most in the size limit of one resize.
 coco_scales = [(side, 1333) for side in range(480, 801, 32)]
@@ -48,4 +49,4 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=num_epochs, by_epoch=True, milestones=[40], gamma=0.1)
 ]
 # 8 GPUs with 2 images each.
-auto_scale_lr = dict(base_batch_size=16)
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -13,7 +13,7 @@ from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, shorten
 
-from .keys import walk
+from .config import walk
 
 
 def is_local(path: str, backend_args: dict | None = None) -> bool:
@@ -120,7 +120,9 @@ def _check_weights(
             )
     if fine_tuning:
         return
-    for name, own in model.state_dict().items():
+    # Test-time augmentation wraps the model whose weights these are.
+    own_weights = {name.removeprefix('module.'): w for name, w in model.state_dict().items()}
+    for name, own in own_weights.items():
         if name.endswith('num_batches_tracked'):  # absent from old checkpoints, and not needed
             continue
         there = tuple(weights[name].shape) if name in weights else None

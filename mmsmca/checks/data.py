@@ -18,7 +18,8 @@ from mmsmca.errors import ConfigError, DataError, first_difference, shorten
 
 from .checkpoint import is_local
 from .coco_file import CROWD, EMPTY, IGNORED, KINDS, OBJECT, CocoFile, duplicates, read_coco
-from .keys import described, walk
+from .config import walk
+from .describe import described
 
 EMPTY_IMAGES = 'without a box of its classes (filter_cfg.filter_empty_gt=True)'
 # Keys of a data set's metainfo that MMDetection reads.

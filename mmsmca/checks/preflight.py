@@ -4,33 +4,33 @@ Mistakes that would otherwise end a run with a traceback minutes later (a wrong 
 another data set, a checkpoint of another model) end it at once with one line that names the key or
 file and the remedy.
 
-Images are not opened before the run: that would take many minutes for COCO's 118,000. An image that
-cannot be decoded (with OpenCV 4.12, any truncated JPEG or PNG) ends the run when it is loaded, with
-an error that names it: see :mod:`.load_image`. A JPEG damaged in the middle decodes to wrong pixels
-without any error.
+Images are not opened before the run, except for those of the trial: that would take many minutes
+for COCO's 118,000. An image that cannot be decoded (with OpenCV 4.12, any truncated JPEG or PNG)
+ends the run when it is loaded, with an error that names it: see :mod:`.load_image`. A JPEG damaged
+in the middle decodes to wrong pixels without any error.
 """
 
 import copy
-import difflib
+import json
 import os
-from argparse import Namespace
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
-from mmdet.models.dense_heads import DETRHead
 from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.runner import find_latest_checkpoint
+from mmengine.registry import DefaultScope
 
-from mmsmca.errors import ConfigError, one_line, shorten
-from mmsmca.models.dense_heads.few_queries import FewQueries
+from mmsmca.errors import ConfigError
 
 from .checkpoint import check_checkpoint, check_pretrained
 from .data import check_files, find_data
-from .keys import TOP_LEVEL, check_keys, described, walk
+from .describe import described
+from .keys import check_custom_keys, check_keys
 from .schedule import check_schedule
+from .trial import trial
 
 # Phases whose data loaders and evaluators each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -42,6 +42,23 @@ SECTIONS = {
 }
 
 
+def check_run(cfg: Config, script: str) -> None:
+    """Check what a run needs, and try it: see :func:`.trial.trial`.
+
+    A run that resumes is not tried, since it has already trained.
+
+    Args:
+        cfg: The config as it will run. ``cfg.load_from`` is the checkpoint, if any, and
+            ``cfg.resume`` says whether training continues from it.
+        script: "train" or "test".
+
+    Raises:
+        ConfigError: If keys of the config, or config and checkpoint, do not fit together.
+        DataError: If annotations or images are missing or cannot be used.
+    """
+    _check(cfg, PHASES[script], None if cfg.get('resume') else script)
+
+
 def check_config(cfg: Config, phases: Sequence[str]) -> None:
     """Check what a run needs before it starts: data, categories and checkpoint.
 
@@ -49,126 +66,30 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
     behind ``backend_args`` or a URL, and checkpoints at a URL. Nothing is written.
 
     Args:
-        cfg: The config as it will run. ``cfg.load_from`` is the checkpoint, if any, and
-            ``cfg.resume`` says whether training continues from it.
-        phases: Which of "train", "val" and "test" the run uses.
+        cfg: As for :func:`check_run`.
+        phases: Which of "train", "val" and "test" use their data.
 
     Raises:
-        ConfigError: If keys of the config, or config and checkpoint, do not fit together.
-        DataError: If annotations or images are missing or cannot be used.
+        ConfigError: As for :func:`check_run`.
+        DataError: As for :func:`check_run`.
     """
+    _check(cfg, phases, None)
+
+
+def _check(cfg: Config, phases: Sequence[str], tried: str | None) -> None:
     _check_sections(cfg, phases)
+    check_keys(cfg)
     datasets, evaluators = find_data(cfg, phases)
     if 'train' in phases:
         check_pretrained(cfg.model)
-    model = _build_model(cfg)
-    check_keys(cfg, phases, model)
-    _check_detections(cfg.model, model)
-    check_checkpoint(cfg, model, datasets, fine_tuning='train' in phases and not cfg.get('resume'))
-
-    images = check_files(datasets, evaluators, cfg.model)
-    if 'train' in phases:
-        check_schedule(cfg, images)
-
-
-def effective_config(args: Namespace) -> Config:
-    """Load the config as MMDetection's script would run it, as far as the checks need it.
-
-    Args:
-        args: What ``parse_args`` of MMDetection's ``tools/train.py`` or ``tools/test.py`` returns.
-
-    Returns:
-        The config with ``--cfg-options`` merged; ``load_from`` is the checkpoint that the run
-        starts from, or None, and ``resume`` says whether the run resumes from it. For ``--resume``
-        without a path, the checkpoint is the one in ``last_checkpoint``; if there is none yet, the
-        run starts as it would without ``--resume``.
-
-    Raises:
-        ConfigError: If the config file does not exist, or it or an option is wrong.
-    """
-    if not os.path.isfile(args.config):
-        raise ConfigError(
-            f'config {args.config} does not exist. Give the path of a config file, or use '
-            "`mim`, which finds mmsmca's configs by their file name."
-        )
-    try:
-        cfg = Config.fromfile(args.config)
-    except Exception as error:  # a config is Python code
-        raise ConfigError(
-            f'config {args.config} cannot be read ({one_line(error)}). Correct the file, or the '
-            'one that it inherits from.'
-        ) from error
-    if args.cfg_options is not None:
-        merge_options(cfg, args.cfg_options)
-    # By default, MMEngine would look up MMDetection's classes in its own registries.
-    cfg.setdefault('default_scope', 'mmdet')
-    if 'checkpoint' in args:
-        cfg.load_from, cfg.resume = args.checkpoint, False
-        return cfg
-    if args.resume not in (None, 'auto'):
-        cfg.load_from, cfg.resume = args.resume, True
-    elif args.resume == 'auto' or (cfg.get('resume') and cfg.get('load_from') is None):
-        default = os.path.join('work_dirs', Path(args.config).stem)
-        latest = find_latest_checkpoint(args.work_dir or cfg.get('work_dir') or default)
-        cfg.load_from = cfg.get('load_from') if latest is None else latest
-        cfg.resume = latest is not None
-    return cfg
-
-
-def merge_options(cfg: Config, options: dict, where: str = '--cfg-options') -> None:
-    """Merge ``--cfg-options``, refusing keys that nothing reads: most of those are misspelt.
-
-    Args:
-        cfg: The config, changed in place.
-        options: Values by key, with dots between the levels.
-        where: Where the user wrote them. Defaults to the command line.
-
-    Raises:
-        ConfigError: If nothing reads the key, or the value cannot be merged.
-    """
-    known = sorted({*cfg, *TOP_LEVEL})
-    for option in options:
-        name = option.split('.')[0]
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f'{where} {option}: the config has no {name}'
-                + (f'; did you mean {close[0]}?' if close else '. Correct the name.')
-            )
-        if name not in TOP_LEVEL:
-            places = _places(cfg, cfg[name], name)
-            raise ConfigError(
-                f'{where} {option}: {name} is a variable of the config, which nothing reads once '
-                'the config is loaded. '
-                + (
-                    f'Set the keys with its value: {shorten(places, 8)}.'
-                    if places
-                    else 'Leave it out.'
-                )
-            )
-        try:
-            cfg.merge_from_dict({option: options[option]})
-        except Exception as error:
-            raise ConfigError(
-                f'{where} {option}={options[option]!r} cannot be merged ({one_line(error)}). '
-                'Correct the key; `mim run mmdet print_config CONFIG` lists all keys.'
-            ) from error
-
-
-def _places(cfg: Config, value: Any, name: str) -> list[str]:
-    """Keys whose value equals a variable's (or contains it, if text); those of its name first."""
-
-    def has(node: Any) -> bool:
-        text = isinstance(value, str) and isinstance(node, str) and bool(value)
-        return value in node if text else type(node) is type(value) and node == value
-
-    found = [
-        place for key in cfg if key in TOP_LEVEL for place, node in walk(cfg[key], key) if has(node)
-    ]
-    named = [place for place in found if place.split('.')[-1] == name]
-    # If a key has the variable's name, equal values in the model are a coincidence.
-    others = [p for p in found if p not in named and not (named and p.startswith('model.'))]
-    return named + others
+    with _files_read_once():
+        images = check_files(datasets, evaluators, cfg.model)
+        if 'train' in phases:
+            check_schedule(cfg, images)
+        model = trial(cfg, tried) if tried else _build_model(cfg)
+    check_custom_keys(cfg, model)
+    fine_tuning = 'train' in phases and not cfg.get('resume')
+    check_checkpoint(cfg, model, datasets, fine_tuning)
 
 
 def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
@@ -189,25 +110,28 @@ def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
 
 def _build_model(cfg: Config) -> BaseModel:
     """Build the model, which reveals most wrong values in its config."""
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
-        # Some models modify their config.
-        return MODELS.build(copy.deepcopy(cfg.model))
+        with scope:
+            # Some models modify their config.
+            return MODELS.build(copy.deepcopy(cfg.model))
     except Exception as error:
-        raise ConfigError(
-            f'model: {described(error)}. Correct the model in the config or with '
-            '--cfg-options model.*.'
-        ) from error
+        raise ConfigError(f'model: {described(error, cfg)}. Correct the model.') from error
 
 
-def _check_detections(node: ConfigDict, model: BaseModel) -> None:
-    """Refuse more detections than MMDetection's DETR heads can choose from; ours return fewer."""
-    head = getattr(model, 'bbox_head', None)
-    wanted = (node.get('test_cfg') or {}).get('max_per_img')
-    if not isinstance(head, DETRHead) or isinstance(head, FewQueries) or wanted is None:
-        return
-    scores = model.num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
-    if wanted > scores:
-        raise ConfigError(
-            f'model.test_cfg.max_per_img is {wanted}, but {model.num_queries} queries give '
-            f'{scores} scores to choose from. Set it to at most {scores}.'
-        )
+@contextmanager
+def _files_read_once() -> Iterator[None]:
+    """Parse every JSON file once, however many checks, data sets and metrics read it."""
+    load = json.load
+    contents: dict[str, Any] = {}
+
+    def load_once(file: Any, **kwargs: Any) -> Any:
+        name = os.path.realpath(file.name) if hasattr(file, 'name') else ''
+        if kwargs or not os.path.isfile(name):
+            return load(file, **kwargs)
+        if name not in contents:
+            contents[name] = load(file)
+        return contents[name]
+
+    with patch.object(json, 'load', load_once):
+        yield

@@ -17,7 +17,8 @@ from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, DictAction
 
-from mmsmca.checks.preflight import check_config, effective_config
+from mmsmca.checks.config import load_config
+from mmsmca.checks.preflight import check_config
 from mmsmca.engine.timing import interleaved_times
 from mmsmca.errors import ConfigError, DataError, UserError, one_line
 from mmsmca.files import check_destination
@@ -104,7 +105,7 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
     check_destination(out, args.overwrite)
     if args.int8 is not None and args.int8 < 1:
         raise UserError(f'--int8 {args.int8}: at least one image is needed to calibrate on')
-    cfg = effective_config(args)
+    cfg = load_config(args)
     if 'model' not in cfg:
         raise ConfigError(f'config {args.config} has no model. Specify a detector config.')
     check_config(cfg, phases=('train',) if args.int8 else ())

@@ -57,11 +57,19 @@ class BFloat16OptimWrapper(OptimWrapper):
             yield
 
 
-def support(cfg: Config, launcher: str) -> None:
-    """Let a runner run without an accelerator just as with one.
+def support_mixed_precision() -> None:
+    """Let ``AmpOptimWrapper`` run without an accelerator; if there is one, do nothing."""
+    if get_device() == 'cpu':
+        OPTIM_WRAPPERS.register_module(
+            name='AmpOptimWrapper', module=BFloat16OptimWrapper, force=True
+        )
 
-    With a launcher, this process joins the process group, and the config tells the model wrapper
-    that there is no GPU. If there is an accelerator, this does nothing.
+
+def support_processes(cfg: Config, launcher: str) -> None:
+    """Let a runner run in several processes without an accelerator just as with one.
+
+    This process joins the process group, and the config tells the model wrapper that there is no
+    GPU. If there is an accelerator or no launcher, this does nothing.
 
     Args:
         cfg: The config as it will run, changed in place.
@@ -70,10 +78,7 @@ def support(cfg: Config, launcher: str) -> None:
     Raises:
         LauncherError: If there is no accelerator and the launcher is not ``none`` or ``pytorch``.
     """
-    if get_device() != 'cpu':
-        return
-    OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', module=BFloat16OptimWrapper, force=True)
-    if launcher == 'none':
+    if get_device() != 'cpu' or launcher == 'none':
         return
     if launcher != 'pytorch':
         raise LauncherError(
@@ -82,11 +87,10 @@ def support(cfg: Config, launcher: str) -> None:
         )
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
     distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
-    if 'runner_type' not in cfg:
-        # What MMEngine's runner passes if there is no model_wrapper_cfg.
-        default = dict(
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
-        wrapper = cfg.get('model_wrapper_cfg') or default
-        cfg.merge_from_dict({'model_wrapper_cfg': dict(wrapper, device_ids=None)})
+    # What MMEngine's runner passes if there is no model_wrapper_cfg.
+    default = dict(
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    wrapper = cfg.get('model_wrapper_cfg') or default
+    cfg.merge_from_dict({'model_wrapper_cfg': dict(wrapper, device_ids=None)})

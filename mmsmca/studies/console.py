@@ -70,12 +70,12 @@ class SweepProgress:
         return progress, loss, ap, eta
 
 
-def run_sweep(sweep: Sweep, trial_steps: bool = True, retry_failed: bool = False) -> int:
+def run_sweep(sweep: Sweep, retry_failed: bool = False) -> int:
     """Check a sweep, run it, and print the outcome; return 0 if every run is finished, else 1."""
     console = Console()
     if any(not run.id for run in sweep.runs):
         raise StudyError(f'{sweep.study.uncalibrated}. --calibrate measures it.')
-    sweep.check(trial_steps)
+    sweep.check()
     try:
         sweep.work_dir.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(sweep.work_dir / '.lock'):

@@ -9,8 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 from pydantic import ValidationError
 
-from mmsmca.checks.keys import walk
-from mmsmca.checks.preflight import merge_options
+from mmsmca.checks.config import merge_options, walk
 from mmsmca.errors import ConfigError
 
 from .budget import fit

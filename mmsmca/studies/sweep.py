@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmsmca.checks.preflight import PHASES, check_config
-from mmsmca.checks.trial_step import trial_step
+from mmsmca.checks.trial import trial
 from mmsmca.errors import ConfigError, DataError
 
 from .record import FAILED, Run, RunRecord, Study, StudyError
@@ -100,14 +100,13 @@ class Sweep:
             return 'running' if self.active[run.dir].state == 'RUNNING' else 'queued'
         return state(self.dir_of(run))
 
-    def check(self, trial: bool = True) -> None:
+    def check(self) -> None:
         """Check data and models of every experiment, and try those whose runs are all new."""
         first = {run.experiment: run for run in reversed(self.runs)}
         check_experiments({name: _copy(run) for name, run in first.items()})
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
         new = {name: _copy(run) for name, run in first.items() if name not in begun}
-        if trial:
-            check_experiments(new, trial_step)
+        check_experiments(new, lambda cfg: trial(cfg, 'train'))
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """Runs to start: new ones, those cut off and, with ``retry_failed``, those that failed."""
@@ -144,7 +143,6 @@ class Sweep:
     def _command(self, config: Path, run_dir: Path) -> list[str]:
         gpus = self.resources.gpus_per_job
         train = [str(self.train_script), str(config), '--work-dir', str(run_dir), '--resume']
-        train.append('--no-trial-step')  # The sweep has run it.
         if gpus < 2:
             return [sys.executable, *train]
         torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={gpus}']
@@ -194,7 +192,9 @@ def check_experiments(
     """Check configs, data and models of experiments, by name, before anything starts."""
     for name, cfg in cfgs.items():
         try:
-            (check or _check)(cfg)
+            # MMEngine's own runner starts without checks.
+            if cfg.get('runner_type') != 'Runner':
+                (check or _check)(cfg)
         except (ConfigError, DataError) as error:
             raise StudyError(f'{name}: {error}') from error
 

@@ -19,8 +19,9 @@ from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from torch import nn
 
-from mmsmca.checks import preflight
+from mmsmca.checks.config import load_config
 from mmsmca.checks.load_image import naming_images
+from mmsmca.checks.preflight import check_config
 from mmsmca.engine.unwrap import unwrapped
 from mmsmca.errors import ConfigError, DataError, UserError
 from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
@@ -223,6 +224,6 @@ def load_detector(config: str | Path, checkpoint: str | Path, device: str = 'cpu
         ConfigError: If config or checkpoint is missing or unreadable, or the two do not match.
     """
     args = Namespace(config=str(config), cfg_options=None, checkpoint=str(checkpoint))
-    cfg = preflight.effective_config(args)
-    preflight.check_config(cfg, phases=())
+    cfg = load_config(args)
+    check_config(cfg, phases=())
     return init_detector(cfg, str(checkpoint), device=device)

@@ -26,7 +26,9 @@ from runs import (
 )
 from utils import load_config
 
-from mmsmca.checks import coco_file, load_image, preflight
+from mmsmca import launch
+from mmsmca.checks import load_image
+from mmsmca.checks.config import load_config as load_file
 from mmsmca.checks.load_image import ImageError, LoadImage
 from mmsmca.checks.preflight import check_config
 from mmsmca.errors import ConfigError, DataError
@@ -331,17 +333,6 @@ def test_other_datasets_are_left_alone(cfg: Config, changes: dict):
     check_config(cfg, ('train',))
 
 
-def test_file_is_parsed_once(cfg: Config, monkeypatch):
-    parsed = []
-    load = json.load
-    monkeypatch.setattr(coco_file.json, 'load', lambda file: parsed.append(file.name) or load(file))
-    check_config(cfg, ('train', 'val'))
-    assert sorted(Path(name).name for name in parsed) == [
-        'instances_train.json',
-        'instances_val.json',
-    ]
-
-
 def test_missing_checkpoint(cfg: Config, tmp_path: Path):
     cfg.load_from = str(tmp_path / 'gone.pth')
     assert_names(
@@ -528,37 +519,29 @@ def test_checkpoints_behind_urls_are_left_alone(cfg: Config, url: str):
     check_config(cfg, ('test',))
 
 
-def test_effective_config(cfg: Config, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize('named', [True, False])
+def test_the_checkpoint_of_a_run(named: bool, tmp_path: Path, monkeypatch):
+    """The checks know the checkpoint that MMEngine's runner will find."""
     monkeypatch.chdir(tmp_path)
-    Path('a.py').write_text("load_from = 'start.pth'\nmodel = dict(x=1)\n")
-    effective = preflight.effective_config(train_args('a.py', cfg_options={'model.x': 2}))
-    assert (effective.model.x, effective.load_from, effective.get('resume')) == (
-        2,
-        'start.pth',
-        None,
-    )
-
-    effective = preflight.effective_config(train_args('a.py', resume='b.pth'))
-    assert (effective.load_from, effective.resume) == ('b.pth', True)
-
-    for folder, arguments in (('work_dirs/a', {}), ('w', dict(work_dir='w'))):
-        # Without a checkpoint to resume from, training starts from the config's.
-        effective = preflight.effective_config(train_args('a.py', resume='auto', **arguments))
-        assert (effective.load_from, effective.resume) == ('start.pth', False)
-        Path(folder).mkdir(parents=True)
-        Path(folder, 'last_checkpoint').write_text(f'{folder}/epoch_3.pth')
-        effective = preflight.effective_config(train_args('a.py', resume='auto', **arguments))
-        assert (effective.load_from, effective.resume) == (f'{folder}/epoch_3.pth', True)
-
-    effective = preflight.effective_config(
-        Namespace(config='a.py', checkpoint='c.pth', cfg_options={'resume': True})
-    )
-    assert (effective.load_from, effective.resume) == ('c.pth', False)
+    cfg = Config(dict(work_dir='w', load_from='a.pth' if named else None, resume=True))
+    Path('w').mkdir()
+    if not named:
+        checked = launch._with_checkpoint(cfg)
+        assert (checked.load_from, checked.resume) == (None, False)
+    Path('w/last_checkpoint').write_text('w/epoch_3.pth')
+    checked = launch._with_checkpoint(cfg)
+    assert (checked.load_from, checked.resume) == ('a.pth' if named else 'w/epoch_3.pth', True)
+    assert cfg.load_from == ('a.pth' if named else None)
 
 
-def test_missing_config():
-    with pytest.raises(ConfigError, match='config gone.py does not exist. Give the path'):
-        preflight.effective_config(train_args('gone.py'))
+def test_config_of_a_checkpoint(tmp_path: Path):
+    (tmp_path / 'a.py').write_text('model = dict(x=1)')
+    args = Namespace(config=str(tmp_path / 'a.py'), checkpoint='c.pth', cfg_options={'model.x': 2})
+    cfg = load_file(args)
+    assert (cfg.model.x, cfg.load_from, cfg.resume) == (2, 'c.pth', False)
+    args.config = str(tmp_path / 'gone.py')
+    with pytest.raises(ConfigError, match='gone.py does not exist. Give the path'):
+        load_file(args)
 
 
 @pytest.mark.parametrize('content', [b'', b'junk', None])

@@ -15,7 +15,7 @@ from torch import distributed
 from utils import build_detector, load_config, sample
 
 from mmsmca.datasets.shapes import Shapes
-from mmsmca.engine.cpu import LauncherError, support
+from mmsmca.engine.cpu import LauncherError, support_processes
 
 # A narrow ResNet-18 in place of ResNet-50; its batch norm is frozen, as in every config for COCO.
 BACKBONE = dict(depth=18, base_channels=8)
@@ -312,4 +312,4 @@ def test_mim_trains_and_evaluates_on_two_processes(of_one, folder):
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_other_launchers_are_refused_on_a_cpu(launcher):
     with pytest.raises(LauncherError, match=f'{launcher} needs an accelerator.*torchrun'):
-        support(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), launcher)
+        support_processes(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), launcher)

@@ -120,7 +120,7 @@ def test_smca_dino_trains_in_half_precision():
 
 def mixed_precision_wrapper(**options):
     """What ``--amp`` gives where there is no accelerator."""
-    cpu.support(load_config('small/smca_r18w16_1xb8-11e_shapes128.py'), 'none')
+    cpu.support_mixed_precision()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     cfg = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=optimizer)
     return OPTIM_WRAPPERS.build(dict(cfg, **options))

@@ -450,7 +450,7 @@ def test_killed_sweep_of_a_real_run(tmp_path, call):
     assert not work_dir.exists()
 
     command = [sys.executable, str(ROOT / 'tools/sweep.py'), *map(str, arguments)]
-    sweep = subprocess.Popen([*command, '--no-trial-step'])
+    sweep = subprocess.Popen(command)
     wait_for(lambda: list(work_dir.glob('small/*/iter_2.pth')), 600)
     status, _, error = call(*arguments)
     assert status == 2
@@ -478,7 +478,7 @@ def test_killed_sweep_of_a_real_run(tmp_path, call):
 @pytest.mark.parametrize('end', ['signal', 'full disk', 'another sweep'])
 def test_a_sweep_that_ends_early(tmp_path, monkeypatch, end):
     """With one line, and with its runs, which can be resumed."""
-    monkeypatch.setattr(Sweep, 'check', lambda self, trial: None)
+    monkeypatch.setattr(Sweep, 'check', lambda self: None)
     monkeypatch.setattr(console, 'POLL_SECONDS', 0.1)
     sweep = fake_sweep(tmp_path, 'wait', 'work', jobs=2)
     jobs = []

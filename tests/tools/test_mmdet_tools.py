@@ -16,7 +16,7 @@ from mmengine.config import Config
 from runs import CLASSES, CONFIG, write_data
 from utils import ROOT, mmdet_script
 
-from mmsmca.launch import run_tool
+from mmsmca.launch import run_script
 
 DINO_CONFIG = f"""
 _base_ = '{ROOT / 'configs/small/smca-dino_r18w16_1xb4-3ki_shapes192.py'}'
@@ -39,7 +39,7 @@ def run(tmp_path_factory) -> Path:
         Path('config.py').write_text(CONFIG)
         options = ['default_hooks.logger.interval=1', 'visualizer.name=trained']
         patch.setattr(sys, 'argv', ['train.py', 'config.py', '--cfg-options', *options])
-        assert run_tool('train') == 0
+        assert run_script('train') == 0
         Path('dino.py').write_text(DINO_CONFIG)
         model = Config.fromfile('dino.py').model
         meta = dict(dataset_meta=dict(classes=CLASSES))

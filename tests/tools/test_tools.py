@@ -61,7 +61,8 @@ def test_refusals_leave_nothing_behind(monkeypatch, capfd, arguments: list[str],
     save_checkpoint(Path('other.pth'), classes=('person',), rows=80)
     before = sorted(Path().rglob('*'))
     assert run(monkeypatch, *arguments) == 2
-    assert named in error_line(capfd.readouterr().err, arguments[0])
+    line = error_line(capfd.readouterr().err, arguments[0])
+    assert named in line and '--cfg-options runner_type=Runner starts without' in line
     assert sorted(Path().rglob('*')) == before
 
 
@@ -110,9 +111,8 @@ def started(monkeypatch) -> list[Config]:
     """Configs that a runner would get; nothing is checked."""
     monkeypatch.setattr(StandIn, 'started', [])
     monkeypatch.setattr(launch.Runner, 'from_cfg', StandIn)
-    monkeypatch.setattr(launch.cpu, 'support', lambda cfg, launcher: None)
-    monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: None)
-    monkeypatch.setattr(launch, 'trial_step', lambda cfg: None)
+    monkeypatch.setattr(launch.cpu, 'support_processes', lambda cfg, launcher: None)
+    monkeypatch.setattr(launch, 'check_run', lambda cfg, script: None)
     return StandIn.started
 
 
@@ -129,14 +129,13 @@ def test_only_the_first_process_of_a_machine_checks(
     monkeypatch, started, launcher: str, variable: str
 ):
     checked = []
-    monkeypatch.setattr(launch, 'check_config', lambda cfg, phases: checked.append(phases))
-    monkeypatch.setattr(launch, 'trial_step', lambda cfg: checked.append('trial'))
+    monkeypatch.setattr(launch, 'check_run', lambda cfg, script: checked.append(script))
     monkeypatch.setenv(variable, '1')
     assert run(monkeypatch, 'train', 'config.py', '--launcher', launcher) == 0
     assert checked == []
     monkeypatch.setenv(variable, '0')
     assert run(monkeypatch, 'train', 'config.py', '--launcher', launcher) == 0
-    assert checked == [('train', 'val'), 'trial']
+    assert checked == ['train']
     assert [cfg.launcher for cfg in started] == [launcher] * 2
 
 

@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from mmsmca.checks.preflight import check_config, effective_config
+from mmsmca.checks.config import load_config
+from mmsmca.checks.preflight import check_config
 from mmsmca.denormals import flush_denormals
 from mmsmca.deployment import comparison, onnx_graph, openvino_model, program, runtimes
 from mmsmca.deployment.export import calibration_images, register_quietly
@@ -64,7 +65,7 @@ COLUMNS = {
 
 def load(args: argparse.Namespace) -> tuple[Config, SMCADETR, dict]:
     """Load the config, the detector and the metadata to export."""
-    cfg = effective_config(
+    cfg = load_config(
         argparse.Namespace(config=args.config, cfg_options=None, checkpoint=args.checkpoint)
     )
     check_config(cfg, phases=('train', 'test') if args.evaluate else ())

@@ -87,6 +87,7 @@ small_evaluator = dict(
 )
 
 recipe = dict(
+    runner_type='CheckedRunner',
     custom_imports=dict(imports=['mmsmca'], allow_failed_imports=False),
     **small_data,
     train_pipeline=small_train_pipeline,
@@ -129,7 +130,7 @@ recipe = dict(
             gamma=0.1,
         ),
     ],
-    auto_scale_lr=dict(base_batch_size=4),
+    auto_scale_lr=dict(enable=False, base_batch_size=4),
     default_hooks=dict(
         checkpoint=dict(
             type='AtomicCheckpointHook', by_epoch=False, interval=eval_interval, max_keep_ckpts=1

@@ -1,0 +1,126 @@
+"""Errors of MMEngine and MMDetection in one line, with the config key and the name meant."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from inspect import signature
+from traceback import walk_tb
+from typing import Any
+
+from mmdet import registry as registries
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from mmsmca.errors import one_line, shorten
+
+from .config import walk_all
+
+REGISTRIES = [one for one in vars(registries).values() if isinstance(one, Registry)]
+UNKNOWN_KEY = re.compile(r"(?:([\w.]+)\(\) )?got an unexpected keyword argument '(\w+)'")
+UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w: ]+ registry')
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """End of a sentence about an unknown name: the closest known name, or some known names."""
+    known = sorted(word for word in known if not word.startswith('_'))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.76)
+    if close:
+        return f'; did you mean {close[0]}?'
+    # The first names of a long list are no help.
+    return (
+        f'. Choose one of {shorten(known, 12)}.'
+        if 0 < len(known) < 100
+        else '. Correct or remove it.'
+    )
+
+
+def described(error: Exception, cfg: Config | None = None) -> str:
+    """Describe an error raised while building or running.
+
+    Args:
+        error: The error.
+        cfg: The config to name places in. Defaults to None: none are named.
+
+    Returns:
+        One line. If the error is about an unknown key or type, it begins with its place in the
+        config and ends with the closest known name.
+    """
+    # MMEngine adds the hook in which an error occurred, with its address.
+    text = re.sub(r' in <\S+ object at 0x\w+>', '', one_line(error))
+    nodes = dict(walk_all(cfg)) if cfg else {}
+    if match := UNKNOWN_KEY.search(text):
+        name, known = match[2], _arguments(error, match[1] or '')
+        holders = {k: n for k, n in nodes.items() if isinstance(n, dict) and name in n}
+        own = [
+            k for k, n in holders.items() if str(n.get('type')) == (match[1] or '').split('.')[0]
+        ]
+        places = [f'{key}.{name}' for key in own or (holders if len(holders) == 1 else ())]
+        # A constructor may pass the key on to a function with other arguments.
+        known = known.union(*(_names(kind) for node in holders.values() for kind in _kinds(node)))
+    elif match := UNKNOWN_TYPE.search(text):
+        name, known = match[1], _registered(error)
+        places = [key for key, node in nodes.items() if node == name]
+        text = f'nothing is called {name}'
+    else:
+        return text
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    where = f'{shorten(places)}: ' if places else ''
+    return where + text + (f'; did you mean {close[0]}?' if close else '')
+
+
+def classes(kind: Any) -> Iterator[Callable]:
+    """Yield the class that a type in a config refers to, if it does; some belong to no registry."""
+    if not isinstance(kind, str):
+        yield from [kind] if callable(kind) else []
+        return
+    for registry in REGISTRIES:
+        registry.import_from_location()
+        for names in _with_parents(registry):
+            if kind in names:
+                yield names[kind]
+                return
+
+
+def readers(kind: Any) -> list[Callable]:
+    """Functions that read the arguments of a class, its own first; or the function itself."""
+    if not isinstance(kind, type):
+        return [kind]
+    return [vars(base)['__init__'] for base in kind.__mro__[:-1] if '__init__' in vars(base)]
+
+
+def _kinds(node: dict) -> Iterator[Callable]:
+    return classes(node.get('type'))
+
+
+def _names(kind: Callable) -> set[str]:
+    names = set().union(*(signature(reader).parameters for reader in readers(kind)))
+    return names - {'self', 'args', 'kwargs'}
+
+
+def _arguments(error: Exception, function: str) -> set[str]:
+    """Names of the arguments of a function, or of a class, that a frame refers to."""
+    owner, _, method = function.partition('.')
+    for frame, _ in walk_tb(error.__traceback__):
+        values = [*frame.f_locals.values(), frame.f_globals.get(owner)]
+        kinds = [value for value in values if isinstance(value, type)]
+        kinds.append(type(frame.f_locals.get('self')))
+        for value in (*values, *(base for kind in kinds for base in kind.__mro__)):
+            if getattr(value, '__name__', None) == owner:
+                return _names(getattr(value, method) if method not in ('', '__init__') else value)
+    return set().union(*map(_names, classes(owner)))
+
+
+def _registered(error: Exception) -> set[str]:
+    """Names in the innermost registry of an error's traceback, and in its parents."""
+    names: set[str] = set()
+    for frame, _ in walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, Registry):
+                names = {name for known in _with_parents(value) for name in known}
+    return names
+
+
+def _with_parents(registry: Registry | None) -> Iterator[dict[str, Any]]:
+    while registry is not None:
+        yield registry.module_dict
+        registry = registry.parent
