@@ -32,8 +32,8 @@ def writing_inside(folder: str) -> Iterator[None]:
         """Where a path lies inside the folder; file descriptors and devices are returned as is."""
         if not isinstance(path, (str, bytes, os.PathLike)):
             return path
-        absolute = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        absolute = os.fsdecode(absolute)
+        name = os.fsdecode(path)
+        absolute = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
         if absolute.startswith((root, '/dev/')) or absolute == os.devnull:
             return path
         return os.path.join(root, 'outside', os.path.splitdrive(absolute)[1].lstrip(os.sep))

@@ -112,13 +112,15 @@ class _FewBatches(DataLoader):
 
     only_first = False
 
-    def __iter__(self) -> Iterator[Any]:
-        shuffled = isinstance(self.batch_sampler.sampler, (DefaultSampler, InfiniteSampler))
+    def __iter__(self) -> Any:
+        batches: Any = self.batch_sampler
+        dataset: Any = self.dataset
+        shuffled = isinstance(batches.sampler, (DefaultSampler, InfiniteSampler))
         size = NUM_IMAGES if self.only_first and shuffled else None
         # A data set that loads itself in its own way may not have been reduced.
-        stop = 1 if self.only_first or len(self.dataset) > 50 * NUM_IMAGES else None
-        for indices in islice(self.batch_sampler, stop):
-            yield self.collate_fn([self.dataset[i] for i in indices[:size]])
+        stop = 1 if self.only_first or len(dataset) > 50 * NUM_IMAGES else None
+        for indices in islice(batches, stop):
+            yield self.collate_fn([dataset[i] for i in indices[:size]])
 
 
 class _TrialRunner(Runner):
@@ -259,7 +261,7 @@ def _close_logs() -> None:
             handler.close()
 
 
-def _subclasses(cls: type) -> Iterator[Any]:
+def _subclasses(cls: Any) -> Iterator[Any]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from PIL import Image
 from runs import (
@@ -43,7 +42,6 @@ from mmsmca.checks.config import load_config as checked_file
 from mmsmca.checks.load_image import LoadImage
 from mmsmca.checks.preflight import check_config, check_run
 from mmsmca.errors import ConfigError, DataError
-from mmsmca.visualization import inspection
 
 PRIOR = 'model.decoder.layer_cfg.spatial_prior_cfg'
 ATTENTION = 'model.decoder.layer_cfg.cross_attn_cfg'

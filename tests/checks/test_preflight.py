@@ -1,6 +1,5 @@
 """What cannot work is refused before the first iteration, with key or file and remedy."""
 
-import json
 import pickle
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +20,6 @@ from runs import (
     model_state,
     on_data,
     save_checkpoint,
-    train_args,
     write_json,
 )
 from utils import load_config

@@ -27,7 +27,7 @@ from mmsmca.datasets.shapes import Shapes
 from mmsmca.engine.hooks.atomic_checkpoint_hook import AtomicBackend, AtomicCheckpointHook
 from mmsmca.engine.hooks.epoch_seed_hook import EpochSeedHook, epoch_seed
 from mmsmca.errors import ConfigError
-from mmsmca.launch import run_tool
+from mmsmca.launch import run_script
 
 
 def atomic(folder: Path, *values: float) -> Config:
@@ -96,9 +96,9 @@ def test_detector_that_is_killed_and_resumed(tmp_path: Path):
 
     def train(folder: Path) -> int | None:
         command = ('train.py', tmp_path / 'config.py', '--work-dir', folder / 'work', '--resume')
-        sys.argv = [*map(str, command), '--no-trial-step']
+        sys.argv = [*map(str, command), '--cfg-options', 'runner_type=Runner']
         os.environ['LOCAL_RANK'] = '0'
-        return run_tool('train')
+        return run_script('train')
 
     results = []
     for name, point in (
