@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from mmsmca.errors import DataError, UserError, shorten
+from mmsmca.errors import DataError, UserError
 from mmsmca.files import PARTIAL, exclusive_lock, read_json
 
 # All choices are made on tune; val is for reported results.
 SPLITS = ('train', 'val', 'tune')
 MANIFEST = 'manifest.json'
 EMPTY_SHARE = 0.03
-# Parameters of a set that are numbers, with their minimum; None: the set's own `min_size`.
-AT_LEAST = dict(num_train=1, num_val=1, num_tune=1, size=None, max_objects=1)
+# Parameters of a set that are at least 1, the size at least `min_size`.
+COUNTS = ('num_train', 'num_val', 'num_tune', 'size', 'max_objects')
 HELP = dict(
     num_train='number of training images',
     num_val='number of validation images',
@@ -124,7 +124,7 @@ class GeneratedSet(ABC):
         if self.num_tune is None:
             self.num_tune = self.num_val
         for name, value in self.numbers.items():
-            least = AT_LEAST[name] or self.min_size
+            least = self.min_size if name == 'size' else 1
             if value < least:
                 raise UserError(f'{name} is {value}; it must be at least {least}')
         if not 0 <= self.seed < 2**32:
@@ -133,7 +133,7 @@ class GeneratedSet(ABC):
     @property
     def numbers(self) -> dict[str, Any]:
         """Numbers of images, their size, and the maximum number of objects, by name."""
-        return {name: getattr(self, name) for name in AT_LEAST}
+        return {name: getattr(self, name) for name in COUNTS}
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class GeneratedSet(ABC):
 
         Raises:
             UserError: If the sources of the set cannot be obtained, or another process writes it.
-            DataError: If ``out_dir`` holds anything else, or this set with files missing.
+            DataError: If ``out_dir`` holds anything else.
         """
         out_dir = Path(out_dir)
         manifest = self.manifest
@@ -218,7 +218,7 @@ class GeneratedSet(ABC):
         annotations: list[dict] = []
         for index in track(range(count), description=f'{folder.name} images'):
             pixels, objects = self.draw(folder.name, index)
-            name = _image_name(index)
+            name = f'{index:06d}.png'
             if not cv2.imwrite(str(folder / name), pixels[..., ::-1]):
                 raise OSError(f'cannot write {folder / name}')
             height, width = pixels.shape[:2]
@@ -273,7 +273,7 @@ def generate(kind: type[GeneratedSet], description: str | None, example: str) ->
         parser.add_argument(
             name,
             dest=option.name,
-            type=int if option.name in (*AT_LEAST, 'seed') else Path,
+            type=int if option.name in (*COUNTS, 'seed') else Path,
             default=option.default,
             help=HELP[option.name],
         )
@@ -286,13 +286,8 @@ def generate(kind: type[GeneratedSet], description: str | None, example: str) ->
     print(f'{out_dir}: {"written" if written else "already there, nothing to do"}')
 
 
-def _image_name(index: int) -> str:
-    """File name of an image, by its number within its split."""
-    return f'{index:06d}.png'
-
-
 def _is_made(out_dir: Path, manifest: dict) -> bool:
-    """Whether ``out_dir`` holds the complete set; refuses to replace anything else."""
+    """Whether ``out_dir`` holds the set; refuses to replace anything else."""
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     remedy = 'delete it or choose another folder'
@@ -306,12 +301,6 @@ def _is_made(out_dir: Path, manifest: dict) -> bool:
     ]
     if differences:
         raise DataError(f'{out_dir} holds a set with {", ".join(differences)}: {remedy}')
-    files = [out_dir / f'annotations/instances_{split}.json' for split in SPLITS]
-    for split in SPLITS:
-        files += [out_dir / split / _image_name(i) for i in range(manifest[f'num_{split}'])]
-    lost = [str(file) for file in files if not file.is_file()]
-    if lost:
-        raise DataError(f'{out_dir} has lost {len(lost)} files ({shorten(lost)}): {remedy}')
     return True
 
 
