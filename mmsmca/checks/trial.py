@@ -10,7 +10,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from inspect import signature
 from itertools import islice
 from traceback import walk_tb
 from typing import Any
@@ -31,6 +30,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsmca.checkpoints.files import check_readable
 from mmsmca.engine.quiet import quiet
 from mmsmca.errors import ConfigError, UserError
 
@@ -72,8 +72,8 @@ def trial(cfg: Config, phase: str) -> BaseModel:
         The model.
 
     Raises:
-        ConfigError: If the run fails, a key is misspelt, or a hook needs a metric that the
-            evaluator does not report.
+        ConfigError: If the run fails, a key is misspelt, a hook needs a metric that the evaluator
+            does not report, or a checkpoint of the run could not be read back.
         DataError: If an image cannot be read.
     """
     cfg = copy.deepcopy(cfg)
@@ -127,7 +127,13 @@ class _TrialRunner(Runner):
     """MMEngine's runner, for an iteration of training or a small test."""
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        signature(Runner.save_checkpoint).bind(self, *args, **kwargs)
+        """Check that the checkpoint could be read back, in the place of writing it."""
+
+        def check(checkpoint: dict, *args: Any, **kwargs: Any) -> None:
+            check_readable(checkpoint)
+
+        with patch('mmengine.runner.runner.save_checkpoint', check):
+            super().save_checkpoint(*args, **kwargs)
 
     def _log_env(self, env_cfg: dict) -> None:
         pass

@@ -22,7 +22,6 @@ from torch import nn
 from mmsmca.checks.config import load_config
 from mmsmca.checks.load_image import naming_images
 from mmsmca.checks.preflight import check_config
-from mmsmca.engine.unwrap import unwrapped
 from mmsmca.errors import ConfigError, DataError, UserError
 from mmsmca.models.layers.modulated_decoder import ModulatedDecoderLayer
 
@@ -196,7 +195,10 @@ def inspect_image(
     """
     if not Path(path).is_file():
         raise DataError(f'image {path} does not exist')
-    detector = unwrapped(model)
+    detector: Any = model
+    # Wrappers for several processes and for test-time augmentation.
+    while not hasattr(detector, 'backbone') and hasattr(detector, 'module'):
+        detector = detector.module
     with naming_images():
         pipeline = Compose(get_test_pipeline_cfg(cfg))
     data = pipeline(dict(img_path=str(path), img_id=0))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.detectors import DetectionTransformer
-from mmdet.registry import TRANSFORMS
+from mmdet.registry import HOOKS, TRANSFORMS
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
@@ -296,6 +296,18 @@ def test_what_a_run_would_refuse(cfg: Config, case: str):
     make, words = BAD[case]
     make(cfg)
     assert words in failure(cfg)
+
+
+@HOOKS.register_module()
+class RemembersPath(Hook):
+    def before_train(self, runner) -> None:
+        runner.message_hub.update_info('folder', Path('data'))
+
+
+def test_checkpoint_that_could_not_be_read_back(cfg: Config):
+    """Its message would come when the trained model is to be tested."""
+    cfg.custom_hooks = [dict(type='RemembersPath')]
+    assert 'message_hub.runtime_info.folder: the run would save a PosixPath' in failure(cfg)
 
 
 def test_test_is_tried_too(cfg: Config):
