@@ -10,6 +10,7 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
+from runs import small_config
 from scripts import run_python
 from torch import distributed
 from utils import build_detector, load_config, sample
@@ -182,7 +183,6 @@ def folder(tmp_path_factory):
 
 def shapes_config(folder, batch_size, **changes):
     """Two iterations on eight images; every step has the length to which gradients are clipped."""
-    cfg = load_config('small/smca_r18w16_1xb8-11e_shapes128.py')
     options = {
         'model.backbone.norm_eval': True,
         'model.backbone.norm_cfg.requires_grad': False,
@@ -194,15 +194,10 @@ def shapes_config(folder, batch_size, **changes):
         'load_from': str(folder / 'start.pth'),
         **changes,
     }
-    for phase in ('train', 'val', 'test'):
-        options[f'{phase}_dataloader.dataset.data_root'] = f'{folder}/data/'
-        options[f'{phase}_dataloader.num_workers'] = 0
-        options[f'{phase}_dataloader.persistent_workers'] = False
     for phase in ('val', 'test'):
         options[f'{phase}_dataloader.batch_size'] = 2
         options[f'{phase}_dataloader.dataset.pipeline.1.scale'] = (64, 64)
-        options[f'{phase}_evaluator.ann_file'] = f'{folder}/data/annotations/instances_val.json'
-    cfg.merge_from_dict(options)
+    cfg = small_config(folder / 'data', **options)
     cfg.optim_wrapper.optimizer = dict(type='SGD', lr=1.0, weight_decay=0.0)
     cfg.param_scheduler = []
     return cfg
