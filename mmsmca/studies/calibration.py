@@ -59,15 +59,14 @@ def calibrated_seconds(path: Path, digests: dict[str, str]) -> tuple[dict[str, f
     for key, here in conditions().items():
         if (there := content.get(key)) != here:
             return {}, f'{path}: measured with different {key}: {there}, but {here} here'
-    seconds, missing = {}, ''
-    for name, digest in digests.items():
-        if name not in measured:
-            missing = missing or f'{path}: experiment {name!r} has not been measured'
-        elif measured[name]['config'] != digest:
-            missing = missing or f'{path}: the config of {name!r} has changed since it was measured'
-        else:
-            seconds[name] = measured[name]['seconds']
-    return seconds, missing
+    seconds = {
+        name: measured[name]['seconds']
+        for name, digest in digests.items()
+        if name in measured and measured[name]['config'] == digest
+    }
+    if not (missing := ', '.join(name for name in digests if name not in seconds)):
+        return seconds, ''
+    return seconds, f'{path} lacks experiments, or has them with another config: {missing}'
 
 
 def _step_seconds(cfg: Config, timed: int) -> list[float]:

@@ -228,10 +228,10 @@ def test_runs_of_unknown_length(tmp_path, capsys):
     assert {run.id for run in in_iterations} < known and '' not in known
     content['experiments']['quick']['config'] = 'older'
     path.write_text(json.dumps(content))
-    refused("the config of 'quick' has changed since")
+    refused('lacks experiments, or has them with another config: quick. --cal')
     del content['experiments']['quick']
     path.write_text(json.dumps(content))
-    refused("'quick' has not been measured")
+    refused('lacks experiments, or has them with another config: quick. --cal')
     assert all(run.id for run in sweep(experiments=['slow'], budgets=[IN_TIME]).runs)
     path.write_text('{')
     refused('cannot be read')
