@@ -52,18 +52,7 @@ class CocoFile:
 
 
 def read_coco(path: str, key: str) -> CocoFile:
-    """Read and check an annotation file.
-
-    Args:
-        path: The file.
-        key: Config key of the file's user, such as ``train_dataloader.dataset``, for messages.
-
-    Returns:
-        The parts that the other checks need.
-
-    Raises:
-        DataError: If it is not an annotation file in COCO's format, or is inconsistent.
-    """
+    """Read and check the annotation file of a data set or an evaluator with this config key."""
     where = f'{key}.ann_file: {path}'
     content = _read_json(path, where)
     images = {image['id']: image for image in _entries(where, content, 'images')}

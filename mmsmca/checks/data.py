@@ -34,17 +34,8 @@ Evaluators = list[tuple[str, ConfigDict, str]]
 def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]:
     """Find the data of a run, and do the quick checks: classes, files and folders.
 
-    Args:
-        cfg: The config as it will run.
-        phases: Which of "train", "val" and "test" the run uses.
-
-    Returns:
-        Local data sets in COCO's format with their config keys, and metrics that read a COCO file
-        with their config keys and the key of the data that each evaluates.
-
-    Raises:
-        ConfigError: If classes do not fit the model, or a data set cannot be built.
-        DataError: If a file or a folder does not exist.
+    Returns local data sets in COCO's format with their config keys, and metrics that read a COCO
+    file with their config keys and the key of the data that each evaluates.
     """
     datasets: list[tuple[str, BaseDetDataset]] = []
     evaluators: Evaluators = []
@@ -77,20 +68,7 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
 
 
 def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -> dict[str, int]:
-    """Read the annotation files, each once, and check them.
-
-    Args:
-        datasets: As returned by :func:`find_data`.
-        evaluators: As returned by :func:`find_data`.
-        model: The config of the model.
-
-    Returns:
-        Numbers of images in the data sets, by config key.
-
-    Raises:
-        ConfigError: If a data set has no image with one of its ``indices``.
-        DataError: If annotations or images are missing or cannot be used.
-    """
+    """Read the annotation files, each once; check them and return the numbers of images by key."""
     files: dict[str, CocoFile] = {}
     used: dict[str, list[int | str]] = {}
     objects: dict[str, int] = {}
@@ -117,7 +95,13 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
         for dataset_key, dataset in evaluated:
             classes = dataset.metainfo['classes']
             _check_categories(key, classes, file, evaluator.ann_file)
-            _check_same_images(key, evaluator, file, dataset_key, dataset, files)
+            _check_same_images(
+                f'{key}.ann_file: {evaluator.ann_file}',
+                file,
+                dataset_key,
+                dataset.ann_file,
+                _read_once(files, dataset.ann_file, key),
+            )
         if not evaluator.get('format_only'):
             _check_evaluable(key, evaluator, file, [d.metainfo['classes'] for _, d in evaluated])
             unseen = file.images.keys() - {i for k, _ in evaluated for i in used[k]}
@@ -189,7 +173,7 @@ def _check_classes(key: str, metainfo: dict, model: ConfigDict) -> None:
 
 def _check_palette(key: str, dataset: BaseDetDataset) -> None:
     palette, classes = dataset.metainfo.get('palette'), dataset.metainfo['classes']
-    if isinstance(palette, tuple) and isinstance(palette[0], Sequence):
+    if isinstance(palette, tuple) and palette and isinstance(palette[0], Sequence):
         raise ConfigError(
             f'{key}.metainfo.palette is a tuple, which MMDetection takes for the colour of all '
             'classes. Make it a list of colours.'
@@ -207,28 +191,23 @@ def _check_palette(key: str, dataset: BaseDetDataset) -> None:
 
 def _check_ann_file(key: str, ann_file: str) -> None:
     if not os.path.isfile(ann_file):
-        settable = f'{key}.ann_file'
-        if '_dataloader' in key:
-            settable = f'{key}.data_root or {settable}'
+        root = f'{key}.data_root or ' if '_dataloader' in key else ''
         raise DataError(
             f'{key}.ann_file: annotation file {os.path.abspath(ann_file)} does not exist. Put it '
-            f'there, or set {settable} (--cfg-options) to where it is; the data set and its '
-            'evaluator each have their own.'
+            f'there, or set {root}{key}.ann_file (--cfg-options) to where it is; the data set and '
+            'its evaluator each have their own.'
         )
 
 
 def _check_paths(key: str, dataset: CocoDataset) -> None:
     _check_ann_file(key, dataset.ann_file)
-    if 'img' not in dataset.data_prefix:
+    prefix = dataset.data_prefix
+    if 'img' not in prefix or prefix.keys() - {'img', 'seg'}:
         raise ConfigError(
-            f"{key}.data_prefix has no key 'img'. Set it to the image folder: "
-            "data_prefix=dict(img='train2017/')."
+            f"{key}.data_prefix has {shorten(sorted(prefix))}, but must have 'img' and may "
+            "have 'seg': data_prefix=dict(img='train2017/')."
         )
-    for name in dataset.data_prefix.keys() - {'img', 'seg'}:
-        raise ConfigError(
-            f"{key}.data_prefix.{name}: nothing reads it. Rename it to 'img' or 'seg'."
-        )
-    folder = os.path.abspath(dataset.data_prefix['img'])
+    folder = os.path.abspath(prefix['img'])
     if not os.path.isdir(folder):
         raise DataError(
             f'{key}.data_prefix.img: image folder {folder} does not exist. Put the images there, '
@@ -273,14 +252,9 @@ def _check_categories(key: str, classes: Sequence[str], file: CocoFile, path: st
 
 
 def _check_same_images(
-    key: str,
-    evaluator: ConfigDict,
-    file: CocoFile,
-    dataset_key: str,
-    dataset: CocoDataset,
-    files: dict[str, CocoFile],
+    where: str, file: CocoFile, dataset_key: str, ann_file: str, dataset_file: CocoFile
 ) -> None:
-    images = _read_once(files, dataset.ann_file, key).images
+    images = dataset_file.images
     lacking = images.keys() - file.images.keys()
     renamed = [
         i
@@ -289,10 +263,10 @@ def _check_same_images(
     ]
     if lacking or renamed:
         raise DataError(
-            f'{key}.ann_file: {evaluator.ann_file} does not have {len(lacking)} of the images of '
-            f'{dataset_key}, and other images have the ids of {len(renamed)} (ids '
-            f'{shorten(sorted(lacking or renamed, key=str))}). Set {key}.ann_file to that of the '
-            f'data set, {dataset.ann_file}.'
+            f'{where} does not have {len(lacking)} of the images of {dataset_key}, and other '
+            f'images have the ids of {len(renamed)} (ids '
+            f'{shorten(sorted(lacking or renamed, key=str))}). Set it to that of the data set, '
+            f'{ann_file}.'
         )
 
 

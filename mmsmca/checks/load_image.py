@@ -34,15 +34,6 @@ class LoadImage(LoadImageFromFile):
         An image whose size differs from its annotations is used, as in MMDetection, but with a
         warning: its boxes are probably misplaced. The usual reason is its EXIF orientation, which
         OpenCV applies and the annotations do not.
-
-        Args:
-            results: A sample with ``img_path``; ``height`` and ``width`` are the annotated size.
-
-        Returns:
-            The sample with ``img``, ``img_shape`` and ``ori_shape``.
-
-        Raises:
-            ImageError: If the image cannot be read or decoded.
         """
         path = results['img_path']
         try:

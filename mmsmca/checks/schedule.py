@@ -14,9 +14,7 @@ def check_schedule(cfg: Config, images: dict[str, int]) -> None:
 
     This happens to a config that inherits the schedule of another length, or of other data.
 
-    Args:
-        cfg: The config.
-        images: Numbers of images in the data sets, by config key.
+    ``images`` has the numbers of images in the data sets, by config key.
     """
     loop, schedulers = cfg.train_cfg, cfg.get('param_scheduler') or []
     epochs, iters = loop.get('max_epochs'), loop.get('max_iters')

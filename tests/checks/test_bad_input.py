@@ -206,7 +206,7 @@ VALUES = {
     'images misspelt': (
         {'train_dataloader.dataset.data_prefix.image': 'train/'},
         'train',
-        ['train_dataloader.dataset.data_prefix.image', "Rename it to 'img'"],
+        ['train_dataloader.dataset.data_prefix has', 'image, img', "must have 'img'"],
     ),
     'unknown constructor': (
         {'optim_wrapper.constructor': 'GroupedOptimWrapper'},
