@@ -28,9 +28,17 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
 
 def read(path: str) -> np.ndarray:
     """Read an image as BGR, (H, W, 3), uint8."""
-    image = cv2.imread(path)
+    if Path(path).is_dir():
+        raise ValueError(f'{path} is a folder: name the images in it, for example {path}/*.jpg')
+    try:
+        content = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read: {error.strerror}') from error
+    except cv2.error:  # It has more pixels than OpenCV accepts.
+        image = None
     if image is None:
-        raise ValueError(f'{path} does not exist or is not an image that OpenCV can read')
+        raise ValueError(f'{path} is not an image that OpenCV can read')
     return image
 
 
@@ -122,19 +130,42 @@ def start(
     return run, json.loads(stored['classes']), json.loads(stored['scale'])
 
 
+def drawing(image: str, out_dir: Path) -> Path:
+    """Path of the drawing of an image; PNG unless the image's name says JPEG or PNG."""
+    path = out_dir / Path(image).name
+    keeps = path.suffix.lower() in ('.jpg', '.jpeg', '.png')
+    return path if keeps else path.with_name(f'{path.name}.png')
+
+
 def check_destination(images: Sequence[str], out_dir: Path) -> None:
-    """Refuse to overwrite an image, or the drawing of another image of the same name."""
-    names: dict[str, str] = {}
+    """Create the folder; refuse to overwrite an image, or the drawing of another image."""
+    sources = {Path(image).resolve() for image in images}
+    drawn: dict[Path, str] = {}
     for image in images:
-        path = Path(image)
-        if path.resolve() == (out_dir / path.name).resolve():
+        path = drawing(image, out_dir)
+        if path.resolve() in sources:
             raise ValueError(f'--out-dir {out_dir} is the folder of {image}: choose another one')
-        if path.name in names:
+        if path in drawn:
             raise ValueError(
-                f'{names[path.name]} and {image} have the same name, so that one drawing would '
-                'overwrite the other: run them one at a time, with different --out-dir'
+                f'{drawn[path]} and {image} would both be drawn as {path}: run them one at a time, '
+                'with different --out-dir'
             )
-        names[path.name] = image
+        drawn[path] = image
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'--out-dir {out_dir} cannot be created: {error.strerror}') from error
+
+
+def write(image: np.ndarray, path: Path) -> None:
+    """Write an image in the format that the path's suffix names."""
+    done, content = cv2.imencode(path.suffix, image)
+    if not done:  # A JPEG has at most 65,500 columns, for example.
+        raise ValueError(f'{path} cannot be written: OpenCV cannot encode the image so')
+    try:
+        path.write_bytes(content.tobytes())
+    except OSError as error:
+        raise ValueError(f'{path} cannot be written: {error.strerror}') from error
 
 
 def draw(image: np.ndarray, box: np.ndarray, text: str) -> None:
@@ -174,59 +205,88 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def detect(args: argparse.Namespace) -> None:
-    """Detect, and print the detections and the time taken."""
+def describe(
+    path: str, image: np.ndarray, detections: Sequence[np.ndarray], args: argparse.Namespace
+) -> list[str]:
+    """Describe an image's detections, a line each; draw them if ``--out-dir`` is given."""
+    lines = []
+    for box, score, name in zip(*detections, strict=True):
+        if score < args.threshold:
+            break  # Scores are sorted.
+        lines.append(f'{path} {name} {score:.3f} ' + ' '.join(f'{side:.1f}' for side in box))
+        if args.out_dir:
+            draw(image, box, f'{name} {score:.2f}')
+    if args.out_dir:
+        write(image, drawing(path, args.out_dir))
+    return lines
+
+
+def detect(args: argparse.Namespace) -> bool:
+    """Detect, print the detections and the time taken; return whether all images could be used."""
     if args.out_dir:
         check_destination(args.images, args.out_dir)
     run, classes, scale = start(args.model, args.threads, args.streams, args.precision)
-    if args.out_dir:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
 
-    def detect_batch(start: int) -> tuple[list, np.ndarray, tuple[np.ndarray, ...], float]:
-        paths = args.images[start : start + args.batch_size]
-        images = [read(path) for path in paths]
-        resized = [resize(path, image, scale) for path, image in zip(paths, images, strict=True)]
-        batch, sizes = pad(resized)
-        begin = time.perf_counter()
-        found = run(batch, sizes)
-        seconds = time.perf_counter() - begin
-        return list(zip(paths, images, strict=True)), sizes, found, seconds
-
-    detect_batch(0)  # The first run takes longer: memory is allocated.
-    begin, latencies = time.perf_counter(), []
-    with ThreadPoolExecutor(args.streams) as pool:
-        starts = range(0, len(args.images), args.batch_size)
-        for batch, sizes, (boxes, scores, labels), seconds in pool.map(detect_batch, starts):
-            latencies.append(seconds)
-            for i, (path, image) in enumerate(batch):
+    def detect_batch(paths: Sequence[str]) -> tuple[list[str], list[str], float]:
+        """Lines about detections, lines about images that cannot be used, the runtime's seconds."""
+        lines, problems, images, seconds = [], [], [], 0.0
+        for path in paths:
+            try:
+                image = read(path)
+                images.append((path, image, resize(path, image, scale)))
+            except ValueError as error:
+                problems.append(str(error))
+        if images:
+            batch, sizes = pad([resized for _, _, resized in images])
+            begin = time.perf_counter()
+            found = run(batch, sizes)
+            seconds = time.perf_counter() - begin
+            for (path, image, _), size, boxes, scores, labels in zip(
+                images, sizes, *found, strict=True
+            ):
                 # Scales boxes from the resized image to the original.
-                factors = np.array(image.shape[1::-1]) / sizes[i, ::-1]
-                own_boxes = boxes[i] * np.tile(factors, 2)
-                for box, score, label in zip(own_boxes, scores[i], labels[i], strict=True):
-                    if score < args.threshold:
-                        break  # Scores are sorted.
-                    print(path, classes[label], f'{score:.3f}', *(f'{side:.1f}' for side in box))
-                    if args.out_dir:
-                        draw(image, box, f'{classes[label]} {score:.2f}')
-                if args.out_dir:
-                    cv2.imwrite(str(args.out_dir / Path(path).name), image)
-    rate = len(args.images) / (time.perf_counter() - begin)
-    median = statistics.median(latencies) * 1e3
-    print(
-        f'latency: {median:.1f} ms per batch of {args.batch_size} (median of {len(latencies)}); '
-        f'{rate:.1f} images/s, reading and writing included'
-    )
+                boxes = boxes * np.tile(np.array(image.shape[1::-1]) / size[::-1], 2)
+                names = [classes[label] for label in labels]
+                try:
+                    lines += describe(path, image, (boxes, scores, names), args)
+                except ValueError as error:
+                    problems.append(str(error))
+        return lines, problems, seconds
+
+    # The first run takes longer: memory is allocated.
+    run(*pad([np.zeros((*scale[::-1], 3), np.uint8)]))
+    begin, latencies, complete = time.perf_counter(), [], True
+    batches = [
+        args.images[i : i + args.batch_size] for i in range(0, len(args.images), args.batch_size)
+    ]
+    with ThreadPoolExecutor(args.streams) as pool:
+        for lines, problems, seconds in pool.map(detect_batch, batches):
+            print(*lines, sep='\n', end='\n' * bool(lines))
+            for problem in problems:
+                complete = False
+                print(f'infer_onnx.py: error: {problem}', file=sys.stderr)
+            if seconds:
+                latencies.append(seconds)
+    if latencies:
+        rate = len(args.images) / (time.perf_counter() - begin)
+        median = statistics.median(latencies) * 1e3
+        print(
+            f'latency: {median:.1f} ms per batch of {args.batch_size} (median of '
+            f'{len(latencies)}); {rate:.1f} images/s, reading and writing included'
+        )
+    return complete
 
 
 def main() -> int:
-    """Detect; an unusable image or detector gives a one-line error."""
+    """Detect; an unusable image or detector gives a one-line error, and the exit status 2."""
     args = parse_args()
+    # File names may have characters that the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        detect(args)
+        return 0 if detect(args) else 2
     except ValueError as error:
         print(f'infer_onnx.py: error: {error}', file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == '__main__':

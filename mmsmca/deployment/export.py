@@ -1,30 +1,24 @@
 """The export that tools/export_onnx.py and tools/export_openvino.py share."""
 
 import argparse
-import copy
 import logging
-import statistics
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from mmsmca.checks.config import load_config
 from mmsmca.checks.preflight import check_config
-from mmsmca.engine.timing import interleaved_times
-from mmsmca.errors import ConfigError, DataError, UserError, one_line
+from mmsmca.engine.quiet import quiet
+from mmsmca.errors import ConfigError, UserError
 from mmsmca.files import check_destination
 
 from . import comparison
-from .program import data_sets, load_model, trace
+from .from_config import calibration_images, load_model
+from .program import check_pytorch, trace
 from .runtimes import Detect
 
 
@@ -51,40 +45,7 @@ def parser(description: str, suffix: str) -> argparse.ArgumentParser:
     return parser
 
 
-def register_quietly() -> None:
-    """Register MMDetection's modules, and silence the libraries' warnings."""
-    warnings.simplefilter('ignore')
-    logging.disable(logging.WARNING)
-    register_all_modules()
-
-
-def calibration_images(cfg: Config, count: int) -> list[np.ndarray]:
-    """Load training images, evenly spaced in the data set, with the test pipeline.
-
-    Args:
-        cfg: Config with training data.
-        count: Number of images; all if there are fewer.
-
-    Returns:
-        Images, BGR, (H, W, 3), uint8.
-
-    Raises:
-        DataError: If the images cannot be loaded.
-    """
-    source = copy.deepcopy(next(data_sets(cfg.train_dataloader.dataset)))
-    source.pipeline = next(data_sets(cfg.test_dataloader.dataset)).pipeline
-    try:
-        dataset = DATASETS.build(source)
-        chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=int)
-        images = [dataset[i]['inputs'].permute(1, 2, 0).numpy() for i in chosen]
-    except Exception as error:  # any data set or transform may raise anything
-        raise DataError(
-            f'train_dataloader.dataset: no image to calibrate on ({one_line(error)}). Correct it, '
-            'or export without --int8.'
-        ) from error
-    return images
-
-
+@quiet(logging.WARNING)
 def export(args: argparse.Namespace, form: ModuleType) -> bool:
     """Export a detector, compare it with the original, and write it if both agree.
 
@@ -98,7 +59,8 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
     Raises:
         UserError: If config, checkpoint, data or destination cannot be used.
     """
-    register_quietly()
+    check_pytorch()
+    register_all_modules()
     out = Path(args.out)
     if out.suffix != form.SUFFIX:
         raise UserError(f'{out}: the file name must end in {form.SUFFIX}')
@@ -131,15 +93,6 @@ def export(args: argparse.Namespace, form: ModuleType) -> bool:
         if args.int8 or form.fast_precision() != 'f32':
             print(f'as it runs here, {"int8 and " if args.int8 else ""}{form.fast_precision()}:')
             _agree(model, detect)
-        for image in comparison.check_images():
-            calls: dict[str, Callable[[], object]] = {
-                'PyTorch': partial(comparison.run_torch, model, [image]),
-                form.RUNTIME: partial(detect, [image]),
-            }
-            times = interleaved_times(calls, rounds=5)
-            latencies = [f'{name} {statistics.median(t) * 1e3:.1f} ms' for name, t in times.items()]
-            size = f'{image.shape[0]} x {image.shape[1]}'
-            print(f'{size:24} latency: {", ".join(latencies)}')
     form.save(converted, out)
     print(f'{out}: written')
     return True

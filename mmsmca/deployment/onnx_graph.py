@@ -51,6 +51,7 @@ def convert(program: ExportedProgram, metadata: dict) -> onnx.ModelProto:
     )
     assert converted is not None  # It is None only without dynamo.
     proto = converted.model_proto
+    proto.doc_string = 'In OpenVINO, set INFERENCE_PRECISION_HINT to f32: bfloat16 is too coarse.'
     onnx.helper.set_model_props(proto, {key: json.dumps(x) for key, x in metadata.items()})
     onnx.checker.check_model(proto, full_check=True)
     return proto

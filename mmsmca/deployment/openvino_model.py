@@ -123,10 +123,12 @@ def _constant(value: openvino.Output) -> np.ndarray | None:
     return node.data if node.get_type_name() == 'Constant' else None
 
 
-def _attention(node: openvino.Node, query, key, value, mask, scale) -> openvino.Node:
+def _attention(node: openvino.Node, query, key, value, mask=None, scale=None) -> openvino.Node:
     """Attention as separate operations, which OpenVINO fuses again, keeping the attribute."""
+    if scale is None:
+        scale = np.float32(query.get_partial_shape()[-1].get_length() ** -0.5)
     product = op.matmul(op.multiply(query, scale), key, False, True)
-    if mask.get_element_type() == openvino.Type.boolean:
+    if mask is not None and mask.get_element_type() == openvino.Type.boolean:
         product = op.select(mask, product, op.constant(np.finfo(np.float32).min))
     return op.matmul(op.softmax(product, -1), value, False, False)
 

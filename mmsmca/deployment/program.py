@@ -5,24 +5,21 @@ calls the detector's parts, with every size taken from tensors. ``torch.export``
 traced program is converted for ONNX and OpenVINO.
 """
 
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
-from mmcv.transforms import Compose, Resize
 from mmdet.models import DetDataPreprocessor
-from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
-from mmengine.config import Config, ConfigDict
-from mmengine.runner import load_checkpoint
+from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mmsmca.checkpoints import safe_globals
-from mmsmca.errors import UserError, one_line
+from mmsmca.errors import UserError
 from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
 
+# torch.export of earlier versions fails to trace the detectors or to convert them.
+TORCH = SpecifierSet('>=2.9', prereleases=True)
 INPUTS = ('images', 'sizes')
 OUTPUTS = ('boxes', 'scores', 'labels')
 # Modules that may run in lower precision. Boxes, priors and query selection may not.
@@ -86,7 +83,9 @@ class DeployedSMCA(nn.Module):
         images = images.permute(0, 3, 1, 2)
         if preprocessor._channel_conversion:
             images = images.flip(1)
-        images = (images.to(torch.float32) - preprocessor.mean) / preprocessor.std
+        images = images.to(torch.float32)
+        if preprocessor._enable_normalize:
+            images = (images - preprocessor.mean) / preprocessor.std
         padding = _beyond(images.shape[-2:], sizes, 1)
         return images.masked_fill(padding.unsqueeze(1), float(preprocessor.pad_value))
 
@@ -135,88 +134,21 @@ def check_supported(model: nn.Module) -> None:
             'as FocalLoss does.'
         )
     preprocessor = model.data_preprocessor
-    if not isinstance(preprocessor, DetDataPreprocessor) or preprocessor.pad_size_divisor != 1:
+    divisor = getattr(preprocessor, 'pad_size_divisor', None)
+    if type(preprocessor) is not DetDataPreprocessor or divisor != 1:
         raise ExportError(
             'model.data_preprocessor must be a DetDataPreprocessor with pad_size_divisor=1 to be '
             'exported: images are padded to the largest of the batch, no further.'
         )
 
 
-def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
-    """Build a config's detector and load all its weights from ``cfg.load_from``.
-
-    Args:
-        cfg: Config with a model; ``cfg.load_from`` is the checkpoint.
-
-    Returns:
-        The detector, for inference on the CPU, and metadata for users of the program: ``classes``,
-        the class names, from the checkpoint or else from the config, and ``scale``, the size (long
-        side, short side) in pixels that test images are resized to.
-
-    Raises:
-        ExportError: If the detector cannot be exported, or a weight is missing, unknown or of
-            another shape.
-    """
-    scale = image_scale(cfg)
-    if 'backbone' in cfg.model:  # its pretrained weights would be downloaded needlessly
-        cfg.model.backbone.init_cfg = None
-    model = MODELS.build(cfg.model)
-    check_supported(model)
-    # Register again: onedl-mmengine removes its safe classes from PyTorch's list after each load.
-    safe_globals.register()
-    try:
-        checkpoint = load_checkpoint(model, cfg.load_from, map_location='cpu', strict=True)
-    except RuntimeError as error:
-        reason = next(line.strip() for line in str(error).splitlines()[1:] if line.strip())
-        reason = textwrap.shorten(reason, 300, placeholder=' ...')
+def check_pytorch() -> None:
+    """Raise an ExportError if this PyTorch cannot trace the detectors."""
+    if torch.__version__ not in TORCH:
         raise ExportError(
-            f'checkpoint {cfg.load_from} does not fit the config: {reason}. Specify the config '
-            'that it was trained with.'
-        ) from error
-    dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
-    if not isinstance(dataset_meta, dict):  # as in converted checkpoints
-        dataset = next(data_sets(cfg.test_dataloader.dataset))
-        dataset_meta = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo
-    return model.eval(), dict(classes=list(dataset_meta['classes']), scale=scale)
-
-
-def data_sets(node: ConfigDict) -> Iterator[ConfigDict]:
-    """Yield every data set at or below a config node, inside any wrappers."""
-    inside = [*node.get('datasets', []), *filter(None, [node.get('dataset')])]
-    for dataset in inside:
-        yield from data_sets(dataset)
-    if not inside:
-        yield node
-
-
-def image_scale(cfg: Config) -> list[int]:
-    """The size that a config's test images are resized to: long and short side, in pixels.
-
-    Raises:
-        ExportError: If no transform of the pipeline, inside any wrappers, is a ``Resize`` that
-            keeps the ratio.
-    """
-    key = 'test_dataloader.dataset.pipeline'
-    for dataset in data_sets(cfg.test_dataloader.dataset):
-        try:
-            found = list(_transforms(Compose([TRANSFORMS.build(t) for t in dataset.pipeline])))
-        except Exception as error:
-            raise ExportError(f'{key}: {one_line(error)}. Correct it in the config.') from error
-        for transform in found:
-            if isinstance(transform, Resize) and transform.keep_ratio and transform.scale:
-                return sorted(transform.scale)[::-1]
-    raise ExportError(
-        f'{key} has no Resize with scale and keep_ratio=True: without one, the input size of '
-        'the images is unknown.'
-    )
-
-
-def _transforms(transform: object) -> Iterator[object]:
-    """Yield a transform and all transforms inside it."""
-    yield transform
-    inside = getattr(transform, 'transforms', [])
-    for each in inside if isinstance(inside, list) else [inside]:
-        yield from _transforms(each)
+            f'torch {torch.__version__} cannot export the detectors: install torch{TORCH}. '
+            'Checkpoints of earlier versions can be exported with it.'
+        )
 
 
 def trace(model: SMCADETR | SMCADINO) -> ExportedProgram:

@@ -1,6 +1,7 @@
-"""Suppression of the libraries' log messages for a while."""
+"""Suppression of the libraries' log messages and warnings for a while."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,15 +10,18 @@ from mmengine.logging import MMLogger
 
 @contextmanager
 def quiet(level: int) -> Iterator[None]:
-    """Drop log messages up to a level, including those of MMEngine's loggers.
+    """Drop Python's warnings and log messages up to a level, also those of MMEngine's loggers.
 
     Args:
-        level: A level of :mod:`logging`.
+        level: A level of :mod:`logging`; the warnings' is ``WARNING``.
     """
     disabled = logging.root.manager.disable
     _disable(max(disabled, level))
     try:
-        yield
+        with warnings.catch_warnings():
+            if level >= logging.WARNING:
+                warnings.simplefilter('ignore')
+            yield
     finally:
         _disable(disabled)
 

@@ -3,12 +3,12 @@
 Example: python tools/analysis_tools/benchmark_runtimes.py \
     configs/smca/smca_r50_8xb2-50e_coco.py --threads 1 2
 
-All forms run in turns with PyTorch on the same random image. With --checkpoint and --evaluate, the
-AP of PyTorch and of each form is measured on the config's test data, and int8 is calibrated on its
-training data.
+All forms run in turns with PyTorch on the same random image. With a checkpoint, the AP of PyTorch
+and of each form is measured on the config's test data, and int8 is calibrated on its training data.
 """
 
 import argparse
+import logging
 import statistics
 import sys
 import tempfile
@@ -24,20 +24,19 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 import benchmarks
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 from mmsmca.checks.config import load_config
 from mmsmca.checks.preflight import check_config
 from mmsmca.denormals import flush_denormals
-from mmsmca.deployment import comparison, onnx_graph, openvino_model, program, runtimes
-from mmsmca.deployment.export import calibration_images, register_quietly
+from mmsmca.deployment import comparison, from_config, onnx_graph, openvino_model, program, runtimes
 from mmsmca.engine import timing
+from mmsmca.engine.quiet import quiet
 from mmsmca.errors import command
 from mmsmca.files import write_json
-from mmsmca.models import SMCADETR
-from mmsmca.visualization.panels import save_figure
+from mmsmca.models import SMCADETR, SMCADINO
 
 TORCH = 'PyTorch'
 # Seconds for the threads of a runtime to go to sleep before another one is timed.
@@ -56,43 +55,38 @@ COLUMNS = {
     'threads': 'threads',
     'form': 'form',
     'latency_ms': 'latency, ms',
-    'time': 'latency vs PyTorch',
+    'time_vs_torch': 'latency vs PyTorch',
+    'quartiles': 'quartiles',
     'images_per_second': 'images/s',
     'memory_mib': 'memory, MiB',
     'file_mib': 'file, MiB',
+    'ap': 'AP',
 }
 
 
-def load(args: argparse.Namespace) -> tuple[Config, SMCADETR, dict]:
-    """Load the config, the detector and the metadata to export."""
+def load(args: argparse.Namespace) -> tuple[Config, SMCADETR | SMCADINO]:
+    """Load the config and the detector."""
     cfg = load_config(
         argparse.Namespace(config=args.config, cfg_options=None, checkpoint=args.checkpoint)
     )
-    check_config(cfg, phases=('train', 'test') if args.evaluate else ())
-    if args.checkpoint:
-        return cfg, *program.load_model(cfg)
-    cfg.model.backbone.init_cfg = None
+    check_config(cfg, phases=('train', 'test') if args.checkpoint else ())
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model)
-    program.check_supported(model)
-    model.init_weights()
-    return cfg, model.eval(), {}
+    return cfg, from_config.load_model(cfg)[0]
 
 
-def export(args: argparse.Namespace, folder: Path) -> None:
-    """Write the files of the forms, unless they are all in the folder."""
-    needed = {FORMS[name][0] for name in args.forms}
-    if all((folder / name).exists() for name in needed):
-        return
-    cfg, model, metadata = load(args)
+def export(cfg: Config, model: SMCADETR | SMCADINO, folder: Path, args: argparse.Namespace) -> None:
+    """Write the files of the forms."""
+    files = {FORMS[name][0] for name in args.forms}
     traced = program.trace(model)
-    images = calibration_images(cfg, 300) if args.evaluate else comparison.check_images()
+    images = (
+        from_config.calibration_images(cfg, 300) if args.checkpoint else comparison.check_images()
+    )
     for form in (onnx_graph, openvino_model):
-        if not any(name.endswith(form.SUFFIX) for name in needed):
+        if not any(name.endswith(form.SUFFIX) for name in files):
             continue
-        converted = form.convert(traced, metadata)
+        converted = form.convert(traced, {})
         form.save(converted, folder / f'float32{form.SUFFIX}')
-        if f'int8{form.SUFFIX}' in needed:
+        if f'int8{form.SUFFIX}' in files:
             form.save(form.quantize(converted, images), folder / f'int8{form.SUFFIX}')
 
 
@@ -105,12 +99,12 @@ def start(name: str, folder: Path, threads: int, streams: int = 1) -> runtimes.D
     return runtimes.start_openvino(folder / file, threads, precision, streams)
 
 
-def random_image(height: int, width: int) -> np.ndarray:
+def random_image(size: tuple[int, int]) -> np.ndarray:
     """Make a random image, BGR, (H, W, 3), uint8."""
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def run_torch(model: SMCADETR, images: list[np.ndarray]) -> runtimes.Detections:
+def run_torch(model: SMCADETR | SMCADINO, images: list[np.ndarray]) -> runtimes.Detections:
     """Detect in PyTorch, with the configured handling of denormal numbers.
 
     Every call of an onnxruntime session changes the calling thread's setting to its own.
@@ -119,13 +113,13 @@ def run_torch(model: SMCADETR, images: list[np.ndarray]) -> runtimes.Detections:
     return comparison.run_torch(model, images)
 
 
+@quiet(logging.WARNING)
 def peak_memory(
     name: str, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
 ) -> float | None:
     """Peak memory of loading the detector and of two forward passes, in MiB."""
-    register_quietly()
     torch.set_num_threads(threads)
-    image = random_image(*size)
+    image = random_image(size)
 
     def run() -> None:
         if name == TORCH:
@@ -138,56 +132,45 @@ def peak_memory(
     return benchmarks.peak_memory(run)
 
 
-def images_per_second(
-    name: str, folder: Path, threads: int, image: np.ndarray, seconds: float
-) -> float:
-    """Throughput with one stream per thread, measured for about the given number of seconds."""
-    detect = start(name, folder, threads, streams=threads)
+def images_per_second(detect: runtimes.Detect, streams: int, image: np.ndarray) -> float:
+    """Throughput of parallel calls, three of each stream."""
     detect([image])
-
-    def work(_: int) -> int:
-        count = 0
-        while not count or time.perf_counter() < begin + seconds:
-            detect([image])
-            count += 1
-        return count
-
     begin = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        count = sum(pool.map(work, range(threads)))
+    with ThreadPoolExecutor(streams) as pool:
+        count = sum(pool.map(lambda _: len(detect([image])), range(3 * streams)))
     return count / (time.perf_counter() - begin)
 
 
 def measure(
-    model: SMCADETR, folder: Path, size: tuple[int, int], threads: int, args: argparse.Namespace
+    model: SMCADETR | SMCADINO,
+    folder: Path,
+    size: tuple[int, int],
+    threads: int,
+    args: argparse.Namespace,
 ) -> list[dict]:
     """Measure a row for PyTorch and for every form, at one size and number of threads."""
     torch.set_num_threads(threads)
-    image = random_image(*size)
+    image = random_image(size)
     calls: dict[str, Callable[[], object]] = {TORCH: partial(run_torch, model, [image])}
     for name in args.forms:
         calls[name] = partial(start(name, folder, threads), [image])
     times = timing.interleaved_times(calls, args.rounds, pause=PAUSE)
     rows = []
     for name in calls:
-        low, high = timing.paired_spread(times[name], times[TORCH])
-        latency = statistics.median(times[name])
         row = dict(
             form=name,
             size='x'.join(map(str, size)),
             threads=threads,
-            latency_ms=1e3 * latency,
+            latency_ms=1e3 * statistics.median(times[name]),
             time_vs_torch=timing.paired_ratio(times[name], times[TORCH]),
-            time_quartiles=[low, high],
+            quartiles=' to '.join(
+                f'{x:.3g}' for x in timing.paired_spread(times[name], times[TORCH])
+            ),
+            memory_mib=benchmarks.in_fresh_process(peak_memory, name, folder, size, threads, args),
         )
-        if args.memory:
-            row['memory_mib'] = benchmarks.in_fresh_process(
-                peak_memory, name, folder, size, threads, args
-            )
         if name != TORCH:
-            row['images_per_second'] = images_per_second(
-                name, folder, threads, image, args.rounds * latency
-            )
+            detect = start(name, folder, threads, streams=threads)
+            row['images_per_second'] = images_per_second(detect, threads, image)
             file = folder / FORMS[name][0]
             files = {file, file.with_suffix('.bin')} if file.suffix == '.xml' else {file}
             row['file_mib'] = sum(path.stat().st_size for path in files) / 2**20
@@ -195,133 +178,74 @@ def measure(
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """Format the rows in Markdown."""
-    shown = []
-    for row in rows:
-        low, high = row['time_quartiles']
-        shown.append(dict(row, time=f'{row["time_vs_torch"]:.3g} ({low:.3g} to {high:.3g})'))
-    return benchmarks.markdown_table(shown, COLUMNS)
-
-
-def evaluate(cfg: Config, model: SMCADETR, folder: Path, args: argparse.Namespace) -> dict:
-    """AP of PyTorch and of every form, in percent."""
-    threads = max(args.threads)
-    torch.set_num_threads(threads)
-    ap = {}
-    for name in (TORCH, *args.forms):
-        detect = partial(run_torch, model) if name == TORCH else start(name, folder, threads)
-        ap[name] = 100 * comparison.average_precision(detect, cfg)
-        print(f'AP of {name}: {ap[name]:.1f}', flush=True)
-    return ap
-
-
-def plot(result: dict, path: Path) -> None:
-    """Plot AP over latency at the first size and with the most threads, one point per form.
+def average_precision(detect: runtimes.Detect, cfg: Config) -> float:
+    """Box AP of an exported detector on a config's test data, with its pipeline and evaluator.
 
     Args:
-        result: Results: ``rows`` and ``ap``.
-        path: Picture to write; a copy with the suffix .svg is written beside it.
+        detect: The exported detector.
+        cfg: Config of the detector.
+
+    Returns:
+        COCO's AP over IoU 0.50 to 0.95, in [0, 1].
     """
-    threads = max(row['threads'] for row in result['rows'])
-    rows = [
-        row
-        for row in result['rows']
-        if (row['size'], row['threads']) == (result['rows'][0]['size'], threads)
-    ]
-    figure = Figure(figsize=(7, 4.2), layout='constrained')
-    axes = figure.subplots()
-    for row in rows:
-        axes.plot(row['latency_ms'], result['ap'][row['form']], 'o', label=row['form'])
-    reference = result['ap'][TORCH]
-    axes.axhspan(reference - 1, reference + 1, color='0.93', label='PyTorch ± 1 AP', zorder=0)
-    axes.set(
-        xlabel=f'latency of an image of {rows[0]["size"]}, {threads} threads, ms',
-        ylabel='AP',
-        xlim=(0, None),
-        ylim=(reference - 4, reference + 2),
-    )
-    figure.legend(loc='outside right upper', frameon=False)
-    save_figure(figure, path)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    for data in map(dataset.__getitem__, range(len(dataset))):
+        sample = data['data_samples']
+        image = data['inputs'].permute(1, 2, 0).numpy()
+        boxes, scores, labels = map(torch.from_numpy, detect([image])[0])
+        boxes = boxes / torch.tensor(sample.scale_factor).repeat(2)
+        sample.pred_instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+        metric.process({}, [sample.to_dict()])
+    return metric.evaluate(len(dataset))['coco/bbox_mAP']
 
 
 def size(text: str) -> tuple[int, int]:
     """Parse HxW from the command line."""
     height, width = text.split('x')
-    if min(int(height), int(width)) < 1:
-        raise ValueError
     return int(height), int(width)
-
-
-def count(text: str) -> int:
-    """Parse a positive number."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def parse_args() -> argparse.Namespace:
     parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=7)
     parser.add_argument('config', help='config of an SMCA that can be exported')
-    parser.add_argument('--checkpoint', help='its weights; default: those training starts from')
+    parser.add_argument('--checkpoint', help='trained weights, whose AP is measured too')
     parser.add_argument(
         '--shapes', type=size, nargs='+', default=[(640, 640), (800, 1333)], metavar='HxW',
         help='sizes of the image',
     )  # fmt: skip
-    parser.add_argument('--threads', type=count, nargs='+', default=[1, 2])
+    parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS))
-    parser.add_argument(
-        '--folder', help='keep the exported files there, and reuse those already there'
-    )
-    parser.add_argument(
-        '--no-memory', dest='memory', action='store_false', help='do not measure memory'
-    )
-    parser.add_argument(
-        '--evaluate', action='store_true', help="also measure AP, on the config's test data"
-    )
-    parser.add_argument(
-        '--plot', type=Path, help='picture of AP over latency, .png; an .svg beside it'
-    )
-    args = parser.parse_args()
-    if args.rounds < 1:
-        parser.error('--rounds must be at least 1')
-    if args.evaluate and not args.checkpoint:
-        parser.error('--evaluate needs --checkpoint: without training there is no AP')
-    if args.plot and not args.evaluate:
-        parser.error('--plot needs --evaluate: it draws AP')
-    return args
-
-
-def run(args: argparse.Namespace, folder: Path) -> None:
-    """Measure, print, write."""
-    export(args, folder)
-    cfg, model, _ = load(args)
-    result: dict = dict(settings=benchmarks.settings(args), rows=[])
-    if args.evaluate:
-        result['ap'] = evaluate(cfg, model, folder, args)
-    for shape in args.shapes:
-        for threads in args.threads:
-            rows = measure(model, folder, shape, threads, args)
-            result['rows'] += rows
-            print(f'{rows[0]["size"]}, {threads} threads: measured', flush=True)
-            if args.json:  # Keeps these rows even if a later measurement fails.
-                write_json(args.json, result)
-    print(table(result['rows']))
-    if args.plot:
-        plot(result, args.plot)
+    return parser.parse_args()
 
 
 @command
+@quiet(logging.WARNING)
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
-    register_quietly()
-    if args.folder:
-        Path(args.folder).mkdir(parents=True, exist_ok=True)
-        run(args, Path(args.folder))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            run(args, Path(folder))
+    cfg, model = load(args)
+    rows, ap = [], {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export(cfg, model, folder, args)
+        if args.checkpoint:
+            torch.set_num_threads(max(args.threads))
+            for form in (TORCH, *args.forms):
+                detect = (
+                    partial(run_torch, model)
+                    if form == TORCH
+                    else start(form, folder, max(args.threads))
+                )
+                ap[form] = 100 * average_precision(detect, cfg)
+        for shape in args.shapes:
+            for threads in args.threads:
+                for row in measure(model, folder, shape, threads, args):
+                    rows.append(row | (dict(ap=ap[row['form']]) if ap else {}))
+    if args.json:
+        write_json(args.json, dict(settings=benchmarks.settings(args), rows=rows))
+    print(benchmarks.markdown_table(rows, COLUMNS))
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.models.layers import CdnQueryGenerator
 from mmdet.registry import MODELS
@@ -180,9 +181,11 @@ class SMCADINO(LevelDetector, DINO):
             cannot = cannot | memory_mask
         scores = self.bbox_head.cls_branches[self.decoder.num_layers](tokens.detach()).amax(-1)
         lowest = scores.masked_fill(cannot, torch.inf).argmin(-1, keepdim=True)
-        own = torch.arange(memory.size(1), device=memory.device)
+        # A mask for the copies, not an empty tensor of them: runtimes reject one at a fixed size.
         missing = max(0, self.num_queries - memory.size(1))
-        index = torch.cat((torch.where(cannot, lowest, own), lowest.expand(-1, missing)), dim=1)
+        cannot = F.pad(cannot, (0, missing), value=True)
+        own = torch.arange(cannot.size(1), device=memory.device)
+        index = torch.where(cannot, lowest, own)
         index = index.unsqueeze(-1)
         tokens = tokens.gather(1, index.expand(-1, -1, tokens.size(-1)))
         return tokens, boxes.gather(1, index.expand(-1, -1, 4)).logit()

@@ -134,9 +134,10 @@ def _place(
     middles = (torch.arange(count, device=sizes.device) + 0.5) / count
     origins = (sizes[:, None] * middles[:, None]).floor()
     x = places[:, None] - origins[:, None, None]
-    gated = of_level[:, None] == torch.arange(1, len(shapes), device=sizes.device)
     channels = [x.flatten(-2), x.square().flatten(-2), torch.ones_like(x[..., 0, :1])]
-    channels.append(gated.to(sizes.dtype)[None, None].expand(x.size(0), -1, -1, -1))
+    if len(shapes) > 1:  # OpenVINO's converter gives a tensor without channels one.
+        gated = of_level[:, None] == torch.arange(1, len(shapes), device=sizes.device)
+        channels.append(gated.to(sizes.dtype)[None, None].expand(x.size(0), -1, -1, -1))
     if padding is not None:
         channels = [part.expand(padding.size(0), -1, -1, -1) for part in channels]
         channels.append((padding * PADDING).to(sizes.dtype)[:, None, :, None])
@@ -231,11 +232,11 @@ def folded_attention(
         query = query.to(dtype) / math.sqrt(query.size(-1))
         query, key = (
             torch.cat(
-                (
+                [
                     prior_part.expand(*content.shape[:3], -1),
-                    fill.expand(*content.shape[:3], missing),
+                    *([fill.expand(*content.shape[:3], missing)] if missing else []),
                     content,
-                ),
+                ],
                 dim=-1,
             )
             for prior_part, content in ((of_queries, query), (of_keys, key))
@@ -261,10 +262,11 @@ def query_channels(prior: Gaussians, grid: Grid) -> Tensor:
         a = a * (nearest == torch.arange(count, device=nearest.device)[:, None])
     constant = -(a * offsets.square()).sum((-2, -1))[..., None]
     channels = [(2 * a * offsets).flatten(-2), (-a).expand_as(offsets).flatten(-2), constant]
-    if prior.gates is None:
-        channels.append(constant.new_zeros(*constant.shape[:-1], len(grid.shapes) - 1))
-    else:
-        channels.append(prior.gates[..., 1:] - prior.gates[..., :1])
+    if len(grid.shapes) > 1:
+        gates = prior.gates
+        if gates is None:
+            gates = constant.new_zeros(*constant.shape[:-1], len(grid.shapes))
+        channels.append(gates[..., 1:] - gates[..., :1])
     if grid.padding is not None:
         channels.append(torch.ones_like(constant))
     return torch.cat(channels, dim=-1)
