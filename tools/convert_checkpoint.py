@@ -86,7 +86,7 @@ def start(source: dict, dst: str, config: str) -> None:
     for name in result.fresh:
         print(f'fresh   {name}')
     print(
-        f'{dst}: {len(result.state_dict)} tensors loaded from a {result.source}, '
+        f'{dst}: {len(result.state_dict)} tensors loaded from this {result.source}, '
         f'{len(result.fresh)} start fresh as {config} initialises them'
     )
 

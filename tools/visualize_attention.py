@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mmcv
 
-from mmsmca.errors import command
+from mmsmca.errors import UserError, command
 from mmsmca.visualization.figures import detections_image, query_figure, summary_figure
 from mmsmca.visualization.inspection import inspect_image, load_detector
 from mmsmca.visualization.panels import save_figure
@@ -17,6 +17,8 @@ from mmsmca.visualization.panels import save_figure
 
 def draw(args: argparse.Namespace) -> list[Path]:
     """Draw what the command line asks for and return the files."""
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f'--out {args.out} is a file: choose a folder')
     model = load_detector(args.config, args.checkpoint, args.device)
     inspection = inspect_image(model, model.cfg, args.image, model.dataset_meta['classes'])
     queries = args.queries or inspection.best_queries(args.best)
@@ -46,7 +48,10 @@ def parse_args() -> argparse.Namespace:
         '--layer', type=int, default=-1, help='decoder layer, from 0; default: the last'
     )
     parser.add_argument('--device', default='cpu', help='default: cpu')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.best < 1:
+        parser.error('--best must be at least 1')
+    return args
 
 
 @command

@@ -154,7 +154,7 @@ def _from_deformable(named: Mapping[str, Tensor], num_classes: int) -> dict[str,
             refines |= first is None or not torch.equal(tensor, first)
         elif name == 'query_embedding.weight':
             # The other half is the initial content of the queries, which is zero in SMCA.
-            candidates[name] = tensor[:, : tensor.size(1) // 2].clone()
+            candidates[name] = tensor[..., : tensor.size(-1) // 2].clone()
         elif branch and branch[1] == 'cls' and (len(tensor), num_classes) == (91, 80):
             candidates[new_name(name, HEAD) or name] = coco_rows(tensor)
         else:

@@ -195,10 +195,10 @@ def inspect_image(
     """
     if not Path(path).is_file():
         raise DataError(f'image {path} does not exist')
-    detector: Any = model
-    # Wrappers for several processes and for test-time augmentation.
-    while not hasattr(detector, 'backbone') and hasattr(detector, 'module'):
-        detector = detector.module
+    modulated_layers(model)
+    # Inside wrappers for several processes, test-time augmentation and semi-supervised training,
+    # where the teacher predicts and comes last.
+    *_, detector = (part for part in model.modules() if isinstance(part, DetectionTransformer))
     with naming_images():
         pipeline = Compose(get_test_pipeline_cfg(cfg))
     data = pipeline(dict(img_path=str(path), img_id=0))
@@ -228,4 +228,5 @@ def load_detector(config: str | Path, checkpoint: str | Path, device: str = 'cpu
     args = Namespace(config=str(config), cfg_options=None, checkpoint=str(checkpoint))
     cfg = load_config(args)
     check_config(cfg, phases=())
-    return init_detector(cfg, str(checkpoint), device=device)
+    # Without options, it asks for the config of a backbone, which wrappers do not have.
+    return init_detector(cfg, str(checkpoint), device=device, cfg_options={})

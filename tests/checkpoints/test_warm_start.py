@@ -349,7 +349,7 @@ def test_command(detr, tmp_path):
     done = convert(source, started_from, '--warm-start', config)
     lines = done.stdout.splitlines()
     assert {'loaded  backbone.conv1.weight', 'fresh   bbox_head.fc_cls.weight'} <= set(lines)
-    assert 'tensors loaded from a DETR, ' in lines[-1]
+    assert 'tensors loaded from this DETR, ' in lines[-1]
 
     model = build_detector(SMCA, SMALL)
     load_checkpoint(model, str(started_from), map_location='cpu')  # As with load_from.
@@ -390,6 +390,6 @@ def test_documented_commands(tmp_path, monkeypatch):
     assert_equal_to_the_bit(checkpoint_files.read_tensors('again.pth'), authors)
     # The page quotes these numbers.
     for source, loaded, fresh in (('DETR', 506, 47), ('Deformable DETR', 520, 80)):
-        counted = f'{loaded} tensors loaded from a {source}, {fresh} start fresh'
+        counted = f'{loaded} tensors loaded from this {source}, {fresh} start fresh'
         assert counted in said
         assert f'{loaded}' in page and f'{loaded + fresh} tensors' in page

@@ -42,6 +42,7 @@ def test_visualize_attention_writes_its_pictures(name, workplace, monkeypatch, t
         ('smca.py', 'smca.pth', 'gone.png', [], 'gone.png does not exist'),
         ('smca.py', 'smca.pth', '000001.png', ['--queries', 25], 'query 25 does not exist'),
         ('smca.py', 'smca.pth', '000001.png', ['--layer', 3], 'layer 3 does not exist'),
+        ('smca.py', 'smca.pth', '000001.png', ['--out', __file__], '.py is a file'),
         ('detr.py', 'detr.pth', '000001.png', [], 'no spatial prior'),
     ],
 )

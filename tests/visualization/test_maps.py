@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from utils import build_detector
 
 from mmsmca.models.layers.dino_decoder import SMCADINODecoderLayer
-from mmsmca.visualization.figures import outlines
+from mmsmca.visualization.figures import detections_image, outlines
 from mmsmca.visualization.inspection import Inspection, VisualizationError, record
 
 SINGLE = 'small/smca_r18w16_1xb8-11e_shapes128.py'
@@ -258,3 +258,10 @@ def test_what_does_not_exist_is_named():
             inspection.maps([0, query])
     with pytest.raises(VisualizationError, match='layer 3 does not exist.*0 to 2'):
         inspection.maps([0], layer=3)
+
+
+def test_classes_without_a_name_have_a_number():
+    """Also in MMDetection's drawing, which takes a colour and a name for every class."""
+    _, inspection, _ = look('box')
+    assert inspection.classes[:2] == ['class 0', 'class 1']
+    assert detections_image(inspection, QUERIES, -1).std() > 10

@@ -74,7 +74,9 @@ def test_hook_shows_priors_tied_to_boxes_in_units_of_the_box(workplace):
     torch.manual_seed(0)
     detector = build_detector(DINO)
     detector.init_weights()
-    runner = fake_runner(DINO, nn.ModuleDict(dict(module=detector)))  # As within a wrapper.
+    # As within a wrapper for semi-supervised training.
+    model = nn.ModuleDict(dict(student=build_detector(DINO), teacher=detector))
+    runner = fake_runner(DINO, model)
     hook = SpatialPriorHook(image=str(workplace / 'shapes/val/000001.png'), interval=2)
     hook.before_train(runner)
     with torch.no_grad():
