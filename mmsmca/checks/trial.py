@@ -21,7 +21,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.datasets import BaseDetDataset
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, ProfilerHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.runner import BaseLoop, Runner
@@ -97,6 +97,10 @@ def trial(cfg: Config, phase: str) -> BaseModel:
             text = described(error, cfg)
             end = '' if text.endswith('?') else '. Correct the config.'
             raise ConfigError(f'{_place(error)}: {text}{end}') from error
+        finally:
+            for hook in runner.hooks if runner else ():
+                if isinstance(hook, ProfilerHook) and torch.autograd._profiler_enabled():
+                    hook.profiler.__exit__(None, None, None)
     for place, meant in keys.misspelt():
         raise ConfigError(f'{place}: nothing reads it; did you mean {meant}?')
     return runner.model

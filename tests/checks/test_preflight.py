@@ -59,35 +59,44 @@ def test_missing_annotation_file(cfg: Config, root: Path, phase: str, split: str
     )
 
 
-def test_relative_path_is_shown_in_full(cfg: Config, tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cfg.train_dataloader.dataset.data_root = 'elsewhere/'
-    message = refusal(DataError, cfg, 'train')
-    assert_names(message, tmp_path / 'elsewhere/annotations/instances_train.json')
+# (change, kind of error, words of the message)
+DATA = [
+    (
+        {'val_evaluator.ann_file': '/no/val.json'},
+        DataError,
+        ['val_evaluator.ann_file', '/no/val.json'],
+    ),
+    (
+        {'val_dataloader.dataset.data_prefix.img': 'no'},
+        DataError,
+        ['val_dataloader.dataset.data_prefix'],
+    ),
+    (
+        {'train_dataloader.dataset.data_prefix': dict(_delete_=True, img_path='train/')},
+        ConfigError,
+        ['train_dataloader.dataset.data_prefix', "'img'"],
+    ),
+    (
+        {'train_dataloader.dataset.ann_fil': 1},
+        ConfigError,
+        ["argument 'ann_fil'", 'Correct its keys'],
+    ),
+    ({'model.bbox_head.num_classes': 80}, ConfigError, ['num_classes is 80', '6 classes', '=6']),
+    (
+        {'train_dataloader.dataset.metainfo.classes': 'disc'},
+        ConfigError,
+        ["train_dataloader.dataset.metainfo.classes is 'disc'", "('first',)"],
+    ),
+    # A relative path is shown in full.
+    ({'train_dataloader.dataset.data_root': 'no/'}, DataError, [f'{Path.cwd()}/no/annotations']),
+]
 
 
-def test_missing_annotation_file_of_evaluator(cfg: Config):
-    cfg.val_evaluator = [cfg.val_evaluator, dict(type='CocoMetric', ann_file='/no/val.json')]
-    message = refusal(DataError, cfg, 'train', 'val')
-    assert_names(message, 'val_evaluator.1.ann_file', '/no/val.json', '--cfg-options')
-
-
-def test_missing_image_folder(cfg: Config, root: Path):
-    (root / 'val').rename(root / 'val2017')
-    message = refusal(DataError, cfg, 'train', 'val')
-    assert_names(message, 'val_dataloader.dataset.data_prefix.img', root / 'val', '--cfg-options')
-
-
-def test_data_prefix_without_img(cfg: Config):
-    cfg.train_dataloader.dataset.data_prefix = ConfigDict(img_path='train/')
-    message = refusal(ConfigError, cfg, 'train')
-    assert_names(message, 'train_dataloader.dataset.data_prefix', "'img'")
-
-
-def test_misspelt_key_of_a_data_set(cfg: Config):
-    cfg.train_dataloader.dataset['ann_fil'] = 1
-    message = refusal(ConfigError, cfg, 'train')
-    assert_names(message, 'train_dataloader.dataset: ', "argument 'ann_fil'", 'Correct its keys')
+@pytest.mark.parametrize('case', DATA, ids=lambda case: next(iter(case[0])))
+def test_data_that_cannot_be_found(case: tuple, cfg: Config):
+    change, kind, words = case
+    cfg.merge_from_dict(change)
+    assert_names(refusal(kind, cfg, 'train', 'val'), *words)
 
 
 def test_only_the_data_of_the_run_is_needed(cfg: Config, root: Path):
@@ -278,23 +287,6 @@ def test_further_categories_in_file_pass(cfg: Config, root: Path):
     content['annotations'][0]['category_id'] = 2
     write_json(path, content)
     check_config(cfg, ('train',))
-
-
-def test_number_of_classes(cfg: Config):
-    cfg.model.bbox_head.num_classes = 80
-    message = refusal(ConfigError, cfg, 'train')
-    assert_names(
-        message,
-        'model.bbox_head.num_classes is 80',
-        '6 classes',
-        'Set model.bbox_head.num_classes=6',
-    )
-
-
-def test_classes_that_are_a_string(cfg: Config):
-    cfg.train_dataloader.dataset.metainfo = ConfigDict(classes='disc')
-    message = refusal(ConfigError, cfg, 'train')
-    assert_names(message, "train_dataloader.dataset.metainfo.classes is 'disc'", "('first',)")
 
 
 def test_missing_images(cfg: Config, root: Path):
