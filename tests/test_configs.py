@@ -140,10 +140,11 @@ def test_encoders_of_a_study_have_priors_of_one_width():
     """Else the ablation of the encoder would be one of the prior too."""
     widths: dict[float, set[float]] = {}
     for cfg in study_configs(ROOT / 'configs/studies/encoder_shapes.py').values():
-        decoder = cfg.model.decoder
-        for stride, beta in zip(
-            decoder.strides, decoder.layer_cfg.spatial_prior_cfg.beta, strict=True
-        ):
+        strides = list(cfg.model.strides)
+        if cfg.model.encoder.get('type') == 'SMCAConvEncoder':
+            strides[0] *= 2  # it halves the finest level
+        betas = cfg.model.decoder.layer_cfg.spatial_prior_cfg.beta
+        for stride, beta in zip(strides, betas, strict=True):
             widths.setdefault(stride, set()).add(beta)
     assert widths == {8: {16.0}, 16: {8.0}, 32: {4.0}}
 

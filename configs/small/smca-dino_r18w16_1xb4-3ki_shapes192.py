@@ -7,6 +7,6 @@ globals().update(_base_.recipe)
 
 model = _base_.multi_scale
 # One attention layer on the coarsest level, and convolutions between the levels.
-model.encoder = dict(num_levels=3, layer_cfg=model.encoder.layer_cfg)
-model.decoder.strides = [8, 16, 32]
+model.encoder = dict(layer_cfg=model.encoder.layer_cfg)
+model.strides = [8, 16, 32]
 model.dn_cfg = dict(group_cfg=dict(num_dn_queries=24))

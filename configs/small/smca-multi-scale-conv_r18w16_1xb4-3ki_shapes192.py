@@ -6,9 +6,8 @@ _base_ = [
 globals().update(_base_.recipe)
 model = _base_.multi_scale
 # Strides 8, 16 and 32; the encoder finally halves the resolution of the finest level.
-model.encoder.num_levels = 3
 model.encoder.layer_cfg.self_attn_cfg.dropout = 0.0
-model.decoder.strides = [16, 16, 32]
+model.strides = [8, 16, 32]
 # On every stride, Gaussians are as wide as in multi-scale SMCA.
 model.decoder.layer_cfg.spatial_prior_cfg = dict(beta=[8.0, 8.0, 4.0])
 model.decoder.layer_cfg.self_attn_cfg.dropout = 0.0

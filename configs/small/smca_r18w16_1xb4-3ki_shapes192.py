@@ -8,4 +8,4 @@ model = _base_.single_scale
 model.encoder.layer_cfg.self_attn_cfg.dropout = 0.0
 model.decoder.layer_cfg.self_attn_cfg.dropout = 0.0
 model.decoder.layer_cfg.cross_attn_cfg.dropout = 0.0
-model.decoder.strides = [16]
+model.strides = [16]

@@ -3,14 +3,14 @@ _base_ = './smca_r50_8xb2-50e_coco.py'
 # An unpublished hybrid: Deformable DETR's encoder on strides 8 to 64, and SMCA's decoder, which
 # attends to all of them.
 model = dict(
+    strides=[8, 16, 32, 64],
     backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(in_channels=[512, 1024, 2048], num_outs=4),
     encoder=dict(
         type='SMCADeformableEncoder',
-        layer_cfg=dict(self_attn_cfg=dict(num_levels=4), ffn_cfg=dict(feedforward_channels=1024)),
+        layer_cfg=dict(ffn_cfg=dict(feedforward_channels=1024)),
     ),
     decoder=dict(
-        strides=[8, 16, 32, 64],
         layer_cfg=dict(
             ffn_cfg=dict(feedforward_channels=1024),
             # 8 * 32 / stride: the logarithm of the prior is multiplied by stride / 32.

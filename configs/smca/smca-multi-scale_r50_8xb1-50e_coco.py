@@ -2,16 +2,15 @@ _base_ = './smca_r50_8xb2-50e_coco.py'
 
 # C4, C5 and a stride-2 convolution on C5; no FPN. The encoder is 2Intra-Multi-2Intra.
 model = dict(
+    strides=[16, 32, 64],
     backbone=dict(out_indices=(2, 3)),
     neck=dict(in_channels=[1024, 2048], num_outs=3),
     encoder=dict(
         num_layers=5,
         layer_kinds=['intra', 'intra', 'multi', 'intra', 'intra'],
-        num_levels=3,
         layer_cfg=dict(ffn_cfg=dict(feedforward_channels=1024)),
     ),
     decoder=dict(
-        strides=[16, 32, 64],
         layer_cfg=dict(
             ffn_cfg=dict(feedforward_channels=1024),
             # 8 * 32 / stride: the logarithm of the prior is multiplied by stride / 32.

@@ -4,6 +4,7 @@ globals().update(_base_.common)
 
 model = dict(
     type='SMCADETR',
+    strides=[32],
     num_queries=300,
     # Without the keys of MMDetection's modules that SMCA's do not have.
     encoder=dict(
@@ -12,7 +13,6 @@ model = dict(
     decoder=dict(
         _delete_=True,
         num_layers=6,
-        strides=[32],
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),
             cross_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.1),

@@ -4,9 +4,9 @@ globals().update(_base_.common)
 
 model = dict(
     type='SMCADINO',
+    strides=[8, 16, 32, 64],
     encoder=dict(
         _delete_=True,
-        num_levels=4,
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=256),
             ffn_cfg=dict(embed_dims=256, feedforward_channels=1024, ffn_drop=0.0),
@@ -15,7 +15,6 @@ model = dict(
     decoder=dict(
         _delete_=True,
         num_layers=6,
-        strides=[8, 16, 32, 64],
         layer_cfg=dict(
             self_attn_cfg=dict(embed_dims=256),
             cross_attn_cfg=dict(embed_dims=256),

@@ -2,7 +2,7 @@
 _config = '../small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 _prior = 'model.decoder.layer_cfg.spatial_prior_cfg'
 _encoder_layer = dict(
-    self_attn_cfg=dict(embed_dims=128, num_levels=3, dropout=0.0),
+    self_attn_cfg=dict(embed_dims=128, dropout=0.0),
     ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
 )
 _attention_layer = dict(
@@ -36,7 +36,6 @@ _options = {
             type='SMCAEncoder',
             num_layers=3,
             layer_kinds=['intra', 'multi', 'intra'],
-            num_levels=3,
             layer_cfg=_attention_layer,
         )
     },
@@ -46,10 +45,8 @@ _options = {
             _delete_=True,
             type='SMCAConvEncoder',
             num_layers=3,
-            num_levels=3,
             layer_cfg=_attention_layer,
         ),
-        'model.decoder.strides': [16, 16, 32],
     },
     'deformable-encoder': {
         'model.encoder': dict(

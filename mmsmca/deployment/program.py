@@ -68,7 +68,7 @@ class DeployedSMCA(nn.Module):
         # A cell is content if its first pixel is, so padding does not change their number.
         masks = [
             _beyond(level.shape[-2:], sizes, stride)
-            for level, stride in zip(levels, model.neck_strides, strict=True)
+            for level, stride in zip(levels, model.strides, strict=True)
         ]
         encoded = model.forward_encoder(model.flatten_maps(levels, masks))
         decoder_inputs, _ = model.pre_decoder(**encoded)

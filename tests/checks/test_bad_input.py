@@ -131,9 +131,9 @@ VALUES = {
         ['cross_attn_cfg.implementation', "'folded'"],
     ),
     'strides of another backbone': (
-        {'model.decoder.strides': [32]},
+        {'model.strides': [32]},
         'train',
-        ['decoder.strides=[32]', '[16]', 'set it to these'],
+        ['model.strides=[32]', 'Set it to [16]'],
     ),
     'wrong position encoding': (
         {'model.positional_encoding.num_feats': 128},

@@ -413,9 +413,6 @@ def test_smca_dino_and_its_checkpoint_pass(dino_config: Config, root: Path, tmp_
 @pytest.mark.parametrize(
     ('changes', 'named'),
     [
-        ({'decoder.strides': [8, 16]}, ['decoder.strides', '[8, 16, 32]']),
-        ({'decoder.strides': [4, 8, 16]}, ['decoder.strides=[4, 8, 16]', '[8, 16, 32]']),
-        ({'encoder.num_levels': 4}, ['encoder.num_levels=4', '3']),
         ({'decoder.layer_cfg.cross_attn_cfg.num_heads': 5}, ['num_heads=5', 'embed_dims=128']),
         (
             {'decoder.layer_cfg.cross_attn_cfg.num_heads': 32},

@@ -33,7 +33,7 @@ def outputs(request, case, implementation):
     return dict(
         scores=scores,
         boxes=boxes,
-        centers=inputs['references'],
+        centers=inputs['references'][0],
         losses=losses,
         detections=detections,
         tolerance=TOLERANCE[dtype],

@@ -23,6 +23,7 @@ CLASSIFICATION = {
         dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         dict(type='FocalLossCost', weight=2.0),
     ),
+    'ghm': (dict(type='GHMC'), dict(type='FocalLossCost', weight=2.0)),
     'softmax': (
         dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         dict(type='ClassificationCost', weight=1.0),
@@ -50,6 +51,8 @@ def build(name, classification):
     loss, cost = CLASSIFICATION[classification]
     cfg.bbox_head.update(num_classes=CLASSES, train_cfg=cfg.train_cfg)
     cfg.bbox_head.loss_cls = loss
+    if classification == 'ghm':
+        cfg.bbox_head.loss_bbox = dict(type='GHMR')
     cfg.bbox_head.train_cfg.assigner.match_costs[0] = cost
     if name == 'smca-dino':
         cfg.bbox_head.update(share_pred_layer=False, num_pred_layer=LAYERS + 1, as_two_stage=True)
@@ -119,6 +122,16 @@ def test_proposals_and_denoising(classification, counts, groups, stages):
     arguments = *decoder, *encoder, objects(counts), METAS, meta if groups else None
     inputs = [x for x in (*decoder, *encoder) if x is not None]
     assert_same(head.loss_by_feat(*arguments), DINOHead.loss_by_feat(head, *arguments), inputs)
+
+
+def test_the_weight_of_no_object_is_detrs():
+    softmax = dict(type='CrossEntropyLoss', bg_cls_weight=0.1, use_sigmoid=False, class_weight=2.0)
+    ours, theirs = (
+        MODELS.build(dict(type=kind, num_classes=3, loss_cls=dict(softmax)))
+        for kind in ('SMCAHead', 'DETRHead')
+    )
+    assert ours.loss_cls.class_weight == theirs.loss_cls.class_weight.tolist()
+    assert ours.bg_cls_weight == theirs.bg_cls_weight == 0.1
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from mmdet.registry import MODELS
-from utils import FEW_QUERIES, ROOT, batch, build_detector, load_config, sample
+from utils import FEW_QUERIES, ROOT, batch, build_detector, load_config
 
 # Parts of a model with 256 channels, by hand.
 ATTENTION = 4 * (256 + 1) * 256
@@ -107,24 +107,6 @@ def test_more_boxes_than_queries(model):
     assert_finite(model.loss(images, samples))
 
 
-def test_padding_does_not_matter():
-    """An image in a padded batch gives what it gives alone, from the neck's maps on."""
-    model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL).double().eval()
-    sizes = [(96, 128), (64, 160)]  # multiples of the stride: maps can be cropped
-    torch.manual_seed(0)
-    maps = torch.randn(2, 256, 3, 5, dtype=torch.float64)
-    _, samples = batch(*sizes)
-    with torch.no_grad():
-        together = model.forward_transformer((maps,), samples)
-        scores, boxes = model.bbox_head(**together)
-        for i, (height, width) in enumerate(sizes):
-            crop = maps[i : i + 1, :, : height // 32, : width // 32]
-            alone = model.forward_transformer((crop,), [sample((height, width), (height, width))])
-            scores_alone, boxes_alone = model.bbox_head(**alone)
-            torch.testing.assert_close(scores[:, i : i + 1], scores_alone, rtol=0, atol=1e-5)
-            torch.testing.assert_close(boxes[:, i : i + 1], boxes_alone, rtol=0, atol=1e-6)
-
-
 def test_centers_follow_the_stride():
     """C5 and DC5 look at the same place of the image: half as many pixels, twice as many cells."""
     priors = {}
@@ -174,72 +156,86 @@ def test_position_encoding_is_the_references():
     assert torch.equal(encoding(mask), torch.cat(channels, 3).permute(0, 3, 1, 2))
 
 
-PRIOR = 'decoder.layer_cfg.spatial_prior_cfg'
-FOCAL = dict(type='FocalLoss', use_sigmoid=True)
-WRONG = {
-    'heads do not divide': (
-        {'decoder.layer_cfg.cross_attn_cfg.num_heads': 7},
-        ['num_heads=7', 'embed_dims=256'],
-    ),
-    'encoder heads': ({'encoder.layer_cfg.self_attn_cfg.num_heads': 0}, ['num_heads=0']),
-    'scale': (
-        {f'{PRIOR}.scale': 'gaussian'},
-        ['spatial_prior_cfg.scale', 'gaussian', 'fixed', 'isotropic', 'independent', 'covariance'],
-    ),
-    'beta zero': ({f'{PRIOR}.beta': 0.0}, ['spatial_prior_cfg.beta=0.0', 'positive']),
-    'beta negative': ({f'{PRIOR}.beta': -8}, ['spatial_prior_cfg.beta=-8', 'positive']),
-    'betas': ({f'{PRIOR}.beta': [8, 8]}, ['spatial_prior_cfg.beta', '1 levels']),
-    'stride': ({'decoder.strides': [16]}, ['decoder.strides=[16]', '[32]']),
-    'levels': ({'decoder.strides': [16, 32]}, ['decoder.strides=[16, 32]', '[32]']),
-    'no level': ({'decoder.strides': []}, ['decoder.strides=[]', 'positive stride']),
-    'one stride': ({'decoder.strides': 32}, ['decoder.strides=32', 'per level', '[32]']),
-    'stride in quotes': ({'decoder.strides': '32'}, ["decoder.strides='32'", '[32]']),
-    'no decoder layer': ({'decoder.num_layers': 0}, ['decoder.num_layers=0', 'at least 1']),
-    'no encoder layer': ({'encoder.num_layers': 0}, ['encoder.num_layers=0', 'at least 1']),
-    'half a layer': ({'encoder.num_layers': 1.5}, ['encoder.num_layers=1.5', 'integer']),
-    'no query': ({'num_queries': 0}, ['model.num_queries=0', 'at least 1']),
-    'beta in quotes': ({f'{PRIOR}.beta': '8'}, ["spatial_prior_cfg.beta='8'", 'positive']),
-    'heads of the prior': (
-        {f'{PRIOR}.num_heads': 4},
-        ['spatial_prior_cfg.num_heads=4', 'cross_attn_cfg', 'leave it out'],
-    ),
-    'dilated backbone': (
-        {'backbone.strides': (1, 2, 2, 1), 'backbone.dilations': (1, 1, 1, 2)},
-        ['decoder.strides=[32]', '[16]'],
-    ),
-    'implementation': (
-        {'decoder.layer_cfg.cross_attn_cfg.implementation': 'flash'},
-        ['cross_attn_cfg.implementation', 'flash', 'explicit', 'folded'],
-    ),
-    'position encoding': (
-        {'positional_encoding.num_feats': 64},
-        ['positional_encoding.num_feats=64', 'embed_dims=256'],
-    ),
-}
+CROSS_ATTENTION, PRIOR = 'decoder.layer_cfg.cross_attn_cfg', 'decoder.layer_cfg.spatial_prior_cfg'
+SINGLE = 'smca/smca_r50_8xb2-50e_coco.py'
+MULTI = 'smca/smca-multi-scale_r50_8xb1-50e_coco.py'
+CONV_ENCODER = 'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py'
+DINO = 'smca_dino/smca-dino_r50_8xb2-12e_coco.py'
+SCALES = "'fixed', 'isotropic', 'independent', 'covariance'"
+WRONG = [
+    (SINGLE, {f'{CROSS_ATTENTION}.num_heads': 7}, ['num_heads=7', 'embed_dims=256']),
+    (SINGLE, {'encoder.layer_cfg.self_attn_cfg.num_heads': 0}, ['num_heads=0']),
+    (SINGLE, {f'{PRIOR}.scale': 'gaussian'}, ["spatial_prior_cfg.scale='gaussian'", SCALES]),
+    (SINGLE, {f'{PRIOR}.beta': 0.0}, ['spatial_prior_cfg.beta=0.0', 'positive']),
+    (SINGLE, {f'{PRIOR}.beta': -8}, ['spatial_prior_cfg.beta=-8', 'positive']),
+    (SINGLE, {f'{PRIOR}.beta': '8'}, ["spatial_prior_cfg.beta='8'", 'positive']),
+    (SINGLE, {f'{PRIOR}.beta': [8, 8]}, ['spatial_prior_cfg.beta', '1 levels']),
+    (MULTI, {f'{PRIOR}.beta': [16.0, 8.0]}, ['beta=[16.0, 8.0]', '3 levels of model.strides']),
+    (SINGLE, {f'{PRIOR}.num_heads': 4}, ['spatial_prior_cfg.num_heads=4', 'leave it out']),
+    (SINGLE, {PRIOR: None}, ['spatial_prior_cfg=None']),
+    (SINGLE, {'strides': []}, ['model.strides=[]', 'positive stride']),
+    (SINGLE, {'strides': 32}, ['model.strides=32', 'per level', '[32]']),
+    (SINGLE, {'strides': '32'}, ["model.strides='32'", '[32]']),
+    (SINGLE, {'decoder.strides': [32]}, ['decoder.strides: leave it out', 'model.strides=[32]']),
+    (MULTI, {'encoder.num_levels': 4}, ['encoder.num_levels: leave it out']),
+    (CONV_ENCODER, {'strides': [16], f'{PRIOR}.beta': 8.0}, ['model.strides', 'at least 2', '1']),
+    (CONV_ENCODER, {'strides': [8, 16, 16, 32]}, ['SMCAConvEncoder', 'twice', '[8, 16, 16, 32]']),
+    (SINGLE, {'decoder.num_layers': 0}, ['decoder.num_layers=0', 'at least 1']),
+    (SINGLE, {'encoder.num_layers': 0}, ['encoder.num_layers=0', 'at least 1']),
+    (SINGLE, {'encoder.num_layers': 1.5}, ['encoder.num_layers=1.5', 'integer']),
+    (SINGLE, {'num_queries': 0}, ['model.num_queries=0', 'at least 1']),
+    (SINGLE, {f'{CROSS_ATTENTION}.implementation': 'flash'}, ["'flash'", "'explicit', 'folded'"]),
+    (MULTI, {f'{CROSS_ATTENTION}.scale_selection': 'softmax'}, ["='softmax'", "'uniform'"]),
+    (SINGLE, {'positional_encoding.num_feats': 64}, ['num_feats=64', 'embed_dims=256']),
+    (MULTI, {'encoder.layer_kinds': ['intra'] * 4 + ['all']}, ["'all'", "'intra', 'multi'"]),
+    (MULTI, {'encoder.num_layers': 6}, ['encoder.layer_kinds', 'encoder.num_layers=6']),
+    (MULTI, {'encoder.layer_kinds': []}, ['encoder.layer_kinds=[]', 'encoder.num_layers=5']),
+    (DINO, {f'{CROSS_ATTENTION}.num_heads': 5}, ['num_heads=5']),
+    (DINO, {f'{CROSS_ATTENTION}.num_heads': 32}, ['num_heads=32', '8 channels', 'takes 9']),
+    (DINO, {f'{PRIOR}.width': 0}, ['spatial_prior_cfg.width=0']),
+    (DINO, {f'{PRIOR}.floor': 0}, ['spatial_prior_cfg.floor=0']),
+    (DINO, {'decoder.start_levels': [0]}, ['decoder.start_levels=[0]']),
+    (DINO, {'decoder.start_levels': [0] * 5 + [4]}, ['decoder.start_levels=[0, 0, 0, 0, 0, 4]']),
+]
 
 
-@pytest.mark.parametrize('case', WRONG)
+@pytest.mark.parametrize('case', WRONG, ids=lambda case: str(case[1]))
 def test_wrong_config_value_is_named(case):
-    changes, words = WRONG[case]
-    cfg = load_config('smca/smca_r50_8xb2-50e_coco.py')
+    name, changes, words = case
+    cfg = load_config(name)
     cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
-    with pytest.raises(ValueError) as info:
+    with pytest.raises(ValueError) as info, torch.device('meta'):
         MODELS.build(cfg.model)
     for word in words:
         assert word in str(info.value)
 
 
-def test_backbone_that_rounds_down_is_told_from_other_strides():
-    model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL)
-    images, samples = batch((96, 130))
-    with pytest.raises(ValueError, match=r'rounds sizes down: set .*\.pad_size_divisor=32'):
-        model.forward_transformer((torch.randn(1, 256, 3, 4),), samples)
+@pytest.mark.parametrize(
+    ('strides', 'sides', 'words'),
+    [
+        ([32], [(3, 4)], ['rounds sizes down', 'pad_size_divisor=32']),
+        ([32], [(6, 9)], ['model.strides=[32]', 'Set it to [16]']),
+        ([16, 32], [(6, 9)], ['model.strides=[16, 32]', 'Set it to [16]']),
+        ([16, 32], [(12, 17), (6, 9)], ['model.strides=[16, 32]', 'Set it to [8, 16]']),
+        ([16], [(5, 3)], ['model.strides=[16]', 'maps of [(5, 3)], not [(6, 9)]']),
+    ],
+)
+def test_the_first_batch_names_wrong_strides(strides, sides, words):
+    """Of an image of 96 x 130 pixels, for maps as the neck gives them."""
+    with torch.device('meta'):
+        model = build_detector(SINGLE, dict(SMALL, strides=strides))
+    _, samples = batch((96, 130))
+    with pytest.raises(ValueError) as info:
+        model.pre_transformer(tuple(torch.randn(1, 256, *side) for side in sides), samples)
+    for word in words:
+        assert word in str(info.value)
 
 
 @pytest.mark.parametrize('max_per_img', [1000, 2])
 def test_few_queries_give_what_they_have(max_per_img: int):
     """MMDetection asks topk for more than there is."""
-    head = MODELS.build(dict(type='SMCAHead', num_classes=3, test_cfg={}, loss_cls=FOCAL))
+    focal = dict(type='FocalLoss', use_sigmoid=True)
+    head = MODELS.build(dict(type='SMCAHead', num_classes=3, test_cfg={}, loss_cls=focal))
     head.test_cfg = dict(max_per_img=max_per_img)
     scores, boxes = torch.randn(5, 3), torch.rand(5, 4)
     meta = dict(img_shape=(64, 64), scale_factor=(1.0, 1.0))
@@ -248,26 +244,3 @@ def test_few_queries_give_what_they_have(max_per_img: int):
     expected = scores.sigmoid().flatten().sort(descending=True).values[: len(found)]
     torch.testing.assert_close(found.scores, expected)
     assert head.test_cfg == dict(max_per_img=max_per_img)
-
-
-def test_strides_are_measured_whatever_the_backbone_is():
-    """RegNet, a ResNet to Python, has no stem of stride 4."""
-    cfg = load_config('small/smca-multi-scale_r18w16_1xb4-3ki_shapes192.py').model
-    cfg.backbone = dict(type='RegNet', arch='regnetx_400mf', out_indices=(1, 2, 3), init_cfg=None)
-    cfg.neck.in_channels = [64, 160, 384]
-    cfg.decoder.strides = [8, 16, 32]
-    model = MODELS.build(cfg)
-    assert list(model.neck_strides) == [8, 16, 32]
-    # The measurement changed nothing that is trained.
-    assert model.backbone.bn1.num_batches_tracked == 0
-    assert model.backbone.training and model.neck.training
-    cfg.decoder.strides = [16, 32, 64]
-    with pytest.raises(ValueError, match=r'\[16, 32, 64\] does not fit .*\[8, 16, 32\]'):
-        MODELS.build(cfg)
-
-
-def test_stride_of_another_backbone_is_checked_when_it_runs():
-    model = build_detector('smca/smca_r50_8xb2-50e_coco.py', SMALL)
-    images, samples = batch((96, 130))
-    with pytest.raises(ValueError, match=r'decoder.strides=\[32\] does not fit'):
-        model.forward_transformer((torch.randn(1, 256, 6, 9),), samples)

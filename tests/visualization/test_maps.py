@@ -100,7 +100,7 @@ def gates_of(model, inspection):
     """Factor of each level's Gaussians in the last layer, (M, Q, 1, 1) per level."""
     prior = inspection.calls[model.decoder.layers[-1].cross_attn].arguments['prior']
     if prior.gates is None:
-        return [1.0] * len(model.decoder.strides)
+        return [1.0] * len(model.strides)
     return prior.gates[0, :, QUERIES, :, None, None].exp().unbind(2)
 
 
@@ -158,7 +158,7 @@ def test_offsets_and_widths_are_the_priors_in_cells(modulated):
     prior = inspection.maps(QUERIES).prior
     betas = model.decoder.layers[-1].spatial_prior.betas
     for level, expected in enumerate(given):
-        stride, scales = model.decoder.strides[level], prior.widths[level]
+        stride, scales = model.strides[level], prior.widths[level]
         torch.testing.assert_close(
             scales.square() / betas[level], expected.precisions[0, :, QUERIES]
         )

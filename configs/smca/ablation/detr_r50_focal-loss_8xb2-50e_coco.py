@@ -1,5 +1,7 @@
 _base_ = '../smca_r50_8xb2-50e_coco.py'
 
+# DETR has no such argument.
+_base_.model.pop('strides')
 # The paper's baseline: DETR with SMCA's losses and recipe, that is, without the spatial prior.
 model = dict(
     type='DETR',

@@ -7,7 +7,7 @@ model = dict(
         type='SMCADeformableEncoder',
         num_layers=6,
         layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=256, num_levels=4, dropout=0.0),
+            self_attn_cfg=dict(embed_dims=256, dropout=0.0),
             ffn_cfg=dict(embed_dims=256, feedforward_channels=2048, ffn_drop=0.0),
         ),
     )

@@ -4,7 +4,7 @@ MMDetection's heads match and compute the losses of one decoder layer and one im
 in DINO, that is half of all operations of a training step. On a GPU, launching operations takes
 longer than computing them unless the batch is large. Here, the losses are the same, but the
 matching costs of an image are computed for all layers together, the matcher waits for the GPU once,
-and each loss is one call.
+and each of the usual losses is one call.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmdet.models.losses import QualityFocalLoss
+from mmdet.models.losses import (
+    CrossEntropyLoss,
+    FocalLoss,
+    GIoULoss,
+    L1Loss,
+    QualityFocalLoss,
+)
 from mmdet.models.task_modules import HungarianAssigner
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps, bbox_xyxy_to_cxcywh
 from mmdet.utils import InstanceList, reduce_mean
@@ -22,6 +28,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from mmsmca.errors import ConfigError, DivergedError
+
+# Losses that are sums over predictions, so one call computes all layers. Others, such as GHMC,
+# whose weights depend on all of its input, are called for every layer, as in MMDetection's heads.
+SUMS = (CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss, QualityFocalLoss)
 
 
 class Targets(NamedTuple):
@@ -46,8 +56,9 @@ class LayerLosses:
     """Mixin, placed before an MMDetection DETR head: the losses of all decoder layers at once.
 
     Losses, matching costs and their names are the head's; its ``loss_by_feat_single`` and
-    ``get_targets`` are not called. Where training diverged is reported; MMDetection's heads fail
-    with "matrix contains invalid numeric entries".
+    ``get_targets`` are not called. ``loss_cls`` may have DETR's ``bg_cls_weight`` and a number as
+    ``class_weight``. If training diverges, the error names the step and the learning rate;
+    MMDetection's heads fail with "matrix contains invalid numeric entries".
 
     Raises:
         ConfigError: If ``train_cfg.assigner`` is not a ``HungarianAssigner``, whose costs are used.
@@ -61,8 +72,15 @@ class LayerLosses:
     bg_cls_weight: float
     sync_cls_avg_factor: bool
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, loss_cls: dict, **kwargs) -> None:
+        background = loss_cls.get('bg_cls_weight')
+        if background is not None:  # MMDetection's DETRHead reads it in no subclass.
+            weights = [loss_cls.get('class_weight', 1.0)] * kwargs['num_classes'] + [background]
+            loss_cls = dict(loss_cls, class_weight=weights)
+            del loss_cls['bg_cls_weight']
+        super().__init__(*args, loss_cls=loss_cls, **kwargs)  # type: ignore[call-arg]
+        if background is not None:
+            self.bg_cls_weight = background
         kind = type(getattr(self, 'assigner', None))  # A head that only predicts has none.
         if kind not in (HungarianAssigner, type(None)):
             raise ConfigError(
@@ -165,35 +183,30 @@ class LayerLosses:
         """
         layers, batch, queries = scores.shape[:3]
         positives = len(targets.matched) // layers
-        of_class = layer_sums(self._classification(scores, boxes, targets), layers)
+        predicted, wanted = boxes.flatten(0, 2)[targets.matched], targets.boxes.to(boxes.dtype)
+        labels = [targets.labels.flatten()]
+        if isinstance(self.loss_cls, QualityFocalLoss):
+            corners = (bbox_cxcywh_to_xyxy(x) for x in (predicted.detach(), wanted))
+            quality = bbox_overlaps(*corners, is_aligned=True).to(scores.dtype)
+            labels.append(scores.new_zeros(len(labels[0])).index_put((targets.matched,), quality))
         count = positives + self.bg_cls_weight * targets.negatives
-        of_class = of_class / self._mean_over_processes(scores, count, self.sync_cls_avg_factor)
+        divisor = self._mean_over_processes(scores, count, self.sync_cls_avg_factor)
+        of_class = by_layer(self.loss_cls, scores.flatten(0, 2), labels, divisor, layers)
+        divisor = self._mean_over_processes(boxes, positives, True)
         if positives:
             sizes = image_sizes(boxes, metas)[targets.matched // queries % batch]
-            found, wanted = boxes.flatten(0, 2)[targets.matched], targets.boxes.to(boxes.dtype)
-            corners = [bbox_cxcywh_to_xyxy(x) * sizes for x in (found, wanted)]
-            of_box = layer_sums(self.loss_bbox(found, wanted, reduction_override='none'), layers)
-            of_iou = layer_sums(self.loss_iou(*corners, reduction_override='none'), layers)
+            corners, of_objects = (bbox_cxcywh_to_xyxy(x) * sizes for x in (predicted, wanted))
+            of_box = by_layer(self.loss_bbox, predicted, [wanted], divisor, layers)
+            of_iou = by_layer(self.loss_iou, corners, [of_objects], divisor, layers)
         else:  # Distributed training waits for the gradient of every parameter.
             of_box = of_iou = boxes.flatten(1).sum(1) * 0
-        divisor = self._mean_over_processes(boxes, positives, True)
-        losses = dict(loss_cls=of_class, loss_bbox=of_box / divisor, loss_iou=of_iou / divisor)
-        return {
-            f'{layer}{prefix}{name}': of_layer
-            for layer, place in [('', -1), *((f'd{i}.', i) for i in range(layers - 1))]
-            for name, of_layers in losses.items()
-            for of_layer in (of_layers[place],)
-        }
-
-    def _classification(self, scores: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """Classification loss of every prediction, (layers * B * Q,) or with classes as well."""
-        target: Any = targets.labels.flatten()
-        if isinstance(self.loss_cls, QualityFocalLoss):
-            found = boxes.detach().flatten(0, 2)[targets.matched]
-            corners = (bbox_cxcywh_to_xyxy(x) for x in (found, targets.boxes.to(found.dtype)))
-            quality = bbox_overlaps(*corners, is_aligned=True)
-            target = target, scores.new_zeros(len(target)).index_put((targets.matched,), quality)
-        return self.loss_cls(scores.flatten(0, 2), target, reduction_override='none')
+        losses = {}
+        for layer in (layers - 1, *range(layers - 1)):
+            name = prefix if layer == layers - 1 else f'd{layer}.{prefix}'
+            losses[f'{name}loss_cls'] = of_class[layer]
+            losses[f'{name}loss_bbox'] = of_box[layer]
+            losses[f'{name}loss_iou'] = of_iou[layer]
+        return losses
 
     @staticmethod
     def _mean_over_processes(like: Tensor, count: float, synchronized: bool) -> Tensor:
@@ -202,9 +215,30 @@ class LayerLosses:
         return (reduce_mean(mean) if synchronized else mean).clamp(min=1)
 
 
-def layer_sums(loss: Tensor, layers: int) -> Tensor:
-    """Sum the losses of single predictions over every layer, (layers,)."""
-    return loss.reshape(layers, loss.numel() // layers).sum(1)
+def by_layer(
+    loss: nn.Module, predicted: Tensor, targets: list[Tensor], divisor: Tensor, layers: int
+) -> Tensor:
+    """Compute a loss of every layer, (layers,).
+
+    Args:
+        loss: One of MMDetection's losses.
+        predicted: Predictions of all layers, one layer after the other, (N, ...).
+        targets: What they should be, and the quality if the loss takes one, (N, ...) each.
+        divisor: Divisor of the sum over a layer.
+        layers: Number of layers.
+    """
+
+    def joined(targets: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        return targets[0] if len(targets) == 1 else tuple(targets)
+
+    if type(loss) in SUMS:
+        single = loss(predicted, joined(targets), reduction_override='none')
+        return single.reshape(layers, single.numel() // layers).sum(1) / divisor
+    weight = predicted.new_ones(len(predicted) // layers, *targets[0].shape[1:])
+    parts = zip(*(x.chunk(layers) for x in (predicted, *targets)), strict=True)
+    return torch.stack(
+        [loss(x, joined(wanted), weight, avg_factor=divisor.item()) for x, *wanted in parts]
+    )
 
 
 def image_sizes(like: Tensor, metas: Sequence[dict]) -> Tensor:

@@ -25,8 +25,8 @@ class SMCAHead(LayerLosses, FewQueries, ConditionalDETRHead):
 
         Args:
             hidden_states: Outputs of the decoder layers, (layers, B, Q, C).
-            references: Logits of the queries' centres (x, y), (B, Q, 2), or one set per layer,
-                (layers, B, Q, 2).
+            references: Logits of the queries' centres (x, y), (layers, B, Q, 2). Prediction passes
+                the last of the hidden states, and all references.
 
         Returns:
             Class logits, (layers, B, Q, classes), and boxes (cx, cy, w, h) in [0, 1] of the image
@@ -37,9 +37,8 @@ class SMCAHead(LayerLosses, FewQueries, ConditionalDETRHead):
         with torch.autocast(hidden_states.device.type, enabled=False):
             hidden_states = hidden_states.type_as(self.fc_cls.weight)
             boxes = at_least_float32(self.regress(hidden_states))
-            if references.dim() == 4:  # Prediction passes the last layer only.
-                references = references[-len(hidden_states) :]
-            boxes = torch.cat((boxes[..., :2] + references, boxes[..., 2:]), dim=-1)
+            centers = boxes[..., :2] + references[-len(hidden_states) :]
+            boxes = torch.cat((centers, boxes[..., 2:]), dim=-1)
             return at_least_float32(self.fc_cls(hidden_states)), boxes.sigmoid()
 
     def regress(self, hidden_states: Tensor) -> Tensor:

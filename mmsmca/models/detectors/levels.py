@@ -1,7 +1,7 @@
 """Feature levels between neck and decoder, shared by the detectors of SMCA and SMCA-DINO."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
@@ -11,41 +11,58 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
+from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.memory import Memory, flatten_levels
 from mmsmca.models.layers.precision import at_least_float32
-from mmsmca.models.layers.values import check_count
+from mmsmca.models.layers.values import check_count, check_strides
 
 
 class LevelDetector(DetectionTransformer):
     """Mixin, placed before an MMDetection DETR, that makes each map of the neck a feature level.
 
-    The encoder and the decoder are built from the registry; ``decoder.strides`` lists the strides
-    of the encoded levels.
+    The encoder and the decoder are built from the registry, for as many levels as there are
+    strides.
+
+    Args:
+        args: Positional arguments of MMDetection's detector.
+        strides: Strides of the neck's maps, in pixels. The first batch is checked against them.
+        kwargs: Keyword arguments of MMDetection's detector.
 
     Attributes:
+        BASE: MMDetection's detector.
         ENCODER: Default of ``encoder.type``.
         DECODER: Default of ``decoder.type``.
         EMBEDS_ONE_LEVEL: Whether to learn a level embedding even for a single level.
-        neck_strides: Strides of the neck's maps, in pixels.
+
+    Raises:
+        ValueError: If there is no query, ``strides`` does not list positive integers or does not
+            suit the encoder, or the position encoding does not fit the channels.
     """
 
+    BASE: type[DetectionTransformer]
     ENCODER: str
     DECODER: str
     EMBEDS_ONE_LEVEL = False
 
-    def _init_layers(self) -> None:
-        """Build the modules between the neck and the head.
+    def __init__(self, *args, strides: Sequence[int], **kwargs) -> None:
+        # Before the first large tensors start PyTorch's threads, which inherit the setting.
+        flush_denormals()
+        self.strides = check_strides(strides)
+        self.BASE.__init__(self, *args, **kwargs)
 
-        Raises:
-            ValueError: If there is no query, or if the position encoding does not fit the channels
-                or ``decoder.strides`` does not fit the maps of the backbone and the neck.
-        """
+    def _init_layers(self) -> None:
+        """Build the modules between the neck and the head."""
         check_count('model.num_queries', self.num_queries)
         # MMDetection uses these attributes for the configs first, then for the modules.
         encoding, encoder, decoder = self.positional_encoding, self.encoder, self.decoder  # type: ignore[has-type]
+        for key, cfg in (('encoder.num_levels', encoder), ('decoder.strides', decoder)):
+            if key.split('.')[1] in cfg:
+                raise ValueError(f'{key}: leave it out; model.strides={list(self.strides)} says it')
         self.positional_encoding = SinePositionalEncoding(**encoding)
-        self.encoder = MODELS.build({'type': self.ENCODER, **encoder})
-        self.decoder = MODELS.build({'type': self.DECODER, **decoder})
+        num_levels = len(self.strides)
+        self.encoder = MODELS.build({'type': self.ENCODER, 'num_levels': num_levels, **encoder})
+        strides = self.encoder.output_strides(self.strides)
+        self.decoder = MODELS.build({'type': self.DECODER, 'strides': strides, **decoder})
         self.embed_dims = self.encoder.embed_dims
         num_feats = self.positional_encoding.num_feats
         if num_feats * 2 != self.embed_dims:
@@ -54,10 +71,8 @@ class LevelDetector(DetectionTransformer):
                 f"encoder's embed_dims={self.embed_dims}"
             )
         self.query_embedding = nn.Embedding(self.num_queries, self.embed_dims)
-        num_levels = len(self.decoder.strides)
         if num_levels > 1 or self.EMBEDS_ONE_LEVEL:
             self.level_embed = nn.Parameter(torch.randn(num_levels, self.embed_dims))
-        self.neck_strides = neck_strides(self)
 
     def init_weights(self) -> None:
         """Initialise like MMDetection's DETRs (Xavier), with a few exceptions.
@@ -97,10 +112,10 @@ class LevelDetector(DetectionTransformer):
         padded_size = tuple(batch_data_samples[0].batch_input_shape)
         sizes = [sample.img_shape[:2] for sample in batch_data_samples]
         shapes = [(x.shape[-2], x.shape[-1]) for x in img_feats]
-        _check_level_shapes(shapes, padded_size, self.neck_strides)
+        _check_maps(shapes, padded_size, self.strides)
         like = self.query_embedding.weight
         masks = []
-        for shape, stride in zip(shapes, self.neck_strides, strict=True):
+        for shape, stride in zip(shapes, self.strides, strict=True):
             mask = like.new_ones((len(sizes), *shape), dtype=torch.bool)
             for i, (h, w) in enumerate(sizes):
                 # As many cells as without padding. Interpolating a pixel mask, as DETR does, often
@@ -141,64 +156,26 @@ class LevelDetector(DetectionTransformer):
         return dict(memory=self.encoder(memory))
 
 
-def neck_strides(detector: DetectionTransformer) -> Sequence[int]:
-    """Derive the strides of the neck's maps from those of the encoded levels.
-
-    Args:
-        detector: A built detector, whose ``decoder.strides`` are the configured strides of the
-            encoded levels, in pixels.
-
-    Returns:
-        One stride per map of the neck.
-
-    Raises:
-        ValueError: If the configured strides do not fit the maps of the backbone and the neck.
-    """
-    encoder, strides = detector.encoder, detector.decoder.strides
-    given = _measured_strides(detector, side=max(128, 4 * max(strides)))
-    if given is not None:
-        encoded = encoder.output_strides(given)
-        if tuple(encoded) != tuple(strides):
-            raise ValueError(
-                f'decoder.strides={list(strides)} does not fit the encoded levels, '
-                f'which have strides {encoded}: set it to these'
-            )
-    return encoder.input_strides(strides)
-
-
-def _measured_strides(detector: DetectionTransformer, side: int) -> list[int] | None:
-    """Measure the strides of the maps on an image of zeros; None if the forward pass fails."""
-    modules = list(detector.modules())
-    modes = [module.training for module in modules]
-    try:
-        # In training mode, batch norm would update its statistics.
-        for module in modules:
-            module.training = False
-        with torch.no_grad():
-            maps = detector.extract_feat(torch.zeros(1, 3, side, side))
-        return [round(side / x.shape[-1]) for x in maps]
-    except Exception:  # the first real image will show what is wrong
-        return None
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-def _check_level_shapes(
-    level_shapes: Sequence[tuple[int, int]], padded_size: tuple[int, int], strides: Sequence[int]
+def _check_maps(
+    shapes: Sequence[tuple[int, int]], padded_size: tuple[int, int], strides: Sequence[int]
 ) -> None:
-    exact = [tuple(side / stride for side in padded_size) for stride in strides]
-    expected = [tuple(map(math.ceil, sides)) for sides in exact]
-    if level_shapes == expected:
+    """Raise a ValueError if the neck's maps do not have the configured strides."""
+
+    def expected(strides: Sequence[int], rounded: Callable = math.ceil) -> list[tuple[int, int]]:
+        return [(rounded(padded_size[0] / s), rounded(padded_size[1] / s)) for s in strides]
+
+    if shapes == expected(strides):
         return
     remedy = ''
-    if level_shapes == [tuple(map(math.floor, sides)) for sides in exact]:
+    measured = [2 ** round(math.log2(max(padded_size) / max(shape))) for shape in shapes]
+    if shapes == expected(strides, math.floor):
         remedy = (
             '. The backbone rounds sizes down: set '
             f'model.data_preprocessor.pad_size_divisor={math.lcm(*strides)}'
         )
+    elif shapes == expected(measured):
+        remedy = f'. Set it to {measured}'
     raise ValueError(
-        f'decoder.strides={list(strides)} does not fit the neck: for an '
-        f'image of {padded_size[0]} x {padded_size[1]} pixels it gave maps of '
-        f'{level_shapes}, not {expected}{remedy}'
+        f'model.strides={list(strides)} does not fit the neck: for an image of {padded_size[0]} x '
+        f'{padded_size[1]} pixels it gave maps of {shapes}, not {expected(strides)}{remedy}'
     )

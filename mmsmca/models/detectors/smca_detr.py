@@ -3,7 +3,6 @@
 from mmdet.models.detectors import DETR
 from mmdet.registry import MODELS
 
-from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.memory import Memory
 
 from .levels import LevelDetector
@@ -14,22 +13,14 @@ class SMCADETR(LevelDetector, DETR):
     """Fast Convergence of DETR with Spatially Modulated Co-Attention, arXiv:2101.07448.
 
     MMDetection's :class:`DETR` with the encoder and the decoder built from the registry (``type``
-    defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level, and
-    ``decoder.strides`` lists the strides of the encoded levels. Building a detector makes the CPU
-    flush denormal numbers to zero (:mod:`mmsmca.denormals`).
-
-    Raises:
-        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` does
-            not fit the maps of the backbone and the neck.
+    defaults to ``SMCAEncoder`` and ``SMCADecoder``). Every map of the neck is a feature level;
+    ``strides`` lists their strides, in pixels. Building a detector makes the CPU flush denormal
+    numbers to zero (:mod:`mmsmca.denormals`). Arguments are those of :class:`.LevelDetector`.
     """
 
+    BASE = DETR
     ENCODER = 'SMCAEncoder'
     DECODER = 'SMCADecoder'
-
-    def __init__(self, *args, **kwargs) -> None:
-        # Before the first large tensors start PyTorch's threads, which inherit the setting.
-        flush_denormals()
-        super().__init__(*args, **kwargs)
 
     def pre_decoder(self, memory: Memory) -> tuple[dict, dict]:
         """Add the queries to the encoded levels.
@@ -45,7 +36,7 @@ class SMCADETR(LevelDetector, DETR):
 
         Returns:
             Arguments of the head: ``hidden_states``, (layers, B, Q, C), and ``references``, the
-            logits of the centres, (B, Q, 2) or (layers, B, Q, 2).
+            logits of the centres, (layers, B, Q, 2).
         """
         hidden_states, references = self.decoder(**decoder_inputs, regress=self.bbox_head.regress)
         return dict(hidden_states=hidden_states, references=references)

@@ -10,7 +10,6 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from mmsmca.denormals import flush_denormals
 from mmsmca.models.layers.attention import cell_coordinates
 from mmsmca.models.layers.memory import Memory, padding_maps
 from mmsmca.models.layers.precision import at_least_float32
@@ -36,9 +35,8 @@ class SMCADINO(LevelDetector, DINO):
 
     MMDetection's :class:`DINO` (arXiv:2203.03605) with its query selection, denoising and head; the
     encoder and the decoder are built from the registry (``type`` defaults to ``SMCAHybridEncoder``
-    and ``SMCADINODecoder``). Every map of the neck is a feature level, and ``decoder.strides``
-    lists the strides of the encoded levels. Building a detector makes the CPU flush denormal
-    numbers to zero (:mod:`mmsmca.denormals`).
+    and ``SMCADINODecoder``). Every map of the neck is a feature level. Building a detector makes
+    the CPU flush denormal numbers to zero (:mod:`mmsmca.denormals`).
 
     Args:
         as_two_stage: Whether queries start from the encoder's best proposals; otherwise from
@@ -46,13 +44,10 @@ class SMCADINO(LevelDetector, DINO):
         dn_cfg: Config of the denoising, see ``CdnQueryGenerator``. Defaults to None: no denoising,
             which requires the head ``SMCADINOHead``.
         args: Positional arguments of MMDetection's ``DeformableDETR``.
-        kwargs: Its keyword arguments.
-
-    Raises:
-        ValueError: If the position encoding does not fit the channels, or ``decoder.strides`` does
-            not fit the maps of the backbone and the neck.
+        kwargs: Its keyword arguments, and ``strides``, as in :class:`.LevelDetector`.
     """
 
+    BASE = DeformableDETR  # DINO's constructor requires two stages and denoising.
     ENCODER = 'SMCAHybridEncoder'
     DECODER = 'SMCADINODecoder'
     EMBEDS_ONE_LEVEL = True
@@ -60,10 +55,7 @@ class SMCADINO(LevelDetector, DINO):
     def __init__(
         self, *args, as_two_stage: bool = True, dn_cfg: dict | None = None, **kwargs
     ) -> None:
-        # Before the first large tensors start PyTorch's threads, which inherit the setting.
-        flush_denormals()
-        # DINO's constructor requires two stages and denoising.
-        DeformableDETR.__init__(self, *args, as_two_stage=as_two_stage, **kwargs)
+        super().__init__(*args, as_two_stage=as_two_stage, **kwargs)
         self.dn_query_generator = (
             NoDenoising()
             if dn_cfg is None

@@ -153,13 +153,11 @@ class SMCAConvEncoder(LevelEncoder):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         check_count('encoder.num_layers', num_layers)
-        check_count('encoder.num_levels', num_levels, least=0)
         if num_levels < 2:
             raise ValueError(
-                f'encoder.num_levels={num_levels} must be at least 2 for SMCAConvEncoder, '
-                'whose first output level has the shape of the second'
+                f'model.strides must list at least 2 levels for SMCAConvEncoder, not {num_levels}: '
+                'its first output level has the shape of the second'
             )
-        self.num_levels = num_levels
         attention = layer_cfg['self_attn_cfg']
         self.embed_dims = attention['embed_dims']
         self.layers = ModuleList(
@@ -174,10 +172,6 @@ class SMCAConvEncoder(LevelEncoder):
         """Strides of the encoded levels, given those of the neck's maps: the first is doubled."""
         first, *others = super().output_strides(strides)
         return [first * 2, *others]
-
-    def input_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the neck's maps, given those of the encoded levels: the first is halved."""
-        return [strides[0] // 2, *strides[1:]]
 
     def forward(self, memory: Memory) -> Memory:
         """Encode the tokens of all levels; see :meth:`.encoder.SMCAEncoder.forward`.

@@ -119,7 +119,7 @@ class SMCADecoder(ModulatedDecoder):
 
         Returns:
             The layers' normalised outputs, (layers, B, Q, C), and the logits of the centres that
-            boxes are relative to, (B, Q, 2), or with ``refine`` (layers, B, Q, 2).
+            their boxes are relative to, (layers, B, Q, 2).
         """
         # The first layer computes them again: a norm costs less than an argument of every layer.
         features = self.layers[0].spatial_prior.features(query, query_pos)
@@ -136,6 +136,4 @@ class SMCADecoder(ModulatedDecoder):
             all_references.append(references)
             if regress is not None and self.refine:
                 references = (references + regress(hidden_states[-1])[..., :2]).detach()
-        if not self.refine:
-            return torch.stack(hidden_states), references
         return torch.stack(hidden_states), torch.stack(all_references)

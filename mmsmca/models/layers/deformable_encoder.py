@@ -15,19 +15,22 @@ from .values import check_count
 class SMCADeformableEncoder(LevelEncoder, DeformableDetrTransformerEncoder):
     """MMDetection's Deformable DETR encoder with the interface of SMCA's encoders.
 
-    Configuration keys, weights and result are those of ``DeformableDetrTransformerEncoder``; the
-    number of levels is ``layer_cfg.self_attn_cfg.num_levels``.
+    Configuration keys, weights and result are those of ``DeformableDetrTransformerEncoder``.
+
+    Args:
+        num_layers: Number of layers.
+        layer_cfg: Arguments of every ``DeformableDetrTransformerEncoderLayer``.
+        num_levels: Number of levels, of the detector's ``strides``.
+        kwargs: Other arguments of ``DeformableDetrTransformerEncoder``.
 
     Raises:
         ValueError: If there is no layer.
     """
 
-    NUM_LEVELS_KEY = 'encoder.layer_cfg.self_attn_cfg.num_levels'
-
-    def __init__(self, num_layers: int, layer_cfg: dict, **kwargs) -> None:
+    def __init__(self, num_layers: int, layer_cfg: dict, num_levels: int, **kwargs) -> None:
         check_count('encoder.num_layers', num_layers)
-        super().__init__(num_layers, layer_cfg, **kwargs)
-        self.num_levels = self.layers[0].self_attn.num_levels
+        attention = dict(layer_cfg['self_attn_cfg'], num_levels=num_levels)
+        super().__init__(num_layers, dict(layer_cfg, self_attn_cfg=attention), **kwargs)
 
     def forward(self, memory: Memory) -> Memory:
         """Encode the tokens of all levels; see :meth:`.encoder.SMCAEncoder.forward`."""

@@ -21,37 +21,23 @@ class LevelEncoder(BaseModule):
     """Interface that detectors expect of every encoder; subclasses implement the encoding.
 
     Attributes:
-        num_levels: Number of levels that the encoder expects.
-        NUM_LEVELS_KEY: Config key of ``num_levels``, for messages.
         DOUBLING: Whether every level must have twice the stride of the one before.
     """
 
-    num_levels: int
-    NUM_LEVELS_KEY = 'encoder.num_levels'
     DOUBLING = False
 
     def output_strides(self, strides: Sequence[int]) -> list[int]:
         """Strides of the encoded levels, given those of the neck's maps: the same.
 
         Raises:
-            ValueError: If there are not ``num_levels`` strides, or if they have to double from
-                level to level (``DOUBLING``) and do not.
+            ValueError: If they have to double from level to level (``DOUBLING``) and do not.
         """
-        if self.num_levels != len(strides):
-            raise ValueError(
-                f'{self.NUM_LEVELS_KEY}={self.num_levels} does not fit the neck, which outputs '
-                f'{len(strides)} levels with strides {list(strides)}: set it to {len(strides)}'
-            )
         if self.DOUBLING and any(fine * 2 != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(
                 f'encoder.type={type(self).__name__} needs each level to have twice the stride of '
-                f'the one before, but the neck outputs strides {list(strides)}: see '
-                'backbone.strides and out_indices'
+                f'the one before, but model.strides={list(strides)}: choose another encoder, or '
+                'other levels by backbone.out_indices'
             )
-        return list(strides)
-
-    def input_strides(self, strides: Sequence[int]) -> list[int]:
-        """Strides of the neck's maps, given those of the encoded levels: the same."""
         return list(strides)
 
 
@@ -137,7 +123,7 @@ class SMCAEncoder(LevelEncoder):
         layer_cfg: Arguments of every :class:`SMCAEncoderLayer`.
         layer_kinds: ``intra`` (each level attends to itself) or ``multi`` (all cells attend to
             all), one per layer. Defaults to ``intra`` everywhere.
-        num_levels: Number of levels. Defaults to 1.
+        num_levels: Number of levels, of the detector's ``strides``. Defaults to 1.
         share_attention: Whether the levels share an intra-scale layer's attention parameters.
             Defaults to True.
         share_ffn: Whether the levels share an intra-scale layer's FFN. Defaults to True.
@@ -167,7 +153,6 @@ class SMCAEncoder(LevelEncoder):
                 f'encoder.layer_kinds={layer_kinds} must list one of {list(LAYER_KINDS)} for '
                 f'each of the encoder.num_layers={num_layers} layers'
             )
-        self.num_levels = num_levels
         self.layers = ModuleList()
         for kind in self.layer_kinds:
             groups = num_levels if kind == 'intra' else 1

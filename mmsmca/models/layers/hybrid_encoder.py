@@ -105,7 +105,6 @@ class SMCAHybridEncoder(LevelEncoder):
         check_count('encoder.num_levels', num_levels)
         check_count('encoder.num_layers', num_layers)
         check_count('encoder.num_convs', num_convs, least=0)
-        self.num_levels = num_levels
         self.layers = ModuleList(SMCAEncoderLayer(**layer_cfg) for _ in range(num_layers))
         self.embed_dims = channels = self.layers[0].embed_dims
         steps = range(num_levels - 1)

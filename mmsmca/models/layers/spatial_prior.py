@@ -61,7 +61,7 @@ class SpatialPrior(BaseModule):
         if len(betas) != len(strides):
             raise ValueError(
                 f'spatial_prior_cfg.beta={beta} must be a positive number, or one for each of '
-                f'the {len(strides)} levels of decoder.strides'
+                f'the {len(strides)} levels of model.strides'
             )
         for value in betas:
             check_positive('spatial_prior_cfg.beta', value)

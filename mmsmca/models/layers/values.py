@@ -45,7 +45,7 @@ def check_heads(embed_dims: Any, num_heads: Any, where: str = '') -> None:
 
 
 def check_strides(strides: Any) -> tuple[int, ...]:
-    """Check ``decoder.strides``.
+    """Check ``model.strides``.
 
     Args:
         strides: The configured value.
@@ -59,7 +59,7 @@ def check_strides(strides: Any) -> tuple[int, ...]:
     listed = isinstance(strides, Sequence) and not isinstance(strides, str) and len(strides) > 0
     if not listed or any(not isinstance(s, Integral) or s <= 0 for s in strides):
         raise ValueError(
-            f'decoder.strides={strides!r} must list a positive stride per level, in pixels: '
+            f'model.strides={strides!r} must list a positive stride per level, in pixels: '
             '[32] for a single level'
         )
     return tuple(strides)
