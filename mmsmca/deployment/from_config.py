@@ -2,7 +2,6 @@
 
 import copy
 import textwrap
-from collections.abc import Iterator
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
@@ -13,6 +12,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmsmca.checkpoints import safe_globals
+from mmsmca.checks.config import walk
 from mmsmca.errors import DataError, one_line
 from mmsmca.models import SMCADETR, SMCADINO
 
@@ -55,7 +55,7 @@ def load_model(cfg: Config) -> tuple[SMCADETR | SMCADINO, dict]:
         model.init_weights()
     dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
     if not isinstance(dataset_meta, dict):  # as in converted checkpoints
-        _, dataset = next(data_sets(cfg.test_dataloader, 'test_dataloader'))
+        *_, (_, dataset) = data_sets(cfg.test_dataloader, 'test_dataloader')
         dataset_meta = DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo
     return model.eval(), dict(classes=list(dataset_meta['classes']), scale=scale)
 
@@ -74,22 +74,13 @@ def _load_weights(model: nn.Module, path: str) -> dict:
         ) from error
 
 
-def data_sets(node: dict | list | None, key: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Yield every data set with a pipeline at or below a config node, the innermost first.
-
-    Args:
-        node: The config node.
-        key: Its key, for example ``test_dataloader.dataset``.
-
-    Yields:
-        Keys and data sets, among them wrappers with a pipeline of their own.
-    """
-    inside = node.items() if isinstance(node, dict) else enumerate(node or [])
-    for name, each in inside:
-        if isinstance(each, dict | list) and name != 'pipeline':
-            yield from data_sets(each, f'{key}.{name}')
-    if isinstance(node, dict) and 'pipeline' in node:
-        yield key, node
+def data_sets(loader: ConfigDict | None, key: str) -> list[tuple[str, ConfigDict]]:
+    """Keys and configs of all data sets of a data loader that have a pipeline, wrappers first."""
+    return [
+        (where, node)
+        for where, node in walk(loader, key)
+        if isinstance(node, dict) and 'pipeline' in node
+    ]
 
 
 def image_scale(cfg: Config) -> list[int]:
@@ -162,8 +153,8 @@ def calibration_images(cfg: Config, count: int) -> list[np.ndarray]:
     Raises:
         DataError: If the images cannot be loaded.
     """
-    (_, source), (_, test) = (
-        next(data_sets(cfg[loader], loader)) for loader in ('train_dataloader', 'test_dataloader')
+    (*_, (_, source)), (*_, (_, test)) = (
+        data_sets(cfg[loader], loader) for loader in ('train_dataloader', 'test_dataloader')
     )
     source = dict(copy.deepcopy(source), pipeline=test.pipeline)
     try:
