@@ -262,11 +262,11 @@ def _check_same_images(
         if os.path.basename(images[i][0]) != os.path.basename(file.images[i][0])
     ]
     if lacking or renamed:
+        problem = 'does not have' if lacking else 'has other images with the ids of'
+        ids = sorted(lacking or renamed, key=str)
         raise DataError(
-            f'{where} does not have {len(lacking)} of the images of {dataset_key}, and other '
-            f'images have the ids of {len(renamed)} (ids '
-            f'{shorten(sorted(lacking or renamed, key=str))}). Set it to that of the data set, '
-            f'{ann_file}.'
+            f'{where} {problem} {len(ids)} of the images of {dataset_key} (ids {shorten(ids)}). '
+            f'Set it to that of the data set, {ann_file}.'
         )
 
 
