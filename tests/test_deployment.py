@@ -40,11 +40,11 @@ DINO = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 
 def tiny(num_levels: int, encoder: dict, cross_attn: dict, prior: dict) -> dict:
     """Options of a model of 64 channels with one decoder layer; the first level has stride 16."""
-    heads, width = dict(embed_dims=64, num_heads=2), dict(embed_dims=64)
-    ffn = dict(ffn_cfg=dict(embed_dims=64, feedforward_channels=64))
-    layer = dict(self_attn_cfg=heads, **ffn)
+    heads = dict(embed_dims=64, num_heads=2)
+    layer = dict(self_attn_cfg=heads, ffn_cfg=dict(embed_dims=64, feedforward_channels=64))
     attention = dict(cross_attn_cfg=heads | cross_attn, spatial_prior_cfg=heads | prior)
     return dict(
+        strides=[16, 32][:num_levels],
         positional_encoding=dict(num_feats=32),
         backbone=dict(
             num_stages=num_levels,
@@ -53,13 +53,9 @@ def tiny(num_levels: int, encoder: dict, cross_attn: dict, prior: dict) -> dict:
             out_indices=tuple(range(num_levels)),
         ),
         neck=dict(out_channels=64, in_channels=[16, 32][:num_levels], num_outs=num_levels),
-        bbox_head=width,
+        bbox_head=dict(embed_dims=64),
         encoder=dict(dict(num_layers=1, layer_cfg=layer), **encoder),
-        decoder=dict(
-            num_layers=1,
-            strides=[16, 32][:num_levels],
-            layer_cfg=layer | attention,
-        ),
+        decoder=dict(num_layers=1, layer_cfg=layer | attention),
     )
 
 
@@ -67,25 +63,15 @@ ARCHITECTURES = {
     'single_scale': (SINGLE_SCALE, tiny(1, {}, {}, {})),
     'multi_scale': (
         MULTI_SCALE,
-        tiny(
-            2, dict(num_levels=2, num_layers=2, layer_kinds=['multi', 'intra']), {}, dict(beta=8.0)
-        ),
+        tiny(2, dict(num_layers=2, layer_kinds=['multi', 'intra']), {}, dict(beta=8.0)),
     ),
     # The encoder halves the resolution of the finest level.
     'conv': (
         CONV,
-        tiny(
-            2,
-            dict(num_levels=2),
-            dict(scale_selection='uniform'),
-            dict(beta=8.0, scale='covariance'),
-        ),
+        tiny(2, {}, dict(scale_selection='uniform'), dict(beta=8.0, scale='covariance')),
     ),
-    'smca_dino': (
-        DINO, tiny(2, dict(num_levels=2, num_convs=1), dict(num_levels=2), dict(strides=[16, 32])),
-    ),
-}  # fmt: skip
-ARCHITECTURES['conv'][1]['decoder']['strides'] = [32, 32]
+    'smca_dino': (DINO, tiny(2, dict(num_convs=1), {}, {})),
+}
 
 
 @cache
