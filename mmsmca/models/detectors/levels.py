@@ -94,7 +94,7 @@ class LevelDetector(DetectionTransformer):
     def pre_transformer(
         self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList
     ) -> tuple[dict, dict]:
-        """Flatten the neck's maps and mask their padding.
+        """Flatten the neck's maps and find their padding.
 
         Args:
             img_feats: Maps of the neck, (B, C, H_j, W_j) each.
@@ -114,36 +114,36 @@ class LevelDetector(DetectionTransformer):
         shapes = [(x.shape[-2], x.shape[-1]) for x in img_feats]
         _check_maps(shapes, padded_size, self.strides)
         like = self.query_embedding.weight
-        masks = []
+        padding = []
         for shape, stride in zip(shapes, self.strides, strict=True):
-            mask = like.new_ones((len(sizes), *shape), dtype=torch.bool)
+            beyond = like.new_ones((len(sizes), *shape), dtype=torch.bool)
             for i, (h, w) in enumerate(sizes):
                 # As many cells as without padding. Interpolating a pixel mask, as DETR does, often
                 # gives one more if the stride does not divide the padded size.
-                mask[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
-            masks.append(mask)
-        memory = self.flatten_maps(img_feats, masks)
+                beyond[i, : math.ceil(h / stride), : math.ceil(w / stride)] = False
+            padding.append(beyond)
+        memory = self.flatten_maps(img_feats, padding)
         # Attention is faster without a mask, so pass none if nothing is padded.
         if all(size == padded_size for size in sizes):
             memory = memory._replace(padding=None)
         image_sizes = at_least_float32(like).new_tensor([(w, h) for h, w in sizes])
         return dict(memory=memory), dict(image_sizes=image_sizes)
 
-    def flatten_maps(self, maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Memory:
+    def flatten_maps(self, maps: Sequence[Tensor], padding: Sequence[Tensor]) -> Memory:
         """Flatten the neck's maps into one sequence of cells, with position encodings.
 
         Args:
             maps: Maps of the neck, (B, C, H_j, W_j) each.
-            masks: True where a cell is padding, (B, H_j, W_j) each.
+            padding: True where a cell is padding, (B, H_j, W_j) each.
         """
         dtype = self.query_embedding.weight.dtype
-        pos = [self.positional_encoding(mask).to(dtype) for mask in masks]
+        pos = [self.positional_encoding(beyond).to(dtype) for beyond in padding]
         if hasattr(self, 'level_embed'):
             pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
         return Memory(
             flatten_levels(maps),
             flatten_levels(pos),
-            torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            torch.cat([beyond.flatten(1) for beyond in padding], dim=1),
             [(x.shape[-2], x.shape[-1]) for x in maps],
         )
 
