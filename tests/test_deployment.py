@@ -670,6 +670,7 @@ def test_inference_goes_on_without_bad_images(exported: Path, tmp_path: Path, mo
 def test_inference_example_refuses(exported: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path('other').mkdir()
+    Path('link').symlink_to('.')
     for path in ('a.png', 'other/a.png', 'a'):
         Path(path).write_bytes(b'junk')
     for arguments, named in (
@@ -678,6 +679,7 @@ def test_inference_example_refuses(exported: Path, tmp_path: Path, monkeypatch, 
         ((exported, 'a.png', '--batch-size', 0), 'argument --batch-size: 0 is less than 1'),
         ((exported, 'a.png', '--streams', -1), 'argument --streams: -1 is less than 1'),
         ((exported, 'a.png', '--out-dir', '.'), '--out-dir . is the folder of a.png'),
+        ((exported, 'a.png', '--out-dir', 'link'), '--out-dir link is the folder of a.png'),
         ((exported, 'a.png', 'other/a.png', '--out-dir', 'b'), 'would both be drawn as b/a.png'),
         ((exported, 'a', 'other/a.png', '--out-dir', 'b'), 'would both be drawn as b/a.png'),
         ((exported, 'a.png', '--out-dir', 'a'), '--out-dir a cannot be created: File exists'),

@@ -705,27 +705,3 @@ def test_command_line(case: str, folder: Path, monkeypatch, capfd):
     error = capfd.readouterr().err
     assert 'Traceback' not in error
     assert_names(error.strip().splitlines()[-1], *words)
-
-
-@pytest.mark.parametrize(
-    ('images', 'out_dir', 'words'),
-    [
-        (['a/1.png'], 'a', 'is the folder of a/1.png: choose another one'),
-        (['a/1.png'], 'link', 'is the folder of a/1.png'),
-        (['a/1.png', 'b/1.png'], 'out', 'a/1.png and b/1.png have the same name'),
-    ],
-)
-def test_drawing_never_overwrites(tmp_path: Path, monkeypatch, capfd, images, out_dir, words):
-    monkeypatch.chdir(tmp_path)
-    for folder in ('a', 'b'):
-        Path(folder).mkdir()
-        cv2.imwrite(f'{folder}/1.png', picture(8, 8))
-    Path('link').symlink_to('a')
-    before = Path('a/1.png').read_bytes()
-    argv = ['infer_onnx.py', 'gone.onnx', *images, '--out-dir', out_dir]
-    monkeypatch.setattr(sys, 'argv', argv)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / 'tools/infer_onnx.py'), run_name='__main__')
-    assert ended.value.code == 2
-    assert words in capfd.readouterr().err
-    assert Path('a/1.png').read_bytes() == before and not Path('out').exists()
