@@ -24,6 +24,7 @@ decoder layer k, none is the last. ``meta["ground_truth"]``: labels and normalis
 
 import json
 import zlib
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,8 +100,8 @@ def load(name, folder=HERE):
         name=name,
         meta=meta,
         expected=expected,
-        state_dict=lambda: {k: draw(k, s, salt) for k, s in meta['shapes'].items()},
-        images=lambda: images(meta['sizes'], salt),
+        state_dict=cache(lambda: {k: draw(k, s, salt) for k, s in meta['shapes'].items()}),
+        images=cache(lambda: images(meta['sizes'], salt)),
     )
 
 

@@ -9,6 +9,8 @@ import runpy
 import socket
 import sys
 import tempfile
+import time
+from multiprocessing.connection import wait
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -66,11 +68,14 @@ def run_python(
             arguments = (words, str(cwd), variables | group, output)
             started.append(SERVER.Process(target=interpret, args=arguments))
             started[-1].start()
-        for process in started:
-            process.join(timeout)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
+        end = time.monotonic() + timeout
+        while running := [process for process in started if process.is_alive()]:
+            wait([process.sentinel for process in running], end - time.monotonic())
+            # One that failed would be waited for by the others.
+            if time.monotonic() > end or any(process.exitcode for process in started):
+                for process in running:
+                    process.kill()
+                    process.join()
         out, err = (Path(output, stream).read_text(errors='replace') for stream in '12')
     status = next(filter(None, (process.exitcode for process in started)), 0)
     assert code in (None, status), f'{words}: exit status {status}\n{out[-3000:]}\n{err[-3000:]}'

@@ -399,6 +399,7 @@ def test_deformable_encoder_is_trained_as_deformable_detr_trains_it():
     assert cfg['backbone'].lr_mult == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('part', ['intra', 'multi', 'unshared', 'conv', *SELECTIONS])
 def test_compiles_without_graph_breaks(part):
     """Not the deformable encoder: MMDetection's reads the levels' shapes from a tensor."""
