@@ -67,8 +67,8 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
     return [(key, dataset) for key, dataset in datasets if _is_coco(type(dataset))], evaluators
 
 
-def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -> dict[str, int]:
-    """Read the annotation files, each once; check them and return the numbers of images by key."""
+def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -> None:
+    """Read the annotation files, each once, and check them."""
     files: dict[str, CocoFile] = {}
     used: dict[str, list[int | str]] = {}
     objects: dict[str, int] = {}
@@ -112,7 +112,6 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
                     'will be too low. Set it to a file with the same images.',
                     stacklevel=2,
                 )
-    return {key: len(images) for key, images in used.items()}
 
 
 def _class_of(node: Any, registry: Registry) -> type[Any]:

@@ -1,10 +1,11 @@
 """Errors of MMEngine and MMDetection in one line, with the config key and the name meant."""
 
 import difflib
+import gc
 import re
 from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
-from traceback import walk_tb
+from types import FunctionType
 from typing import Any
 
 from mmdet import registry as registries
@@ -16,8 +17,8 @@ from mmsmca.errors import one_line, shorten
 from .config import walk_all
 
 REGISTRIES = [one for one in vars(registries).values() if isinstance(one, Registry)]
-UNKNOWN_KEY = re.compile(r"(?:([\w.]+)\(\) )?got an unexpected keyword argument '(\w+)'")
-UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w: ]+ registry')
+UNKNOWN_KEY = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'")
+UNKNOWN_TYPE = re.compile(r'(\w+) is not in the (?:\w+::)?([\w ]+) registry')
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -49,17 +50,26 @@ def described(error: Exception, cfg: Config | None = None) -> str:
     text = re.sub(r' in <\S+ object at 0x\w+>', '', one_line(error))
     nodes = dict(walk_all(cfg)) if cfg else {}
     if match := UNKNOWN_KEY.search(text):
-        name, known = match[2], _arguments(error, match[1] or '')
+        function, name = match.groups()
         holders = {k: n for k, n in nodes.items() if isinstance(n, dict) and name in n}
-        own = [
-            k for k, n in holders.items() if str(n.get('type')) == (match[1] or '').split('.')[0]
-        ]
+        own = [k for k, n in holders.items() if str(n.get('type')) == function.split('.')[0]]
         places = [f'{key}.{name}' for key in own or (holders if len(holders) == 1 else ())]
+        functions: list[Callable] = [
+            value
+            for value in gc.get_objects()
+            if isinstance(value, FunctionType) and value.__qualname__ == function
+        ]
         # A constructor may pass the key on to a function with other arguments.
-        known = known.union(*(_names(kind) for node in holders.values() for kind in _kinds(node)))
+        for node in holders.values():
+            for kind in classes(node.get('type')):
+                functions += _readers(kind)
+        known = {argument for reader in functions for argument in signature(reader).parameters}
+        known -= {'self', 'args', 'kwargs'}
     elif match := UNKNOWN_TYPE.search(text):
-        name, known = match[1], _registered(error)
+        name = match[1]
         places = [key for key, node in nodes.items() if node == name]
+        of_kind = [one for one in REGISTRIES if one.name == match[2]]
+        known = {n for one in of_kind or REGISTRIES for names in _with_parents(one) for n in names}
         text = f'nothing is called {name}'
     else:
         return text
@@ -81,43 +91,11 @@ def classes(kind: Any) -> Iterator[Callable]:
                 return
 
 
-def readers(kind: Any) -> list[Callable]:
-    """Functions that read the arguments of a class, its own first; or the function itself."""
+def _readers(kind: Any) -> list[Callable]:
+    """Functions that read the arguments of a class; or the function itself."""
     if not isinstance(kind, type):
         return [kind]
     return [vars(base)['__init__'] for base in kind.__mro__[:-1] if '__init__' in vars(base)]
-
-
-def _kinds(node: dict) -> Iterator[Callable]:
-    return classes(node.get('type'))
-
-
-def _names(kind: Callable) -> set[str]:
-    names = set().union(*(signature(reader).parameters for reader in readers(kind)))
-    return names - {'self', 'args', 'kwargs'}
-
-
-def _arguments(error: Exception, function: str) -> set[str]:
-    """Names of the arguments of a function, or of a class, that a frame refers to."""
-    owner, _, method = function.partition('.')
-    for frame, _ in walk_tb(error.__traceback__):
-        values = [*frame.f_locals.values(), frame.f_globals.get(owner)]
-        kinds = [value for value in values if isinstance(value, type)]
-        kinds.append(type(frame.f_locals.get('self')))
-        for value in (*values, *(base for kind in kinds for base in kind.__mro__)):
-            if getattr(value, '__name__', None) == owner:
-                return _names(getattr(value, method) if method not in ('', '__init__') else value)
-    return set().union(*map(_names, classes(owner)))
-
-
-def _registered(error: Exception) -> set[str]:
-    """Names in the innermost registry of an error's traceback, and in its parents."""
-    names: set[str] = set()
-    for frame, _ in walk_tb(error.__traceback__):
-        for value in frame.f_locals.values():
-            if isinstance(value, Registry):
-                names = {name for known in _with_parents(value) for name in known}
-    return names
 
 
 def _with_parents(registry: Registry | None) -> Iterator[dict[str, Any]]:

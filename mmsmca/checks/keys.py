@@ -2,23 +2,17 @@
 
 import difflib
 from collections.abc import Callable
-from functools import cache
 from inspect import signature
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
-from mmdet import registry as registries
 from mmengine.config import Config
 from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.runner import LogProcessor, Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from mmsmca.errors import ConfigError
 
 from .config import TOP_LEVEL, walk_all
-from .describe import classes, readers, suggestion
+from .describe import classes, suggestion
 
 # Dicts that the trial leaves out, with the functions that take their keys, and other valid keys.
 UNTRIED: dict[str, tuple[Callable | str, ...]] = {
@@ -27,26 +21,11 @@ UNTRIED: dict[str, tuple[Callable | str, ...]] = {
     'model_wrapper_cfg': (MMDistributedDataParallel, DistributedDataParallel, 'type'),
 }
 
-
-def _loader(
-    batch_size: int, num_workers: int, persistent_workers: bool, drop_last: bool, pin_memory: bool
-) -> None:
-    """Types of a data loader's arguments, as PyTorch's own cannot be evaluated."""
-
-
-# Readers of dicts without a type.
-DEFAULT_TYPES = {
-    'log_processor': LogProcessor,
-    'optim_wrapper': OptimWrapper,
-    'randomness': Runner.set_randomness,
-    **{f'{phase}_dataloader': _loader for phase in ('train', 'val', 'test')},
-}
-# Integers that must be at least 1, unless they are the default of the class.
+# Integers that must be at least 1; of the last two, -1 stands for never and all.
 COUNTS = {
-    'interval', 'val_interval', 'max_epochs', 'max_iters', 'window_size', 'accumulative_counts',
-    'times', 'step_size', 'T_max', 'period', 'max_keep_ckpts', 'base_batch_size',
+    'val_interval', 'max_epochs', 'max_iters', 'window_size', 'accumulative_counts', 'times',
+    'step_size', 'T_max', 'period', 'base_batch_size', 'batch_size', 'interval', 'max_keep_ckpts',
 }  # fmt: skip
-WORDS = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text'}
 
 
 def check_keys(cfg: Config) -> None:
@@ -79,13 +58,9 @@ def check_keys(cfg: Config) -> None:
                 raise ConfigError(f'{key}.{name}: nothing reads it{suggestion(name, known)}')
     _check_imports(cfg)
     for key, node in walk_all(cfg):
-        if isinstance(node, dict) and not key.startswith('model.'):
-            for kind in classes(_reader(key, node)):
-                _check_values(key, node, _hints(kind))
-    for name in ('max_norm', 'clip_value'):
-        value = ((cfg.get('optim_wrapper') or {}).get('clip_grad') or {}).get(name, 1)
-        if not (isinstance(value, (int, float)) and value > 0):
-            raise ConfigError(f'optim_wrapper.clip_grad.{name} is {value!r}, but must be positive.')
+        if isinstance(node, dict) and not key.startswith(('model.', 'visualizer.')):
+            for name, value in node.items():
+                _check_value(f'{key}.{name}', name, value)
 
 
 def check_custom_keys(cfg: Config, model: BaseModel) -> None:
@@ -102,13 +77,6 @@ def check_custom_keys(cfg: Config, model: BaseModel) -> None:
         ConfigError: If a name in ``optim_wrapper.paramwise_cfg.custom_keys`` is misspelt.
     """
     wrapper = cfg.get('optim_wrapper') or {}
-    constructor = registries.OPTIM_WRAPPER_CONSTRUCTORS.get(
-        wrapper.get('constructor') or 'DefaultOptimWrapperConstructor'
-    )
-    if not (
-        isinstance(constructor, type) and issubclass(constructor, DefaultOptimWrapperConstructor)
-    ):
-        return
     names = [name for name, _ in model.named_parameters()]
     parts = {part for name in names for part in name.split('.') if not part.isdigit()}
     for part in (wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}:
@@ -128,7 +96,7 @@ def _check_imports(cfg: Config) -> None:
         return
     for key, node in walk_all(cfg):
         if isinstance(node, dict) and isinstance(node.get('type'), str):
-            for kind in classes(_reader(key, node)):
+            for kind in classes(node['type']):
                 if kind.__module__.startswith('mmsmca.'):
                     raise ConfigError(
                         f"custom_imports.imports lacks 'mmsmca', which {key}.type "
@@ -138,46 +106,16 @@ def _check_imports(cfg: Config) -> None:
                     )
 
 
-def _reader(key: str, node: dict) -> Any:
-    if key == 'train_cfg' and 'type' not in node:
-        return f'{"EpochBased" if node.get("by_epoch", True) else "IterBased"}TrainLoop'
-    return node.get('type', DEFAULT_TYPES.get(key))
-
-
-@cache
-def _hints(kind: Callable) -> dict[str, Any]:
-    """Types of arguments by name, and their default values by name followed by " default"."""
-    hints: dict[str, Any] = {}
-    for reader in reversed(readers(kind)):
-        try:
-            hints |= get_type_hints(reader)
-        except Exception:  # names that are imported for type checking only
-            continue
-        for name, parameter in signature(reader).parameters.items():
-            hints[f'{name} default'] = parameter.default
-    return hints
-
-
-def _check_values(key: str, node: dict, hints: dict[str, Any]) -> None:
-    for name, value in node.items():
-        allowed = _kinds(hints.get(name))
-        # Epochs may be fractions where MMEngine converts them to iterations.
-        if int in allowed and node.get('convert_to_iter_based'):
-            allowed = allowed | {float}
-        wrong = allowed and value is not None and not isinstance(value, tuple(allowed))
-        if wrong and isinstance(value, (str, int, float)):
-            shown = ' or '.join(word for kind, word in WORDS.items() if kind in allowed)
-            raise ConfigError(f'{key}.{name} is {value!r}, but must be {shown}.')
-        if name in COUNTS and isinstance(value, (int, float)):
-            if value != hints.get(f'{name} default') and (value < 1 or value % 1):
-                raise ConfigError(f'{key}.{name} is {value!r}, but must be an integer from 1.')
-
-
-def _kinds(hint: Any) -> set[type]:
-    """Types that a value may have, if the hint consists of plain types; else none."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = {option for option in options if option in (int, float, bool, str, NoneType)}
-    if len(kinds) < len(options) or kinds <= {NoneType}:
-        return set()
-    # Integers are accepted as floats and as booleans.
-    return kinds | ({int} if kinds & {float, bool} else set())
+def _check_value(key: str, name: str, value: object) -> None:
+    if isinstance(value, str) and value.lower() in ('true', 'false'):
+        raise ConfigError(
+            f'{key} is {value!r}, a text, which counts as true. Set it to True or False.'
+        )
+    if not isinstance(value, (str, int, float)):
+        return
+    number = value if isinstance(value, (int, float)) else 0
+    if name in COUNTS and (number < 1 or number % 1):
+        if not (number == -1 and name in ('interval', 'max_keep_ckpts')):
+            raise ConfigError(f'{key} is {value!r}, but must be an integer from 1.')
+    if name in ('max_norm', 'clip_value') and not number > 0:
+        raise ConfigError(f'{key} is {value!r}, but must be positive.')

@@ -29,7 +29,6 @@ from .checkpoint import check_checkpoint, check_pretrained
 from .data import check_files, find_data
 from .describe import described
 from .keys import check_custom_keys, check_keys
-from .schedule import check_schedule
 from .trial import trial
 
 # Phases whose data loaders and evaluators each script uses.
@@ -83,9 +82,7 @@ def _check(cfg: Config, phases: Sequence[str], tried: str | None) -> None:
     if 'train' in phases:
         check_pretrained(cfg.model)
     with _files_read_once():
-        images = check_files(datasets, evaluators, cfg.model)
-        if 'train' in phases:
-            check_schedule(cfg, images)
+        check_files(datasets, evaluators, cfg.model)
         model = trial(cfg, tried) if tried else _build_model(cfg)
     check_custom_keys(cfg, model)
     fine_tuning = 'train' in phases and not cfg.get('resume')

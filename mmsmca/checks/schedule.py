@@ -1,26 +1,20 @@
 """Whether the schedule of the learning rate fits the length of the training."""
 
-import math
-import os
 import warnings
 
-from mmengine.config import Config, ConfigDict
-
-KEY = 'train_dataloader.dataset'
+from mmengine.config import Config
 
 
-def check_schedule(cfg: Config, images: dict[str, int]) -> None:
+def check_schedule(cfg: Config, iters: int) -> None:
     """Warn if the warm-up takes most of the training, or the last step comes early or never.
 
     This happens to a config that inherits the schedule of another length, or of other data.
 
-    ``images`` has the numbers of images in the data sets, by config key.
+    Args:
+        cfg: The config of the training.
+        iters: Its number of iterations.
     """
-    loop, schedulers = cfg.train_cfg, cfg.get('param_scheduler') or []
-    epochs, iters = loop.get('max_epochs'), loop.get('max_iters')
-    epoch = _epoch_length(cfg, images)
-    if epochs and epoch:
-        iters = epochs * epoch
+    epochs, schedulers = cfg.train_cfg.get('max_epochs'), cfg.get('param_scheduler') or []
     for i, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
         length, unit = (epochs, 'epochs') if node.get('by_epoch', True) else (iters, 'iterations')
         if not length or 'type' not in node:
@@ -43,26 +37,3 @@ def check_schedule(cfg: Config, images: dict[str, int]) -> None:
                 f'but the training has {length}. Set {place} to fit its length.',
                 stacklevel=2,
             )
-
-
-def _epoch_length(cfg: Config, images: dict[str, int]) -> int | None:
-    """Iterations per epoch; None if the number of images is not known."""
-    loader = cfg.train_dataloader
-    total = _length(loader.get('dataset'), KEY, images)
-    batch = loader.get('batch_size')
-    if not total or not batch:
-        return None
-    return math.ceil(total / int(os.environ.get('WORLD_SIZE', 1)) / batch)
-
-
-def _length(node: ConfigDict, key: str, images: dict[str, int]) -> int | None:
-    if key in images:
-        return images[key]
-    kind = str(node.get('type'))
-    if kind.endswith('ConcatDataset'):
-        parts = [_length(n, f'{key}.datasets.{i}', images) for i, n in enumerate(node.datasets)]
-        return None if None in parts else sum(part or 0 for part in parts)
-    if kind.endswith(('RepeatDataset', 'MultiImageMixDataset')):
-        inner = _length(node.dataset, f'{key}.dataset', images)
-        return inner and inner * node.get('times', 1)
-    return None

@@ -4,6 +4,8 @@ import copy
 import gc
 import io
 import logging
+import math
+import os
 import random
 import tempfile
 import warnings
@@ -38,6 +40,7 @@ from .config import walk
 from .describe import described, suggestion
 from .read_keys import ReadKeys
 from .sandbox import writing_inside
+from .schedule import check_schedule
 
 # At most this many images of a training batch, and of each data set to evaluate.
 NUM_IMAGES = 2
@@ -88,9 +91,8 @@ def trial(cfg: Config, phase: str) -> BaseModel:
         cfg.work_dir = folder
         runner = None
         try:
-            with keys.recording():
-                runner = _TrialRunner.from_cfg(cfg)
-                getattr(runner, phase)()
+            runner = _TrialRunner.from_cfg(cfg)
+            getattr(runner, phase)()
         except UserError:
             raise
         except Exception as error:
@@ -103,6 +105,12 @@ def trial(cfg: Config, phase: str) -> BaseModel:
                     hook.profiler.__exit__(None, None, None)
     for place, meant in keys.misspelt():
         raise ConfigError(f'{place}: nothing reads it; did you mean {meant}?')
+    if phase == 'train':
+        loop, iters = runner.train_loop, runner.train_loop.max_iters
+        if cfg.train_cfg.get('max_epochs'):  # Processes share the batches of an epoch.
+            processes = int(os.environ.get('WORLD_SIZE', 1))
+            iters = loop.max_epochs * math.ceil(len(loop.dataloader) / processes)
+        check_schedule(cfg, iters)
     return runner.model
 
 

@@ -19,21 +19,13 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
-from runs import CONFIG, coco, on_data, run, write_data, write_json
+from runs import CONFIG, TINY_MODEL, coco, on_data, run, write_data, write_json
 from utils import load_config
 
 from mmsmca import launch
 from mmsmca.checks.preflight import check_run
-from mmsmca.checks.read_keys import ReadKeys
 from mmsmca.checks.trial import trial
 from mmsmca.errors import ConfigError, DataError
-
-SMALL = dict(
-    num_queries=4,
-    encoder=dict(num_layers=1),
-    decoder=dict(num_layers=1),
-    test_cfg=dict(max_per_img=4),
-)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +36,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture
 def cfg(shapes_config: Config, root: Path) -> Config:
     cfg = on_data(shapes_config, root)
-    cfg.merge_from_dict(dict(model=SMALL))
+    cfg.merge_from_dict(dict(model=TINY_MODEL))
     return cfg
 
 
@@ -235,15 +227,9 @@ def no_annotations(cfg: Config) -> None:
 BAD = {
     'no classes': (change(model__bbox_head__num_classes=0), 'in model.bbox_head'),
     'no annotations': (no_annotations, 'the first training step fails in model.bbox_head'),
-    'optimizer': (change(optim_wrapper__optimizer__momentum=1), "argument 'momentum'"),
-    'filter': (change(train_dataloader__dataset__filter_cfg=1), 'train_dataloader or train_cfg'),
     'scheduler': (
         lambda cfg: cfg.param_scheduler[1].update(end=-1),
         'param_scheduler fails: ValueError: end',
-    ),
-    'backend': (
-        change(default_hooks__checkpoint__backend_args=dict(backend='x')),
-        'writes to the local',
     ),
     'rule': (change(default_hooks__checkpoint__rule='most'), 'default_hooks fails'),
     'best metric': (
@@ -253,10 +239,6 @@ BAD = {
     'metric to stop': (
         hook('EarlyStoppingHook', monitor='mAP'),
         "EarlyStoppingHook.monitor is 'mAP'",
-    ),
-    'metric to slow down': (
-        change(param_scheduler=[dict(type='ReduceOnPlateauLR', monitor='mAP')]),
-        "ReduceOnPlateauLR.monitor is 'mAP'",
     ),
     'validation': (
         change(val_dataloader__dataset__pipeline__1__scale=0),
@@ -268,7 +250,6 @@ BAD = {
         'custom_hooks.0.momentun: TypeError: ExponentialMovingAverage.__init__() got an unexpected '
         "keyword argument 'momentun'; did you mean momentum?",
     ),
-    'average: begin': (hook('EMAHook', begin_epch=1), 'did you mean begin_epoch?'),
     'average: type': (
         hook('EMAHook', ema_type='ExpMomentumEMAA'),
         'custom_hooks.0.ema_type: nothing is called ExpMomentumEMAA; did you mean ExpMomentumEMA?',
@@ -347,49 +328,32 @@ def test_sampler_that_composes_batches_is_kept(cfg: Config):
     assert 'source_ratio' in failure(cfg)
 
 
-def unlabelled(cfg: Config, root: Path) -> None:
+def semi_supervised(cfg: Config, root: Path) -> None:
     """Make a semi-supervised detector of a config, whose second data set has no objects."""
-    fields = ['sup', 'unsup_teacher', 'unsup_student']
-    meta = (
-        'img_id',
-        'img_path',
-        'ori_shape',
-        'img_shape',
-        'scale_factor',
-        'homography_matrix',
-    )
+    meta = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'homography_matrix')
     pack = dict(type='PackDetInputs', meta_keys=meta)
     load = dict(type='LoadImageFromFile')
     resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
-    both = dict(unsup_teacher=[resize, pack], unsup_student=[resize, pack])
-    branch = dict(type='MultiBranch', branch_field=fields)
-    first = copy.deepcopy(cfg.train_dataloader.dataset)
-    second = copy.deepcopy(first)
-    first.pipeline = [
-        load,
-        dict(type='LoadAnnotations', with_bbox=True),
-        resize,
-        dict(branch, sup=pack),
-    ]
-    second.pipeline = [load, dict(type='LoadEmptyAnnotations'), dict(branch, **both)]
-    second.filter_cfg = dict(filter_empty_gt=False)
-    second.ann_file = 'annotations/unlabelled.json'
-    write_json(root / second.ann_file, coco() | dict(annotations=[]))
-    cfg.train_dataloader.update(
-        batch_size=2,
-        sampler=dict(_delete_=True, type='MultiSourceSampler', batch_size=2, source_ratio=[1, 1]),
-        dataset=dict(type='ConcatDataset', datasets=[first, second]),
-    )
+    labels = [dict(type='LoadAnnotations', with_bbox=True), resize]
+    views = dict(unsup_teacher=[resize, pack], unsup_student=[resize, pack])
+    branches = dict(type='MultiBranch', branch_field=['sup', *views])
+    first = cfg.train_dataloader.dataset
+    second = dict(first, filter_cfg=dict(filter_empty_gt=False), ann_file='unlabelled.json')
+    first.pipeline = [load, *labels, dict(branches, sup=pack)]
+    second['pipeline'] = [load, dict(type='LoadEmptyAnnotations'), dict(branches, **views)]
+    write_json(root / 'unlabelled.json', coco() | dict(annotations=[]))
+    cfg.train_dataloader.batch_size = 2
     cfg.train_dataloader.sampler = ConfigDict(
         type='MultiSourceSampler', batch_size=2, source_ratio=[1, 1]
     )
     cfg.train_dataloader.dataset = ConfigDict(type='ConcatDataset', datasets=[first, second])
     train = dict(freeze_teacher=True, sup_weight=1.0, unsup_weight=4.0, cls_pseudo_thr=0.0)
-    preprocessor = dict(type='MultiBranchDataPreprocessor')
     cfg.model = ConfigDict(
         type='SemiBaseDetector',
         detector=cfg.model,
-        data_preprocessor=dict(preprocessor, data_preprocessor=cfg.model.data_preprocessor),
+        data_preprocessor=dict(
+            type='MultiBranchDataPreprocessor', data_preprocessor=cfg.model.data_preprocessor
+        ),
         semi_train_cfg=dict(train, min_pseudo_bbox_wh=(1e-2, 1e-2)),
         semi_test_cfg=dict(predict_on='teacher'),
     )
@@ -399,7 +363,7 @@ def unlabelled(cfg: Config, root: Path) -> None:
 
 
 def test_semi_supervised_detector(cfg: Config, root: Path):
-    unlabelled(cfg, root)
+    semi_supervised(cfg, root)
     check_run(cfg, 'train')
     cfg.train_dataloader.dataset.datasets.pop(0)
     with pytest.raises(DataError, match='no annotations to train on'):
@@ -430,29 +394,10 @@ def test_every_metric_has_its_own_data_set(cfg: Config, root: Path):
         check_run(cfg, 'train')
 
 
-def test_own_imports_must_have_this_package(cfg: Config):
-    cfg.custom_imports = ConfigDict(imports=['json'])
-    with pytest.raises(ConfigError, match=r"lacks 'mmsmca'.*dict\(imports=\['mmsmca', 'json'\]\)"):
-        check_run(cfg, 'train')
-
-
 def test_resumed_run_is_not_tried(cfg: Config, monkeypatch):
     monkeypatch.setattr('mmsmca.checks.preflight.trial', None)
     cfg.resume = True
     check_run(cfg, 'train')
-
-
-def test_keys_of_copies_are_read():
-    cfg = Config(
-        dict(a=dict(scale=1, scael=2), b=dict(type='T', nmae=1), c=[dict(x_max=1, x_maxx=1)])
-    )
-    keys = ReadKeys(cfg)
-    with keys.recording():
-        copied = copy.deepcopy(cfg).a.copy()
-        assert copied.get('scale') == 1 and 'name' not in cfg.b
-        assert dict(**cfg.c[0]) == dict(x_max=1, x_maxx=1)
-        assert cfg.c[0].pop('x_max') == 1
-    assert list(keys.misspelt()) == [('c.0.x_maxx', 'x_max')]
 
 
 @pytest.mark.parametrize('script', ['tools/train.py', 'MMDetection'])
