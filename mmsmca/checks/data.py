@@ -6,20 +6,18 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from mmdet.datasets import BaseDetDataset, CocoDataset
 from mmdet.evaluation import CocoMetric, LVISMetric, MultiDatasetsEvaluator
-from mmdet.registry import DATASETS, EVALUATOR, METRICS
+from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import Registry
 
 from mmsmca.errors import ConfigError, DataError, first_difference, shorten
 
 from .checkpoint import is_local
 from .coco_file import CROWD, EMPTY, IGNORED, KINDS, OBJECT, CocoFile, duplicates, read_coco
 from .config import walk
-from .describe import described
+from .describe import class_of, described
 
 EMPTY_IMAGES = 'without a box of its classes (filter_cfg.filter_empty_gt=True)'
 # Keys of a data set's metainfo that MMDetection reads.
@@ -42,16 +40,16 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
         for key, node in walk(loader.get('dataset'), f'{phase}_dataloader.dataset'):
-            if issubclass(_class_of(node, DATASETS), BaseDetDataset):
+            if issubclass(class_of(node), BaseDetDataset):
                 dataset = _build_unread(key, node)
                 paths = (dataset.ann_file, *dataset.data_prefix.values())
                 if all(is_local(path, dataset.backend_args) for path in paths):
                     datasets.append((key, dataset))
         evaluator = cfg.get(f'{phase}_evaluator')
         # It gives every data set of a concatenation a metric of its own.
-        apart = issubclass(_class_of(evaluator, EVALUATOR), MultiDatasetsEvaluator)
+        apart = issubclass(class_of(evaluator), MultiDatasetsEvaluator)
         for key, node in walk(evaluator, f'{phase}_evaluator'):
-            if issubclass(_class_of(node, METRICS), CocoMetric) and node.get('ann_file'):
+            if issubclass(class_of(node), CocoMetric) and node.get('ann_file'):
                 if is_local(node.ann_file, node.get('backend_args')):
                     part = f'.datasets.{key.split(".")[-1]}' if apart else ''
                     evaluators.append((key, node, f'{phase}_dataloader.dataset{part}'))
@@ -112,14 +110,6 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
                     'will be too low. Set it to a file with the same images.',
                     stacklevel=2,
                 )
-
-
-def _class_of(node: Any, registry: Registry) -> type[Any]:
-    """Class of a config node; ``object`` if it has none in the registry."""
-    kind = node.get('type') if isinstance(node, dict) else None
-    found = registry.get(kind) if isinstance(kind, str) else kind
-    # MMDetection reports types that are not registered.
-    return found if isinstance(found, type) else object
 
 
 def _is_coco(cls: type[BaseDetDataset]) -> bool:
@@ -274,7 +264,7 @@ def _check_evaluable(
 ) -> None:
     where = f'{key}.ann_file: {evaluator.ann_file}'
     # LVIS has no crowds, and is evaluated by other code.
-    needs_iscrowd = not issubclass(_class_of(evaluator, METRICS), LVISMetric)
+    needs_iscrowd = not issubclass(class_of(evaluator), LVISMetric)
     if not file.annotations or (needs_iscrowd and not file.has_iscrowd):
         needed = "annotations, with 'iscrowd' (0 or 1) in every entry"
         raise DataError(
@@ -289,7 +279,7 @@ def _check_evaluable(
             'Number the annotations from 1.'
         )
     # faster-coco-eval's compiled code accepts only numbers.
-    if file.string_ids and _class_of(evaluator, METRICS) is not CocoMetric:
+    if file.string_ids and class_of(evaluator) is not CocoMetric:
         raise DataError(
             f'{where}: the ids of its {file.string_ids} are strings, which {evaluator.type} cannot '
             f"read. Make them numbers, or set {key}.type='CocoMetric'."

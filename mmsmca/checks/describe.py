@@ -3,7 +3,7 @@
 import difflib
 import gc
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from inspect import signature
 from types import FunctionType
 from typing import Any
@@ -61,15 +61,14 @@ def described(error: Exception, cfg: Config | None = None) -> str:
         ]
         # A constructor may pass the key on to a function with other arguments.
         for node in holders.values():
-            for kind in classes(node.get('type')):
-                functions += _readers(kind)
+            functions += _readers(class_of(node))
         known = {argument for reader in functions for argument in signature(reader).parameters}
         known -= {'self', 'args', 'kwargs'}
     elif match := UNKNOWN_TYPE.search(text):
         name = match[1]
         places = [key for key, node in nodes.items() if node == name]
         of_kind = [one for one in REGISTRIES if one.name == match[2]]
-        known = {n for one in of_kind or REGISTRIES for names in _with_parents(one) for n in names}
+        known = set().union(*map(_registered, of_kind or REGISTRIES))
         text = f'nothing is called {name}'
     else:
         return text
@@ -78,17 +77,13 @@ def described(error: Exception, cfg: Config | None = None) -> str:
     return where + text + (f'; did you mean {close[0]}?' if close else '')
 
 
-def classes(kind: Any) -> Iterator[Callable]:
-    """Yield the class that a type in a config refers to, if it does; some belong to no registry."""
+def class_of(node: Any) -> Any:
+    """Class that a config's node refers to; ``object`` if none, as some types belong elsewhere."""
+    kind = node.get('type') if isinstance(node, dict) else None
     if not isinstance(kind, str):
-        yield from [kind] if callable(kind) else []
-        return
-    for registry in REGISTRIES:
-        registry.import_from_location()
-        for names in _with_parents(registry):
-            if kind in names:
-                yield names[kind]
-                return
+        return kind if callable(kind) else object
+    name = kind.split('.')[-1]
+    return next((one[name] for one in map(_registered, REGISTRIES) if name in one), object)
 
 
 def _readers(kind: Any) -> list[Callable]:
@@ -98,7 +93,8 @@ def _readers(kind: Any) -> list[Callable]:
     return [vars(base)['__init__'] for base in kind.__mro__[:-1] if '__init__' in vars(base)]
 
 
-def _with_parents(registry: Registry | None) -> Iterator[dict[str, Any]]:
-    while registry is not None:
-        yield registry.module_dict
-        registry = registry.parent
+def _registered(registry: Registry) -> dict[str, Any]:
+    """Classes by name in a registry and its parents."""
+    registry.import_from_location()
+    inherited = _registered(registry.parent) if registry.parent else {}
+    return inherited | registry.module_dict

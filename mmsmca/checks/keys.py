@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmsmca.errors import ConfigError
 
 from .config import TOP_LEVEL, walk_all
-from .describe import classes, suggestion
+from .describe import class_of, suggestion
 
 # Dicts that the trial leaves out, with the functions that take their keys, and other valid keys.
 UNTRIED: dict[str, tuple[Callable | str, ...]] = {
@@ -96,14 +96,12 @@ def _check_imports(cfg: Config) -> None:
         return
     for key, node in walk_all(cfg):
         if isinstance(node, dict) and isinstance(node.get('type'), str):
-            for kind in classes(node['type']):
-                if kind.__module__.startswith('mmsmca.'):
-                    raise ConfigError(
-                        f"custom_imports.imports lacks 'mmsmca', which {key}.type "
-                        f'{node["type"]} is from: MMDetection could load neither this config nor '
-                        'checkpoints of its training. Set custom_imports='
-                        f'dict(imports={["mmsmca", *modules]}).'
-                    )
+            if class_of(node).__module__.startswith('mmsmca.'):
+                raise ConfigError(
+                    f"custom_imports.imports lacks 'mmsmca', which {key}.type {node['type']} is "
+                    'from: MMDetection could load neither this config nor checkpoints of its '
+                    f'training. Set custom_imports=dict(imports={["mmsmca", *modules]}).'
+                )
 
 
 def _check_value(key: str, name: str, value: object) -> None:

@@ -11,12 +11,7 @@ in the middle decodes to wrong pixels without any error.
 """
 
 import copy
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Sequence
 
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -81,9 +76,8 @@ def _check(cfg: Config, phases: Sequence[str], tried: str | None) -> None:
     datasets, evaluators = find_data(cfg, phases)
     if 'train' in phases:
         check_pretrained(cfg.model)
-    with _files_read_once():
-        check_files(datasets, evaluators, cfg.model)
-        model = trial(cfg, tried) if tried else _build_model(cfg)
+    check_files(datasets, evaluators, cfg.model)
+    model = trial(cfg, tried) if tried else _build_model(cfg)
     check_custom_keys(cfg, model)
     fine_tuning = 'train' in phases and not cfg.get('resume')
     check_checkpoint(cfg, model, datasets, fine_tuning)
@@ -114,21 +108,3 @@ def _build_model(cfg: Config) -> BaseModel:
             return MODELS.build(copy.deepcopy(cfg.model))
     except Exception as error:
         raise ConfigError(f'model: {described(error, cfg)}. Correct the model.') from error
-
-
-@contextmanager
-def _files_read_once() -> Iterator[None]:
-    """Parse every JSON file once, however many checks, data sets and metrics read it."""
-    load = json.load
-    contents: dict[str, Any] = {}
-
-    def load_once(file: Any, **kwargs: Any) -> Any:
-        name = os.path.realpath(file.name) if hasattr(file, 'name') else ''
-        if kwargs or not os.path.isfile(name):
-            return load(file, **kwargs)
-        if name not in contents:
-            contents[name] = load(file)
-        return contents[name]
-
-    with patch.object(json, 'load', load_once):
-        yield
