@@ -126,7 +126,7 @@ class TrainRun:
             )
             while self._training.poll() is None:
                 time.sleep(0.2)
-                if signals.received or (self.owned and owner_is_gone()):
+                if signals.received or self._interrupted or (self.owned and owner_is_gone()):
                     _end(self._training)
                     self._interrupted = True
             return self._training.returncode
@@ -152,6 +152,7 @@ class TrainRun:
 
     def checkpoint(self) -> DelayedSubmission:
         """End the training before Slurm's time limit, and queue the run, which will resume."""
+        self._interrupted = True  # The training may be about to start.
         if self._training is not None:
             _end(self._training)
         return DelayedSubmission(replace(self))

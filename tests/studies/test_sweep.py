@@ -315,8 +315,12 @@ def test_an_orphan_starts_nothing(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
-    """What submitit calls as Slurm's limit nears: the training ends, and is to go on later."""
+@pytest.mark.parametrize('seconds', [0.001, 1])
+def test_before_a_time_limit_a_run_is_queued_again(seconds, tmp_path):
+    """What submitit calls as Slurm's limit nears: the training ends, and is to go on later.
+
+    The limit may come before the training has started.
+    """
     experiment = Experiment(name='e', configs=['config.py'])
     record = RunRecord(study='s', experiment=experiment, seed=0, id='0', world_size=1)
     train = TrainRun(tmp_path, ['sleep', '1000'], record, {})
@@ -326,7 +330,7 @@ def test_before_a_time_limit_a_run_is_queued_again(tmp_path):
         found.append(train.checkpoint())
 
     before = signal.signal(signal.SIGALRM, limit)
-    signal.setitimer(signal.ITIMER_REAL, 1)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     train()
     signal.signal(signal.SIGALRM, before)
     (again,) = found
