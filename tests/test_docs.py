@@ -208,5 +208,5 @@ def test_site_is_built_without_warnings_and_network(tmp_path):
         assert module in documented or path.stem in ('__init__', '__main__'), module
     assert 'mmsmca.models.layers.spatial_prior.SpatialPrior' in documented
     # Formulas are pictures, and Sphinx's markup is translated.
-    assert r'alt="C = softmax(K^T Q / \sqrt{d} + \log G) V"' in api
+    assert r'alt="C = softmax(K^T Q / \sqrt{k} + \log G) V' in api
     assert not re.search(r'\.\. math::|:\w+:<code>|:(class|func|mod|meth|data|math):', api)
