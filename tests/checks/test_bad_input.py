@@ -207,11 +207,6 @@ COMMANDS = {
         ['--work-dir config.py is a file', 'Specify a folder'],
     ),
     'train a folder': ('train', ['data'], ['config data does not exist', 'path of a config']),
-    'train what is no config': (
-        'train',
-        ['data/shapes128/annotations/instances_train.json'],
-        ["no key 'model'", 'complete config'],
-    ),
     'train with an unknown runner': (
         'train',
         ['config.py', '--cfg-options', 'runner_type=Runer'],
@@ -233,14 +228,8 @@ COMMANDS = {
         ['--out found.json', '.pkl'],
     ),
     'too small shapes': ('make_shapes', ['set', '--size', '31'], ['size is 31', 'at least 32']),
-    'no shapes': ('make_shapes', ['set', '--train', '0'], ['num_train is 0', 'at least 1']),
     'shapes over other data': ('make_shapes', ['data'], ['data exists', 'choose another folder']),
     'shapes below a file': ('make_shapes', ['config.py/set'], ['config.py/set', 'Not a directory']),
-    'convert what is not there': (
-        'convert_checkpoint',
-        ['gone.pth', 'out.pth'],
-        ['gone.pth', 'does not exist'],
-    ),
     'benchmark what is not there': (
         'analysis_tools/benchmark_model',
         ['gone.py'],
