@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from mmdet.datasets import BaseDetDataset, CocoDataset
 from mmdet.evaluation import CocoMetric, LVISMetric, MultiDatasetsEvaluator
@@ -40,16 +41,16 @@ def find_data(cfg: Config, phases: Sequence[str]) -> tuple[Datasets, Evaluators]
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
         for key, node in walk(loader.get('dataset'), f'{phase}_dataloader.dataset'):
-            if issubclass(class_of(node), BaseDetDataset):
+            if _is_kind(node, BaseDetDataset):
                 dataset = _build_unread(key, node)
                 paths = (dataset.ann_file, *dataset.data_prefix.values())
                 if all(is_local(path, dataset.backend_args) for path in paths):
                     datasets.append((key, dataset))
         evaluator = cfg.get(f'{phase}_evaluator')
         # It gives every data set of a concatenation a metric of its own.
-        apart = issubclass(class_of(evaluator), MultiDatasetsEvaluator)
+        apart = _is_kind(evaluator, MultiDatasetsEvaluator)
         for key, node in walk(evaluator, f'{phase}_evaluator'):
-            if issubclass(class_of(node), CocoMetric) and node.get('ann_file'):
+            if _is_kind(node, CocoMetric) and node.get('ann_file'):
                 if is_local(node.ann_file, node.get('backend_args')):
                     part = f'.datasets.{key.split(".")[-1]}' if apart else ''
                     evaluators.append((key, node, f'{phase}_dataloader.dataset{part}'))
@@ -110,6 +111,12 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
                     'will be too low. Set it to a file with the same images.',
                     stacklevel=2,
                 )
+
+
+def _is_kind(node: Any, kind: type) -> bool:
+    """Whether a config's node refers to a class of this kind, rather than to a function."""
+    cls = class_of(node)
+    return isinstance(cls, type) and issubclass(cls, kind)
 
 
 def _is_coco(cls: type[BaseDetDataset]) -> bool:
@@ -264,7 +271,7 @@ def _check_evaluable(
 ) -> None:
     where = f'{key}.ann_file: {evaluator.ann_file}'
     # LVIS has no crowds, and is evaluated by other code.
-    needs_iscrowd = not issubclass(class_of(evaluator), LVISMetric)
+    needs_iscrowd = not _is_kind(evaluator, LVISMetric)
     if not file.annotations or (needs_iscrowd and not file.has_iscrowd):
         needed = "annotations, with 'iscrowd' (0 or 1) in every entry"
         raise DataError(

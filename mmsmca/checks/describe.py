@@ -19,6 +19,7 @@ from .config import walk_all
 REGISTRIES = [one for one in vars(registries).values() if isinstance(one, Registry)]
 UNKNOWN_KEY = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'")
 UNKNOWN_TYPE = re.compile(r'(\w+) is not in the (?:\w+::)?([\w ]+) registry')
+NUMBER = re.compile(r'[-+]?\d*\.?\d+(e[-+]?\d+)?')
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -63,7 +64,7 @@ def described(error: Exception, cfg: Config | None = None) -> str:
         for node in holders.values():
             functions += _readers(class_of(node))
         known = {argument for reader in functions for argument in signature(reader).parameters}
-        known -= {'self', 'args', 'kwargs'}
+        known -= {name, 'self', 'args', 'kwargs'}
     elif match := UNKNOWN_TYPE.search(text):
         name = match[1]
         places = [key for key, node in nodes.items() if node == name]
@@ -71,6 +72,9 @@ def described(error: Exception, cfg: Config | None = None) -> str:
         known = set().union(*map(_registered, of_kind or REGISTRIES))
         text = f'nothing is called {name}'
     else:
+        quoted = [k for k, n in nodes.items() if isinstance(n, str) and NUMBER.fullmatch(n)]
+        if quoted and isinstance(error, TypeError):
+            text = f'{shorten(quoted)}: {text}; without quotes it is a number'
         return text
     close = difflib.get_close_matches(name, sorted(known), n=1)
     where = f'{shorten(places)}: ' if places else ''

@@ -7,6 +7,7 @@ from inspect import signature
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.registry import OPTIMIZERS
 from torch.nn.parallel import DistributedDataParallel
 
 from mmsmca.errors import ConfigError
@@ -57,8 +58,15 @@ def check_keys(cfg: Config) -> None:
             for name in node.keys() - known:
                 raise ConfigError(f'{key}.{name}: nothing reads it{suggestion(name, known)}')
     _check_imports(cfg)
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    # MMEngine's message would not name it.
+    if isinstance(optimizer.get('type'), str) and class_of(optimizer) is object:
+        raise ConfigError(
+            f'optim_wrapper.optimizer.type: nothing is called {optimizer["type"]}'
+            f'{suggestion(optimizer["type"], OPTIMIZERS.module_dict)}'
+        )
     for key, node in walk_all(cfg):
-        if isinstance(node, dict) and not key.startswith(('model.', 'visualizer.')):
+        if isinstance(node, dict) and not f'{key}.'.startswith(('model.', 'visualizer.')):
             for name, value in node.items():
                 _check_value(f'{key}.{name}', name, value)
 

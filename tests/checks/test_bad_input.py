@@ -55,6 +55,11 @@ VALUES = {
         'train',
         ["randomness.deterministic is 'False'", 'True or False'],
     ),
+    'unknown optimizer': (
+        {'optim_wrapper.optimizer.type': 'AdamWW'},
+        'train',
+        ['optim_wrapper.optimizer.type: nothing is called AdamWW', 'did you mean AdamW?'],
+    ),
     'strategy of another runner': (
         {'strategy': dict(type='DDPStrategy')},
         'train',

@@ -250,6 +250,10 @@ BAD = {
         ),
         'batch_sampler option is mutually exclusive with batch_size, shuffle, sampler, and drop_l',
     ),
+    'quotes': (
+        change(train_dataloader__num_workers='2'),
+        'train_dataloader.num_workers: TypeError:',
+    ),
     'pipeline to come': (
         hook('PipelineSwitchHook', switch_epoch=0, switch_pipeline=[dict(type='Resise')]),
         'custom_hooks.0.switch_pipeline.0.type: nothing is called Resise; did you mean Resize?',
