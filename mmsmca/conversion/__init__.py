@@ -1,0 +1,1 @@
+"""Conversion of a trained DINO into an SMCA-DINO."""

@@ -1,0 +1,302 @@
+"""A trained DINO as an SMCA-DINO: weights carried over, priors and output projections fitted.
+
+Only images are needed, no annotations. The decoder runs once over them to fit the priors to the
+moments of DINO's sampling (:mod:`.sampling`), and once to fit every output projection to the output
+of DINO's attention, given the values that the fitted priors pool. If the SMCA-DINO has another
+encoder, that learns in between to imitate DINO's (:mod:`.imitation`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from mmdet.models.detectors import DINO
+from torch import Tensor, nn
+
+from mmsmca.errors import ConfigError, few
+from mmsmca.models.detectors.smca_dino import SMCADINO
+from mmsmca.models.layers.box_prior import BoxPrior
+from mmsmca.models.layers.deformable_encoder import SMCADeformableEncoder
+
+from .ridge import Ridge
+from .sampling import moments, sampled_points
+
+# Weight of a query without a detection; a query counts by its score otherwise.
+LEAST_WEIGHT = 0.02
+
+
+def check_models(dino: nn.Module, smca_dino: nn.Module) -> None:
+    """Refuse what cannot be converted.
+
+    Args:
+        dino: Detector to convert.
+        smca_dino: Detector to write.
+
+    Raises:
+        ConfigError: If ``dino`` is no DINO, ``smca_dino`` no SMCA-DINO with gated priors, or they
+            differ in layers, heads, levels, strides, channels, queries or classes.
+    """
+    if not isinstance(dino, DINO) or isinstance(dino, SMCADINO):
+        raise ConfigError(
+            f'a {type(dino).__name__} cannot be converted, only a DINO: its decoder refines boxes '
+            'and samples around them. For other detectors, see tools/convert_checkpoint.py '
+            '--warm-start.'
+        )
+    priors = [getattr(layer, 'spatial_prior', None) for layer in smca_dino.decoder.layers]
+    if not (
+        isinstance(smca_dino, SMCADINO)
+        and smca_dino.as_two_stage
+        and all(isinstance(prior, BoxPrior) and prior.gates is not None for prior in priors)
+    ):
+        raise ConfigError(
+            '--to must name a config of a two-stage SMCADINO whose priors are BoxPrior, gated, '
+            'such as configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py'
+        )
+    for name, of_dino, of_ours in (
+        ('layers', lambda d: len(d.decoder.layers), lambda d: len(d.decoder.layers)),
+        ('heads', lambda d: _attention(d).num_heads, lambda d: _attention(d).num_heads),
+        ('levels', lambda d: _attention(d).num_levels, lambda d: len(d.decoder.strides)),
+        ('channels', lambda d: d.embed_dims, lambda d: d.embed_dims),
+        ('queries', lambda d: d.num_queries, lambda d: d.num_queries),
+        ('classes', lambda d: d.bbox_head.num_classes, lambda d: d.bbox_head.num_classes),
+    ):
+        theirs, ours = of_dino(dino), of_ours(smca_dino)
+        if theirs != ours:
+            raise ConfigError(
+                f'the DINO has {theirs} {name} and the config of --to has {ours}: choose or change '
+                'the latter'
+            )
+
+
+def _attention(detector: nn.Module) -> nn.Module:
+    return detector.decoder.layers[0].cross_attn
+
+
+def same_encoder(smca_dino: SMCADINO) -> bool:
+    """Whether the SMCA-DINO has DINO's own encoder, so that nothing has to be imitated."""
+    return isinstance(smca_dino.encoder, SMCADeformableEncoder)
+
+
+def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
+    """Load the weights that both detectors have under the same names.
+
+    Args:
+        tensors: State dict of the DINO.
+        smca_dino: Detector whose weights are set.
+
+    Returns:
+        Names of the tensors that are not loaded: those of the priors, of the content part of the
+        co-attention and, unless it is DINO's, of the encoder.
+
+    Raises:
+        ConfigError: If a tensor that both have has another shape, or others are missing.
+    """
+    own = smca_dino.state_dict()
+    carried = {name: x for name, x in tensors.items() if name in own}
+    if not same_encoder(smca_dino):
+        carried = {name: x for name, x in carried.items() if not name.startswith('encoder.')}
+    differ = [name for name, x in carried.items() if x.shape != own[name].shape]
+    if differ:
+        name = differ[0]
+        raise ConfigError(
+            f'{few(differ)} differ in shape: {name} is {tuple(tensors[name].shape)} in the '
+            f'DINO and {tuple(own[name].shape)} in the config of --to'
+        )
+    fresh = [name for name in own if name not in carried]
+    fitted = ('.spatial_prior.', '.query_proj.', '.key_proj.')
+    missing = [
+        name
+        for name in fresh
+        if not any(part in name for part in fitted)
+        and (same_encoder(smca_dino) or not name.startswith('encoder.'))
+    ]
+    if missing:
+        raise ConfigError(
+            f'the DINO lacks {few(missing)}, which the config of --to needs: its backbone, neck '
+            'and head must be those of the DINO'
+        )
+    smca_dino.load_state_dict(carried, strict=False)
+    return fresh
+
+
+def current_names(tensors: Mapping[str, Tensor], dino: DINO) -> dict[str, Tensor]:
+    """Bring a DINO's weights to the form of the installed MMDetection.
+
+    MMDetection 3 published DINO with 2 C inputs of ``ref_point_head``; later distributions have
+    4 C, whose frequencies include the former, so zeros for the others give the same outputs.
+
+    Args:
+        tensors: Weights of a DINO, in either form.
+        dino: DINO of the installed MMDetection.
+
+    Returns:
+        The weights for ``dino``.
+    """
+    name = 'decoder.ref_point_head.layers.0.weight'
+    tensors = dict(tensors)
+    weight, wanted = tensors.get(name), dino.state_dict()[name]
+    if weight is None or weight.shape == wanted.shape:
+        return tensors
+    if 2 * weight.size(1) != wanted.size(1):
+        return tensors
+    # Of every coordinate: pairs of sine and cosine, at half of the frequencies.
+    tensors[name] = torch.stack(
+        (pairs := weight.unflatten(1, (-1, 2)), torch.zeros_like(pairs)), dim=2
+    ).flatten(1)
+    return tensors
+
+
+@contextmanager
+def observing(dino: DINO) -> Iterator[list[dict[str, Tensor]]]:
+    """Record what every decoder layer of a DINO sees and gives in a forward pass.
+
+    Yields:
+        For every layer ``query``, ``query_pos`` and ``out``, the cross-attention's output without
+        the residual, (B, Q, C) each, and ``boxes``, (B, Q, 4), in [0, 1] of the image content.
+    """
+    layers: list[dict[str, Tensor]] = [{} for _ in dino.decoder.layers]
+
+    def observe(
+        layer: dict, module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Tensor
+    ) -> None:
+        padded, ratios = kwargs['reference_points'][:, :, 0], kwargs['valid_ratios'][:, :1]
+        layer.update(
+            query=kwargs['query'],
+            query_pos=kwargs['query_pos'],
+            boxes=padded / torch.cat((ratios, ratios), dim=-1),
+            out=out - kwargs['query'],
+        )
+
+    with ExitStack() as stack:
+        for layer, record in zip(dino.decoder.layers, layers, strict=True):
+            handle = layer.cross_attn.register_forward_hook(
+                lambda *call, record=record: observe(record, *call), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        yield layers
+
+
+def run_dino(dino: DINO, batch: dict) -> tuple[Any, Any, Tensor]:
+    """Run a DINO on a batch.
+
+    Args:
+        dino: Detector in evaluation mode.
+        batch: What a data loader gives.
+
+    Returns:
+        Maps of the neck, data samples, and weights of the queries: their largest score, at least
+        ``LEAST_WEIGHT``, (B, Q).
+    """
+    data = dino.data_preprocessor(batch)
+    maps, samples = dino.extract_feat(data['inputs']), data['data_samples']
+    outputs = dino.forward_transformer(maps, samples)
+    scores = dino.bbox_head(**outputs)[0][-1].sigmoid().amax(-1)
+    return maps, samples, scores + LEAST_WEIGHT
+
+
+@torch.no_grad()
+def fit_priors(dino: DINO, smca_dino: SMCADINO, batches: Iterable[dict]) -> list[dict[str, float]]:
+    """Fit the priors of all layers to the moments of DINO's sampling.
+
+    Args:
+        dino: Detector in evaluation mode.
+        smca_dino: Detector whose priors are set.
+        batches: Batches of images.
+
+    Returns:
+        Share of the variance of ``offsets``, ``widths`` and ``gates`` that is not explained by the
+        query, for every layer.
+    """
+    names = ('offsets', 'widths', 'gates')
+    linears = [
+        {name: getattr(layer.spatial_prior, name) for name in names}
+        for layer in smca_dino.decoder.layers
+    ]
+    fits = [
+        {name: Ridge(linear.in_features, linear.out_features) for name, linear in layer.items()}
+        for layer in linears
+    ]
+    with observing(dino) as layers:
+        for batch in batches:
+            *_, weights = run_dino(dino, batch)
+            for layer, seen, fit in zip(dino.decoder.layers, layers, fits, strict=True):
+                features = seen['query'] + seen['query_pos']
+                points = sampled_points(layer.cross_attn, features)
+                targets = moments(*points, smca_dino.decoder.strides)
+                for name, target in zip(names, targets, strict=True):
+                    fit[name].add(features, target.flatten(2), weights)
+    return [
+        {name: _solve(fit[name], linear, zero=True) for name, linear in layer.items()}
+        for layer, fit in zip(linears, fits, strict=True)
+    ]
+
+
+@torch.no_grad()
+def fit_outputs(dino: DINO, smca_dino: SMCADINO, batches: Iterable[dict]) -> list[dict[str, float]]:
+    """Fit the output projections of all layers to the output of DINO's attention.
+
+    The layers of the SMCA-DINO get DINO's queries and boxes, and their own encoder's cells.
+
+    Args:
+        dino: Detector in evaluation mode.
+        smca_dino: Detector in evaluation mode, whose output projections are set.
+        batches: Batches of images.
+
+    Returns:
+        Share of the output's variance that is not explained ``before`` and ``after`` the fit, for
+        every layer.
+    """
+    projections = [layer.cross_attn.output_proj for layer in smca_dino.decoder.layers]
+    fits = [Ridge(linear.in_features, linear.out_features) for linear in projections]
+    with observing(dino) as layers:
+        for batch in batches:
+            maps, samples, weights = run_dino(dino, batch)
+            with _as_dino(smca_dino, layers) as pooled:
+                smca_dino.forward_transformer(maps, samples)
+            for seen, values, fit in zip(layers, pooled, fits, strict=True):
+                fit.add(values['pooled'], seen['out'], weights)
+    rows = []
+    for fit, linear in zip(fits, projections, strict=True):
+        before = fit.unexplained(linear.weight, linear.bias)
+        rows.append(dict(before=before, after=_solve(fit, linear)))
+    return rows
+
+
+@contextmanager
+def _as_dino(
+    smca_dino: SMCADINO, layers: list[dict[str, Tensor]]
+) -> Iterator[list[dict[str, Tensor]]]:
+    """Give every layer DINO's queries and boxes, and record what its attention pools."""
+    pooled: list[dict[str, Tensor]] = [{} for _ in layers]
+
+    def of_dino(seen: dict[str, Tensor], kind: str) -> Callable:
+        def replace(module: nn.Module, args: tuple) -> tuple:
+            if kind == 'attention':
+                return (seen['query'], seen['query_pos'], *args[2:])
+            return (seen['query'] + seen['query_pos'], seen['boxes'], *args[2:])
+
+        return replace
+
+    with ExitStack() as stack:
+        for layer, seen, values in zip(smca_dino.decoder.layers, layers, pooled, strict=True):
+            for handle in (
+                layer.cross_attn.register_forward_pre_hook(of_dino(seen, 'attention')),
+                layer.spatial_prior.register_forward_pre_hook(of_dino(seen, 'prior')),
+                layer.cross_attn.output_proj.register_forward_pre_hook(
+                    lambda module, args, values=values: values.update(pooled=args[0])
+                ),
+            ):
+                stack.callback(handle.remove)
+        yield pooled
+
+
+def _solve(fit: Ridge, linear: nn.Linear, zero: bool = False) -> float:
+    """Set a linear layer to the fit, drawn towards it or to zero; the unexplained share."""
+    weight, bias = linear.weight, linear.bias
+    if zero:
+        weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    weight, bias = fit.solve(weight, bias)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    return fit.unexplained(weight, bias)
