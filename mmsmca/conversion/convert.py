@@ -1,5 +1,6 @@
 """The steps of a conversion, from two configs and a folder of images to a checkpoint."""
 
+import copy
 import io
 import json
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS, METRICS, MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
@@ -128,7 +129,7 @@ def read_config(path: str) -> Config:
 
 def build(cfg: Config) -> BaseModel:
     """Build a detector with random weights."""
-    model = ConfigDict(cfg.model)
+    model = copy.deepcopy(cfg.model)  # MMDetection adds keys to it.
     if 'backbone' in model:
         # Its weights come from the checkpoint.
         model.backbone.init_cfg = None

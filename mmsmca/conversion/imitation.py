@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from mmsmca.models.detectors.smca_dino import SMCADINO
 
-# Largest learning rate.
-LEARNING_RATE = 1e-3
+# Largest learning rate, and iterations between checkpoints.
+LEARNING_RATE, SAVE_INTERVAL = 1e-3, 200
 
 
 class EncoderImitation(BaseModel):
@@ -130,7 +130,10 @@ def imitate(
         ],
         default_hooks=dict(
             checkpoint=dict(
-                type='AtomicCheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1
+                type='AtomicCheckpointHook',
+                by_epoch=False,
+                interval=SAVE_INTERVAL,
+                max_keep_ckpts=1,
             ),
             logger=None,
         ),

@@ -1,0 +1,268 @@
+"""A DINO converts into an SMCA-DINO: fits against known answers, and the tool on random weights."""
+
+import copy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.layers import coordinate_to_encoding
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from utils import batch, load_config, randomise
+
+from mmsmca.conversion import convert as conversion
+from mmsmca.conversion import from_dino
+from mmsmca.conversion.comparison import compare
+from mmsmca.conversion.convert import build, convert
+from mmsmca.conversion.images import split_images
+from mmsmca.conversion.ridge import Ridge
+from mmsmca.conversion.sampling import moments, sampled_points
+from mmsmca.errors import ConfigError, DataError, UserError
+
+DINO_CONFIG = 'small/dino_r18w16_1xb4-3ki_shapes192.py'
+SMCA_DINO_CONFIG = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
+SMALLER = {
+    'model.num_queries': 8, 'model.encoder.num_layers': 1, 'model.decoder.num_layers': 2,
+    'model.test_cfg.max_per_img': 8,
+}  # fmt: skip
+
+
+def test_ridge_recovers_a_linear_map_and_says_what_is_left():
+    torch.manual_seed(0)
+    weight, bias = torch.randn(3, 5), torch.randn(3)
+    x, noise = torch.randn(40, 50, 5), 0.5 * torch.randn(40, 50, 3)
+    weights = torch.rand(40, 50)
+    fit = Ridge(5, 3)
+    for i in range(40):
+        fit.add(x[i], x[i] @ weight.T + bias + noise[i], weights[i])
+    fitted, intercept = fit.solve(torch.zeros(3, 5), torch.zeros(3))
+    # By weighted least squares on all samples at once; the ridge is a thousandth.
+    rows = torch.cat((x.flatten(0, 1), torch.ones(2000, 1)), dim=1) * weights.reshape(-1, 1).sqrt()
+    targets = (x @ weight.T + bias + noise).flatten(0, 1) * weights.reshape(-1, 1).sqrt()
+    expected = torch.linalg.lstsq(rows, targets).solution
+    torch.testing.assert_close(fitted, expected[:-1].T, rtol=0, atol=5e-3)
+    torch.testing.assert_close(intercept, expected[-1], rtol=0, atol=5e-3)
+    left = (weights[..., None] * noise.square()).sum()
+    y = x @ weight.T + bias + noise
+    mean = (weights[..., None] * y).sum((0, 1)) / weights.sum()
+    share = left / (weights[..., None] * (y - mean).square()).sum()
+    assert fit.unexplained(weight, bias) == pytest.approx(share.item(), rel=1e-5)
+    # Towards another start, where the inputs say nothing.
+    silent = Ridge(5, 3)
+    silent.add(torch.zeros(10, 5), torch.zeros(10, 3), torch.ones(10))
+    silent.moments += torch.eye(9, dtype=torch.float64) * 1e-9
+    kept, _ = silent.solve(weight, bias)
+    torch.testing.assert_close(kept, weight, rtol=1e-2, atol=1e-2)
+
+
+def test_moments_are_those_of_the_points_that_deformable_attention_reads():
+    """The mean position, read off an image whose values are its coordinates."""
+    torch.manual_seed(0)
+    attention = MultiScaleDeformableAttention(16, 2, 2, 3, dropout=0.0, batch_first=True)
+    randomise(attention.attention_weights)
+    attention.sampling_offsets.weight.data.normal_(std=0.05)
+    query, query_pos = torch.randn(1, 4, 16), torch.randn(1, 4, 16)
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.1]).expand(1, 4, 1, 4).expand(1, 4, 2, 4)
+    offsets, weights = sampled_points(attention, query + query_pos)
+    means, widths, gates = moments(offsets, weights, (8, 16))
+    # Each head's first two values are x and y of the cell; nothing else is projected.
+    shapes = torch.tensor([(64, 64), (32, 32)])
+    grid = [
+        torch.stack(torch.meshgrid(*[(torch.arange(n) + 0.5) / n] * 2, indexing='xy'), -1)
+        for n in (64, 32)
+    ]
+    cells = torch.zeros(1, 64 * 64 + 32 * 32, 16)
+    for head in range(2):
+        cells[0, :, 8 * head : 8 * head + 2] = torch.cat([g.flatten(0, 1) for g in grid])
+    for linear in (attention.value_proj, attention.output_proj):
+        linear.weight.data.copy_(torch.eye(16))
+        linear.bias.data.zero_()
+    read = attention(
+        query=query, query_pos=query_pos, value=cells, identity=torch.zeros(1, 4, 16),
+        reference_points=boxes, spatial_shapes=shapes, level_start_index=torch.tensor([0, 64 * 64]),
+    )  # fmt: skip
+    read = read.unflatten(-1, (2, 8))[..., :2]
+    expected = boxes[:, :, :1, :2] + means * boxes[:, :, :1, 2:]
+    torch.testing.assert_close(read, expected, rtol=0, atol=1e-3)
+    spread = (weights[..., None] * (offsets - means[..., None, None, :]).square()).sum((-3, -2))
+    torch.testing.assert_close(widths.exp(), spread.sqrt().clamp(min=0.02))
+    torch.testing.assert_close(
+        gates[..., 1] - gates[..., 0],
+        (4 * weights[..., 1, :].sum(-1) / weights[..., 0, :].sum(-1)).log(),
+    )
+
+
+@pytest.fixture(scope='module')
+def detectors():
+    """A DINO with random weights that matter, and configs of SMCA-DINOs with both encoders."""
+    torch.manual_seed(0)
+    source, own = load_config(DINO_CONFIG), load_config(SMCA_DINO_CONFIG)
+    for cfg in (source, own):
+        cfg.merge_from_dict(SMALLER | ({} if cfg is source else {'model.encoder.num_layers': 1}))
+    deformable = copy.deepcopy(own)
+    deformable.model.encoder = dict(source.model.encoder, type='SMCADeformableEncoder')
+    dino = build(source)
+    for layer in dino.decoder.layers:
+        randomise(layer.cross_attn.attention_weights)
+        layer.cross_attn.sampling_offsets.weight.data.normal_(std=0.03)
+    return dino.eval(), source, own, deformable
+
+
+def batches(count=3):
+    for i in range(count):
+        torch.manual_seed(i)
+        yield dict(
+            inputs=[*batch((80, 96), (64, 90))[0]], data_samples=batch((80, 96), (64, 90))[1]
+        )
+
+
+def test_fits_explain_what_the_initial_prior_does_not(detectors):
+    dino, _, _, deformable = detectors
+    smca_dino = build(deformable).eval()
+    fresh = from_dino.carry_over(dino.state_dict(), smca_dino)
+    assert all('spatial_prior' in n or 'query_proj' in n or 'key_proj' in n for n in fresh)
+    before = copy.deepcopy(smca_dino.state_dict())
+    shares = from_dino.fit_priors(dino, smca_dino, batches())
+    assert all(row['offsets'] < 0.5 for row in shares)
+    rows = from_dino.fit_outputs(dino, smca_dino, batches())
+    assert all(row['after'] < row['before'] for row in rows)
+    changed = {n for n, x in smca_dino.state_dict().items() if not torch.equal(x, before[n])}
+    assert all('spatial_prior' in name or 'output_proj' in name for name in changed)
+
+
+def test_the_observed_boxes_are_those_of_the_content(detectors):
+    """DINO scales its boxes by the share of content in a padded batch; the decoder's are not."""
+    dino = detectors[0]
+    given = []
+    handle = dino.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs['reference_points']), with_kwargs=True
+    )
+    with torch.no_grad(), from_dino.observing(dino) as layers:
+        from_dino.run_dino(dino, next(batches()))
+    handle.remove()
+    torch.testing.assert_close(layers[0]['boxes'], given[0])
+
+
+def test_published_position_embeddings_load(detectors):
+    """MMDetection 3 publishes half of the inputs: at these frequencies the outputs are equal."""
+    dino = detectors[0]
+    name = 'decoder.ref_point_head.layers.0.weight'
+    channels = dino.embed_dims
+    published = torch.randn(channels, 2 * channels)
+    weight = from_dino.current_names({name: published}, dino)[name]
+    boxes = torch.rand(1, 5, 4)
+    torch.testing.assert_close(
+        coordinate_to_encoding(boxes, num_feats=channels) @ weight.T,
+        coordinate_to_encoding(boxes, num_feats=channels // 2) @ published.T,
+        rtol=0, atol=1e-4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'num_queries': 9}, ['8 queries', '9']),
+        ({'decoder.num_layers': 1}, ['2 layers', '1']),
+        ({'bbox_head.num_classes': 7}, ['6 classes', '7']),
+        ({'decoder.layer_cfg.self_attn_cfg.num_heads': 4,
+          'decoder.layer_cfg.cross_attn_cfg.num_heads': 4}, ['8 heads', '4']),
+        ({'as_two_stage': False}, ['--to', 'two-stage']),
+        ({'decoder.layer_cfg.spatial_prior_cfg.gated': False}, ['--to', 'gated']),
+    ],
+)  # fmt: skip
+def test_other_architectures_are_refused(detectors, changes, words):
+    dino, _, own, _ = detectors
+    cfg = copy.deepcopy(own)
+    cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    with pytest.raises(ConfigError) as error:
+        from_dino.check_models(dino, MODELS.build(cfg.model))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_other_detectors_are_refused(detectors):
+    _, _, own, _ = detectors
+    deformable = load_config('small/deformable-detr_r18w16_1xb4-3ki_shapes192.py')
+    with pytest.raises(ConfigError, match='DeformableDETR cannot be converted, only a DINO'):
+        from_dino.check_models(MODELS.build(deformable.model), build(own))
+
+
+@pytest.fixture
+def files(detectors, tmp_path, monkeypatch):
+    """Configs, a checkpoint and images on disk."""
+    dino, source, own, deformable = detectors
+    monkeypatch.chdir(tmp_path)
+    for name, cfg in (('dino', source), ('own', own), ('deformable', deformable)):
+        cfg.dump(f'{name}.py')
+    torch.save(dict(state_dict=dino.state_dict()), 'dino.pth')
+    (tmp_path / 'images/more').mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        image = generator.integers(0, 255, (60 + i, 90, 3), np.uint8)
+        cv2.imwrite(f'images/{"more/" if i % 2 else ""}{i}.{"PNG" if i == 3 else "png"}', image)
+    return dict(
+        config='dino.py', checkpoint='dino.pth', images='images', fit_images=6, compare_images=4,
+        iterations=6, batch_size=2,
+    )  # fmt: skip
+
+
+def test_conversion_with_the_same_encoder(files, capsys):
+    convert(**files, to='deformable.py', out='start.pth')
+    printed = capsys.readouterr().out
+    assert 'layer 1: not explained by its Gaussians: offsets' in printed
+    assert 'on 4 other images' in printed
+    written = torch.load('start.pth', weights_only=True)['state_dict']
+    theirs = torch.load('dino.pth', weights_only=True)['state_dict']
+    assert torch.equal(
+        written['encoder.layers.0.norms.0.weight'], theirs['encoder.layers.0.norms.0.weight']
+    )
+    smca_dino = build(Config.fromfile('deformable.py'))
+    smca_dino.load_state_dict(written)
+
+
+def test_interrupted_imitation_continues(files, monkeypatch, capsys):
+    seen = []
+    loss = conversion.imitate.__globals__['EncoderImitation'].forward
+
+    def interrupted(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return loss(self, *args, **kwargs)
+
+    module = conversion.imitate.__globals__['EncoderImitation']
+    monkeypatch.setattr(module, 'forward', interrupted)
+    monkeypatch.setitem(conversion.imitate.__globals__, 'SAVE_INTERVAL', 2)
+    with pytest.raises(KeyboardInterrupt):
+        convert(**files, to='own.py', out='start.pth')
+    convert(**files, to='own.py', out='start.pth')
+    # Four iterations before, two after the checkpoint of the fourth.
+    assert len(seen) == 5 + 2
+    own = build(Config.fromfile('own.py'))
+    own.load_state_dict(torch.load('start.pth', weights_only=True)['state_dict'])
+
+
+def test_what_is_wrong_with_the_images_is_said(files):
+    with pytest.raises(DataError, match='nowhere is not a folder'):
+        convert(**files | dict(images='nowhere'), to='own.py', out='start.pth')
+    with pytest.raises(DataError, match='12 images.*100 and 4'):
+        convert(**files | dict(fit_images=100), to='own.py', out='start.pth')
+    fit, _ = split_images('images', 6, 4)
+    (broken,) = fit[:1]
+    open(broken, 'w').write('no image')
+    with pytest.raises(UserError, match=broken):
+        convert(**files, to='deformable.py', out='start.pth')
+
+
+def test_comparison_finds_a_detector_in_itself(detectors):
+    dino = detectors[0]
+    twin = copy.deepcopy(dino)
+    # Scores of random weights are low.
+    for detector in (dino, twin):
+        for branch in detector.bbox_head.cls_branches:
+            branch.bias.data.fill_(0.0)
+    row = compare(dino, twin, batches())
+    assert row['detections'] > 0 and row['found'] == 1
+    assert row['iou'] == pytest.approx(1) and row['score'] == pytest.approx(0, abs=1e-6)
