@@ -14,7 +14,7 @@ import torch
 from mmdet.models.detectors import DINO
 from torch import Tensor, nn
 
-from mmsmca.errors import ConfigError, few
+from mmsmca.errors import ConfigError, shorten
 from mmsmca.models.detectors.smca_dino import SMCADINO
 from mmsmca.models.layers.box_prior import BoxPrior
 from mmsmca.models.layers.deformable_encoder import SMCADeformableEncoder
@@ -100,7 +100,7 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
     if differ:
         name = differ[0]
         raise ConfigError(
-            f'{few(differ)} differ in shape: {name} is {tuple(tensors[name].shape)} in the '
+            f'{shorten(differ)} differ in shape: {name} is {tuple(tensors[name].shape)} in the '
             f'DINO and {tuple(own[name].shape)} in the config of --to'
         )
     fresh = [name for name in own if name not in carried]
@@ -113,7 +113,7 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
     ]
     if missing:
         raise ConfigError(
-            f'the DINO lacks {few(missing)}, which the config of --to needs: its backbone, neck '
+            f'the DINO lacks {shorten(missing)}, which the config of --to needs: its backbone, neck '
             'and head must be those of the DINO'
         )
     smca_dino.load_state_dict(carried, strict=False)

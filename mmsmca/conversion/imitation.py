@@ -50,8 +50,8 @@ class EncoderImitation(BaseModel):
             target = dino.forward_encoder(**encoder_inputs)['memory']
             own_inputs, _ = smca_dino.pre_transformer(maps, data_samples)
         memory = smca_dino.forward_encoder(**own_inputs)['memory']
-        content = slice(None) if memory.mask is None else ~memory.mask
-        target, encoded = target[content].float(), memory.cells[content].float()
+        content = slice(None) if memory.padding is None else ~memory.padding
+        target, encoded = target[content].float(), memory.tokens[content].float()
         return dict(loss=(encoded - target).square().mean() / target.var())
 
 
