@@ -10,6 +10,7 @@ from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import coordinate_to_encoding
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.hub import get_config
 from utils import batch, load_config, randomise
 
 from mmsmca.conversion import convert as conversion
@@ -180,6 +181,38 @@ def test_other_architectures_are_refused(detectors, changes, words):
         from_dino.check_models(dino, MODELS.build(cfg.model))
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'target'),
+    [
+        ('dino-4scale_r50', 'smca-dino_r50'),
+        ('dino-4scale_r50', 'ablation/smca-dino_r50_deformable-encoder'),
+        ('dino-5scale_swin-l', 'smca-dino-5scale_swin-l'),
+    ],
+)
+def test_every_tensor_of_coco_models_has_its_place(name, target):
+    source = get_config(f'mmdet::dino/{name}_8xb2-12e_coco.py')
+    cfg = load_config(f'smca_dino/{target}_8xb2-12e_coco.py')
+    for model in (source.model, cfg.model):
+        if model.backbone.type == 'SwinTransformer':  # Its constructor needs numbers.
+            model.backbone.update(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
+            model.neck.in_channels = [8, 16, 32, 64]
+    with torch.device('meta' if 'r50' in name else 'cpu'):
+        dino, smca_dino = MODELS.build(source.model), MODELS.build(cfg.model)
+    from_dino.check_models(dino, smca_dino)
+    fresh = from_dino.carry_over(dino.state_dict(), smca_dino)
+    fitted = ('spatial_prior', 'query_proj', 'key_proj')
+    assert all(n.startswith('encoder.') or any(part in n for part in fitted) for n in fresh)
+
+
+def test_another_position_encoding_is_refused():
+    source = get_config('mmdet::dino/dino-4scale_r50_improved_8xb2-12e_coco.py')
+    cfg = load_config('smca_dino/smca-dino_r50_8xb2-12e_coco.py')
+    with torch.device('meta'):
+        dino, smca_dino = MODELS.build(source.model), MODELS.build(cfg.model)
+    with pytest.raises(ConfigError, match="'temperature': 10000.*positional_encoding"):
+        from_dino.check_models(dino, smca_dino)
 
 
 def test_other_detectors_are_refused(detectors):

@@ -68,7 +68,7 @@ def convert(
         amp: Whether to imitate in mixed precision. Defaults to False.
 
     Raises:
-        UserError: If a file cannot be read or written, there are too shorten images, or the detectors
+        UserError: If a file cannot be read or written, there are too few images, or the detectors
             do not fit together.
     """
     checkpoint_files.check_destination(out)

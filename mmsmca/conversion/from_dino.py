@@ -26,7 +26,7 @@ from .sampling import moments, sampled_points
 LEAST_WEIGHT = 0.02
 
 
-def check_models(dino: nn.Module, smca_dino: nn.Module) -> None:
+def check_models(dino: Any, smca_dino: Any) -> None:
     """Refuse what cannot be converted.
 
     Args:
@@ -60,6 +60,7 @@ def check_models(dino: nn.Module, smca_dino: nn.Module) -> None:
         ('channels', lambda d: d.embed_dims, lambda d: d.embed_dims),
         ('queries', lambda d: d.num_queries, lambda d: d.num_queries),
         ('classes', lambda d: d.bbox_head.num_classes, lambda d: d.bbox_head.num_classes),
+        ('as positional_encoding', _encoding, _encoding),
     ):
         theirs, ours = of_dino(dino), of_ours(smca_dino)
         if theirs != ours:
@@ -69,7 +70,14 @@ def check_models(dino: nn.Module, smca_dino: nn.Module) -> None:
             )
 
 
-def _attention(detector: nn.Module) -> nn.Module:
+def _encoding(detector: Any) -> dict:
+    return {
+        key: getattr(detector.positional_encoding, key)
+        for key in ('num_feats', 'temperature', 'normalize', 'scale', 'offset')
+    }
+
+
+def _attention(detector: Any) -> Any:
     return detector.decoder.layers[0].cross_attn
 
 
@@ -113,8 +121,8 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
     ]
     if missing:
         raise ConfigError(
-            f'the DINO lacks {shorten(missing)}, which the config of --to needs: its backbone, neck '
-            'and head must be those of the DINO'
+            f'the DINO lacks {shorten(missing)}, which the config of --to needs: its backbone, '
+            'neck and head must be those of the DINO'
         )
     smca_dino.load_state_dict(carried, strict=False)
     return fresh
@@ -293,10 +301,8 @@ def _as_dino(
 
 def _solve(fit: Ridge, linear: nn.Linear, zero: bool = False) -> float:
     """Set a linear layer to the fit, drawn towards it or to zero; the unexplained share."""
-    weight, bias = linear.weight, linear.bias
-    if zero:
-        weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)
-    weight, bias = fit.solve(weight, bias)
+    start = linear.weight, linear.bias
+    weight, bias = fit.solve(*(map(torch.zeros_like, start) if zero else start))
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
     return fit.unexplained(weight, bias)

@@ -42,7 +42,7 @@ def split_images(folder: str, num_fit: int, num_compare: int) -> tuple[list[str]
         Paths for the fit and for the comparison.
 
     Raises:
-        DataError: If the folder does not exist or has too shorten images.
+        DataError: If the folder does not exist or has too few images.
     """
     if not Path(folder).is_dir():
         raise DataError(f'--images {folder} is not a folder. Give a folder with images.')
