@@ -21,13 +21,23 @@ import mmsmca  # noqa: F401
 ROOT = Path(__file__).parent.parent
 register_all_modules()
 
+# Architectures of the pretrained models that configs name.
+ARCHITECTURES = {
+    'facebook/convnext-tiny-224': 'convnext',
+    'facebook/dinov3-convnext-tiny-pretrain-lvd1689m': 'dinov3_convnext',
+    'facebook/dinov3-vits16-pretrain-lvd1689m': 'dinov3_vit',
+    'microsoft/swin-tiny-patch4-window7-224': 'swin',
+}
 FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
 
 
 @cache
 def _config(name: str) -> Config:
     cfg = Config.fromfile(ROOT / 'configs' / name)
-    cfg.model.backbone.init_cfg = None
+    backbone = cfg.model.backbone
+    backbone.init_cfg = None
+    if backbone.type == 'TransformersBackbone':
+        backbone.model = ARCHITECTURES[backbone.model]
     return cfg
 
 

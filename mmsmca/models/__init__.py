@@ -1,6 +1,7 @@
 """SMCA's modules, registered in MMDetection's ``MODELS``."""
 
 from mmsmca.models.backbones.efficientnet_lite import EfficientNetLite
+from mmsmca.models.backbones.transformers_backbone import TransformersBackbone
 from mmsmca.models.dense_heads.smca_dino_head import SMCADINOHead
 from mmsmca.models.dense_heads.smca_head import SMCAHead
 from mmsmca.models.detectors.smca_detr import SMCADETR
@@ -15,6 +16,7 @@ from mmsmca.models.layers.encoder import SMCAEncoder, SMCAEncoderLayer
 from mmsmca.models.layers.hybrid_encoder import SMCAHybridEncoder
 from mmsmca.models.layers.spatial_prior import SpatialPrior
 from mmsmca.models.layers.static_prior import StaticPrior
+from mmsmca.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 
 __all__ = [
     'AllLevelsCoAttention',
@@ -35,6 +37,8 @@ __all__ = [
     'SMCAEncoderLayer',
     'SMCAHead',
     'SMCAHybridEncoder',
+    'SimpleFeaturePyramid',
     'SpatialPrior',
     'StaticPrior',
+    'TransformersBackbone',
 ]

@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mmsmca.errors import ConfigError, one_line
 
+# Parameters for other uses of the models, which have no gradient here.
+UNUSED = ('mask_token', 'swin.layernorm.weight', 'swin.layernorm.bias')
+
 
 @MODELS.register_module()
 class TransformersBackbone(BaseModule):
@@ -93,6 +96,9 @@ class TransformersBackbone(BaseModule):
                 f'transformers ({one_line(error)})'
             ) from error
         self.channels = list(self.model.channels)
+        for name, parameter in self.model.named_parameters():
+            if name.endswith(UNUSED):
+                parameter.requires_grad_(False)
         self.norm_eval = norm_eval
         # Stages of a hierarchical backbone, blocks of a plain ViT: the first list of modules.
         stages = next(m for m in self.model.modules() if isinstance(m, nn.ModuleList))
@@ -122,11 +128,9 @@ class TransformersBackbone(BaseModule):
         super().init_weights()
         if self.name is None:
             return
-        from transformers import AutoBackbone
-
         try:
-            pretrained = AutoBackbone.from_pretrained(self.name, config=self.model.config)
-        except OSError as error:
+            pretrained = type(self.model).from_pretrained(self.name, config=self.model.config)
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f'the weights of backbone.model={self.name!r} cannot be read ({one_line(error)})'
             ) from error
