@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
-from utils import ROOT, load_config
+from utils import ROOT, load_config, shrink_swin
 
 from mmsmca.checks.keys import check_custom_keys, check_keys
 from mmsmca.errors import ConfigError
@@ -37,6 +37,7 @@ def shrink(model: ConfigDict) -> None:
     if model.backbone.get('depth', 0) >= 50:
         model.backbone.update(depth=18, base_channels=16)
         model.neck.in_channels = [channels // 16 for channels in model.neck.in_channels]
+    shrink_swin(model)
     model.num_queries = min(model.num_queries, MAX_QUERIES)
     detections = model.get('test_cfg', {}).get('max_per_img', 100)
     model.test_cfg = dict(model.get('test_cfg', {}), max_per_img=min(detections, MAX_QUERIES))

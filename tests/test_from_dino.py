@@ -11,10 +11,9 @@ from mmdet.models.layers import coordinate_to_encoding
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
-from utils import batch, load_config, randomise
+from utils import batch, load_config, randomise, shrink_swin
 
-from mmsmca.conversion import convert as conversion
-from mmsmca.conversion import from_dino
+from mmsmca.conversion import from_dino, imitation
 from mmsmca.conversion.comparison import compare
 from mmsmca.conversion.convert import build, convert
 from mmsmca.conversion.images import split_images
@@ -195,9 +194,7 @@ def test_every_tensor_of_coco_models_has_its_place(name, target):
     source = get_config(f'mmdet::dino/{name}_8xb2-12e_coco.py')
     cfg = load_config(f'smca_dino/{target}_8xb2-12e_coco.py')
     for model in (source.model, cfg.model):
-        if model.backbone.type == 'SwinTransformer':  # Its constructor needs numbers.
-            model.backbone.update(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
-            model.neck.in_channels = [8, 16, 32, 64]
+        shrink_swin(model)  # Its constructor needs numbers, which meta tensors do not have.
     with torch.device('meta' if 'r50' in name else 'cpu'):
         dino, smca_dino = MODELS.build(source.model), MODELS.build(cfg.model)
     from_dino.check_models(dino, smca_dino)
@@ -257,7 +254,7 @@ def test_conversion_with_the_same_encoder(files, capsys):
 
 def test_interrupted_imitation_continues(files, monkeypatch, capsys):
     seen = []
-    loss = conversion.imitate.__globals__['EncoderImitation'].forward
+    loss = imitation.EncoderImitation.forward
 
     def interrupted(self, *args, **kwargs):
         seen.append(1)
@@ -265,9 +262,9 @@ def test_interrupted_imitation_continues(files, monkeypatch, capsys):
             raise KeyboardInterrupt
         return loss(self, *args, **kwargs)
 
-    module = conversion.imitate.__globals__['EncoderImitation']
-    monkeypatch.setattr(module, 'forward', interrupted)
-    monkeypatch.setitem(conversion.imitate.__globals__, 'SAVE_INTERVAL', 2)
+    monkeypatch.setattr(imitation.EncoderImitation, 'forward', interrupted)
+    monkeypatch.setattr(imitation, 'SAVE_INTERVAL', 2)
+    monkeypatch.setattr(imitation, 'NUM_WORKERS', 0)
     with pytest.raises(KeyboardInterrupt):
         convert(**files, to='own.py', out='start.pth')
     convert(**files, to='own.py', out='start.pth')

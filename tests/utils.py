@@ -11,7 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import nn
@@ -44,6 +44,13 @@ def _config(name: str) -> Config:
 def load_config(name: str) -> Config:
     """Config below ``configs/`` whose backbone starts from scratch: no weights are downloaded."""
     return copy.deepcopy(_config(name))
+
+
+def shrink_swin(model: ConfigDict) -> None:
+    """Give a detector with MMDetection's Swin-L a hundredth of its channels."""
+    if model.backbone.type == 'SwinTransformer':
+        model.backbone.update(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
+        model.neck.in_channels = [8, 16, 32, 64]
 
 
 def build_detector(name: str, model_options: dict | None = None) -> BaseModel:

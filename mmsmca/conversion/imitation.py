@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from mmsmca.models.detectors.smca_dino import SMCADINO
 
-# Largest learning rate, and iterations between checkpoints.
-LEARNING_RATE, SAVE_INTERVAL = 1e-3, 200
+# Largest learning rate, iterations between checkpoints, and processes that load images.
+LEARNING_RATE, SAVE_INTERVAL, NUM_WORKERS = 1e-3, 200, 2
 
 
 class EncoderImitation(BaseModel):
@@ -109,8 +109,8 @@ def imitate(
         train_dataloader=dict(
             dataset=dataset,
             batch_size=batch_size,
-            num_workers=2,
-            persistent_workers=True,
+            num_workers=NUM_WORKERS,
+            persistent_workers=NUM_WORKERS > 0,
             sampler=dict(type='InfiniteSampler', shuffle=True),
             collate_fn=dict(type='pseudo_collate'),
         ),
