@@ -15,6 +15,7 @@ import torch
 from mmcv.transforms import Compose
 from mmdet.apis import inference_detector
 from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from runs import SMALL, small_config
 from utils import build_detector, load_config
@@ -61,6 +62,7 @@ def growth(step: Callable[[], object], warm_up: int, steps: int) -> np.ndarray:
 @pytest.fixture
 def detect() -> Callable[[], object]:
     """Detects on an image of 32 to 128 pixels a side, by MMDetection's own function."""
+    init_default_scope('mmdet')
     model = build_detector(SMALL, MODEL).eval()
     model.cfg = load_config(SMALL)
     resize = dict(type='Resize', scale=(128, 128), keep_ratio=True)
