@@ -365,9 +365,10 @@ def test_command(detr, tmp_path):
 
 
 def test_documented_commands(tmp_path, monkeypatch):
-    """Every command of the page, on full-sized models of random weights."""
+    """The commands of the page that it says are run here, on full-sized models of random weights."""
     page = (ROOT / 'docs' / 'checkpoints.md').read_text()
-    blocks = re.findall(r'```(\w+)\n(.*?)```', page, re.DOTALL)
+    mine = '<!-- run by tests/checkpoints/test_warm_start.py -->'
+    blocks = re.findall(mine + r'\n```(\w+)\n(.*?)```', page, re.DOTALL)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     monkeypatch.chdir(tmp_path)
     authors = {k: torch.from_numpy(x) for k, x in golden.load(AUTHORS).state_dict().items()}
