@@ -365,7 +365,7 @@ def test_command(detr, tmp_path):
 
 
 def test_documented_commands(tmp_path, monkeypatch):
-    """The commands of the page that it says are run here, on full-sized models of random weights."""
+    """The commands that the page says are run here, on full-sized models of random weights."""
     page = (ROOT / 'docs' / 'checkpoints.md').read_text()
     mine = '<!-- run by tests/checkpoints/test_warm_start.py -->'
     blocks = re.findall(mine + r'\n```(\w+)\n(.*?)```', page, re.DOTALL)
