@@ -219,6 +219,11 @@ def test_other_detectors_are_refused(detectors):
         from_dino.check_models(MODELS.build(deformable.model), build(own))
 
 
+def test_a_target_without_a_decoder_is_refused(detectors):
+    with pytest.raises(ConfigError, match='--to must name a config of a two-stage SMCADINO'):
+        from_dino.check_models(detectors[0], torch.nn.Identity())
+
+
 @pytest.fixture
 def files(detectors, tmp_path, monkeypatch):
     """Configs, a checkpoint and images on disk."""

@@ -43,11 +43,13 @@ def check_models(dino: Any, smca_dino: Any) -> None:
             'and samples around them. For other detectors, see tools/convert_checkpoint.py '
             '--warm-start.'
         )
-    priors = [getattr(layer, 'spatial_prior', None) for layer in smca_dino.decoder.layers]
     if not (
         isinstance(smca_dino, SMCADINO)
         and smca_dino.as_two_stage
-        and all(isinstance(prior, BoxPrior) and prior.gates is not None for prior in priors)
+        and all(
+            isinstance(layer.spatial_prior, BoxPrior) and layer.spatial_prior.gates is not None
+            for layer in smca_dino.decoder.layers
+        )
     ):
         raise ConfigError(
             '--to must name a config of a two-stage SMCADINO whose priors are BoxPrior, gated, '
