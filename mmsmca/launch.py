@@ -121,7 +121,10 @@ def run_script(name: str) -> None:
     options = args.cfg_options or {}
     if options.get('runner_type') != 'Runner':
         with _way_past_named():
-            _check_arguments(args, load_config(args))
+            cfg = load_config(args)
+            _check_arguments(args, cfg)
+        if vars(args).get('resume') == 'auto' and _nothing_to_resume(args, cfg):
+            args.resume = None  # MMDetection's script would ignore the config's load_from.
     if vars(own).get('resume_schedule'):
         options['default_hooks.schedule.keep'] = own.resume_schedule == 'checkpoint'
         args.cfg_options = options
@@ -159,6 +162,11 @@ def _first_on_machine(launcher: str) -> bool:
     """Whether this process runs the checks: one per machine does, as each has its own disk."""
     ranks = {'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
     return int(os.environ.get(ranks.get(launcher, 'LOCAL_RANK'), 0)) == 0
+
+
+def _nothing_to_resume(args: argparse.Namespace, cfg: Config) -> bool:
+    work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    return find_latest_checkpoint(work_dir) is None
 
 
 def _check_arguments(args: argparse.Namespace, cfg: Config) -> None:

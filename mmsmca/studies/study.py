@@ -175,5 +175,7 @@ def _run(
     if cfg is not None:
         run.cfg = Config(cfg.to_dict())
         run.cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+        if run.cfg.get('load_from'):
+            run.cfg.load_from = run.cfg.load_from.replace('{seed}', str(seed))
         run.id = digest(run.cfg, **(dict(world_size=world_size) if world_size > 1 else {}))
     return run

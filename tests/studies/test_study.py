@@ -121,6 +121,12 @@ def test_runs_have_the_options_and_the_seed(tmp_path):
     assert runs[2].cfg.randomness.to_dict() == dict(seed=1, deterministic=True)
 
 
+def test_every_seed_has_its_initial_weights(tmp_path):
+    start = experiment(cfg_options={'load_from': 'start-{seed}.pth'})
+    runs = load_study(write_study(tmp_path, experiments=start)).runs
+    assert [run.cfg.load_from for run in runs] == ['start-0.pth', 'start-1.pth']
+
+
 def test_config_files_are_merged_in_order(tmp_path):
     """A data set over a detector: keys merge, ``_delete_`` replaces, cfg_options come last."""
     (tmp_path / 'data.py').write_text(

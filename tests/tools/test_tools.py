@@ -169,6 +169,18 @@ def test_options_take_effect(monkeypatch, started):
     assert shown.default_hooks.visualization.wait_time == 3
 
 
+def test_with_nothing_to_resume_training_starts_from_load_from(monkeypatch, started):
+    command = ('train', 'config.py', '--resume', '--cfg-options', 'load_from=start.pth')
+    assert run(monkeypatch, *command) == 0
+    Path('work').mkdir()
+    Path('work/last_checkpoint').write_text('work/epoch_1.pth')
+    assert run(monkeypatch, *command) == 0
+    assert [(cfg.load_from, cfg.get('resume')) for cfg in started] == [
+        ('start.pth', False),
+        (None, True),
+    ]
+
+
 def test_auto_scaling_needs_the_batch_size(monkeypatch, started, capfd):
     Path('config.py').write_text(CONFIG + 'auto_scale_lr = dict(_delete_=True)\n')
     assert run(monkeypatch, 'train', 'config.py', '--auto-scale-lr') == 2
