@@ -1,13 +1,15 @@
 """Errors that only the user can fix, and how all tools report them."""
 
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import wraps
 from itertools import zip_longest
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec('P')
+T = TypeVar('T')
 
 
 class UserError(ValueError):
@@ -22,8 +24,40 @@ class DataError(UserError):
     """Annotations or images that cannot be used; the message names file and remedy."""
 
 
+class RepairableError(DataError):
+    """Annotations that ``tools/check_data.py --renumber`` can correct.
+
+    Args:
+        message: Without this remedy, which is added.
+        path: The annotation file.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(f'{message} tools/check_data.py --renumber writes a corrected copy.')
+        self.path = path
+
+
 class DivergedError(UserError):
     """Training whose predictions are no longer finite; the message says when, and the remedy."""
+
+
+# Checks yield all that they find. The first line of a message can stand alone; further lines list
+# what it counts.
+Fault = UserError | UserWarning
+Found = Generator[Fault, None, T]
+
+
+def raise_first(faults: Iterable[Fault]) -> None:
+    """Raise the first error that checks find, as one line, and warn of what they find before it.
+
+    Raises:
+        UserError: The first error.
+    """
+    for fault in faults:
+        fault.args = (str(fault).partition('\n')[0],)
+        if isinstance(fault, UserError):
+            raise fault
+        warnings.warn(fault, stacklevel=2)
 
 
 def command(main: Callable[P, int | None]) -> Callable[P, int]:
@@ -52,6 +86,11 @@ def shorten(names: Sequence, limit: int = 5) -> str:
     """Join the first ``limit`` names, followed by the total number if there are more."""
     shown = ', '.join(map(str, names[:limit]))
     return shown if len(names) <= limit else f'{shown}, ... ({len(names)} in all)'
+
+
+def listed_below(names: Iterable) -> str:
+    """Further lines of a message, one per name."""
+    return ''.join(f'\n    {name}' for name in names)
 
 
 def first_difference(there: Sequence[str], here: Sequence[str]) -> str:

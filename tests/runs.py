@@ -14,6 +14,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from utils import ROOT, load_config
 
+from mmsmca.checks.trial import trial_faults
+from mmsmca.errors import raise_first
 from mmsmca.launch import run_script
 
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
@@ -131,6 +133,10 @@ def run(monkeypatch, *arguments: str) -> int:
     """Run a tool in this process."""
     monkeypatch.setattr(sys, 'argv', [f'{arguments[0]}.py', *arguments[1:]])
     return run_script(arguments[0])
+
+
+def trial(cfg: Config, phase: str) -> None:
+    raise_first(trial_faults(cfg, phase))
 
 
 def real_study(folder: Path, data: Path, **options: object) -> Path:

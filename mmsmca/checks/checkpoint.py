@@ -1,7 +1,7 @@
 """Checks of the checkpoints that a run starts from against its config and model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmdet.datasets import CocoDataset
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 from mmsmca.checkpoints.files import read
-from mmsmca.errors import ConfigError, shorten
+from mmsmca.errors import ConfigError, Fault, shorten
 
 from .config import walk
 
@@ -90,14 +90,14 @@ def check_checkpoint(
     _check_weights(path, state, model, fine_tuning)
 
 
-def check_pretrained(model: ConfigDict) -> None:
+def pretrained_faults(model: ConfigDict) -> Iterator[Fault]:
     """Check the files of ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config's model.
 
     MMEngine only opens them once everything else is built, and onedl-mmengine executes any code in
     them.
 
-    Raises:
-        ConfigError: If a local file is missing, or :func:`.files.read` refuses it.
+    Yields:
+        Local files that are missing, or that :func:`.files.read` refuses.
     """
     for key, node in walk(model, 'model'):
         path = node.get('checkpoint') if isinstance(node, dict) else None
@@ -105,7 +105,7 @@ def check_pretrained(model: ConfigDict) -> None:
             try:
                 read(os.path.expanduser(path))
             except ConfigError as error:
-                raise ConfigError(f'{key}: {error}') from error
+                yield ConfigError(f'{key}: {error}')
 
 
 def _check_weights(

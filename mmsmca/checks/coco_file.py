@@ -4,15 +4,15 @@ Anything that would end a run with a traceback, or assign boxes to the wrong ima
 refused. What MMDetection leaves out of training occurs in COCO too, and is counted.
 """
 
+import codecs
 import json
-import math
-import warnings
+import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mmsmca.errors import DataError, shorten
+from mmsmca.errors import DataError, Fault, Found, RepairableError, shorten
 
 # Kinds of annotations, as CocoDataset.parse_data_info tells them apart; training uses objects only.
 OBJECT = 'of an object'
@@ -22,13 +22,21 @@ EMPTY = 'with a box outside the image, less than a pixel wide or high, or withou
 KINDS = (OBJECT, CROWD, IGNORED, EMPTY)
 
 
+class Image(NamedTuple):
+    """An image of an annotation file; its size is in pixels."""
+
+    file_name: str
+    height: float
+    width: float
+
+
 @dataclass(frozen=True)
 class CocoFile:
     """The parts of an annotation file that the checks need; the rest, up to gigabytes, is freed.
 
     Attributes:
         categories: Names of the categories, in the order of the file.
-        images: File name and shorter side in pixels of every image by its id, in the file's order.
+        images: Images by id, in the file's order.
         has_iscrowd: Whether every annotation has the key ``iscrowd``.
         unusable_ids: Annotation ids that are not positive integers, which evaluations misread.
         string_ids: Lists with string ids: "images", "categories", "images and categories" or ''.
@@ -36,7 +44,7 @@ class CocoFile:
     """
 
     categories: tuple[str, ...]
-    images: dict[int | str, tuple[str, float]]
+    images: dict[int | str, Image]
     has_iscrowd: bool
     unusable_ids: tuple[int | float | str, ...]
     string_ids: str
@@ -51,54 +59,96 @@ class CocoFile:
         return total
 
 
-def read_coco(path: str, key: str) -> CocoFile:
-    """Read and check the annotation file of a data set or an evaluator with this config key."""
+def read_coco(path: str, key: str) -> Found[CocoFile | None]:
+    """Read and check the annotation file of a data set or an evaluator with this config key.
+
+    Returns:
+        The file without its faulty entries; None if it has no images or no list of categories.
+    """
     where = f'{key}.ann_file: {path}'
-    content = _read_json(path, where)
-    images = {image['id']: image for image in _entries(where, content, 'images')}
-    categories = _entries(where, content, 'categories')
+    try:
+        content = load_json(path)
+        marked = is_marked(path)
+    except (OSError, ValueError, RecursionError) as error:
+        yield DataError(
+            f'{where} cannot be read as JSON ({error}). Restore the file, as it may be an '
+            'incomplete copy, or save it as UTF-8.'
+        )
+        return None
+    if marked:
+        yield RepairableError(
+            f'{where} begins with a byte order mark, which MMDetection cannot read. Save it as '
+            'UTF-8 without one.',
+            path,
+        )
+    images = yield from _entries(where, path, content, 'images')
+    categories = yield from _entries(where, path, content, 'categories')
+    if images is None or categories is None:
+        return None
     # COCO's files for its test images have no annotations.
-    entries = _entries(where, content, 'annotations') if 'annotations' in content else []
+    entries = (yield from _entries(where, path, content, 'annotations', [])) or []
     if not images:
-        raise DataError(f'{where} lists no images. Specify an annotation file that does.')
+        if not content['images']:
+            yield DataError(f'{where} lists no images. Specify an annotation file that does.')
+        return None
+    repeated = duplicates(image['file_name'] for image in images)
+    if repeated:
+        yield UserWarning(
+            f"{where} has several entries in 'images' with the same file_name: "
+            f'{shorten(repeated)}. Each counts as an image with its own boxes. Merge them.'
+        )
     names = {category['id']: category['name'] for category in categories}
-    unknown = {entry['category_id'] for entry in entries} - names.keys()
+    unknown = {entry['category_id'] for entry in entries} - _ids(content['categories'])
     if unknown:
-        raise DataError(
+        yield DataError(
             f'{where} uses the category ids {shorten(sorted(unknown, key=str))}, which are not in '
             "its 'categories' list. Add them there."
         )
-    listed = [entry for entry in entries if entry['image_id'] in images]
-    _check_boxes(where, listed, images)
-    if len(listed) < len(entries):
-        orphans = [entry['id'] for entry in entries if entry['image_id'] not in images]
-        warnings.warn(
+    by_id = {image['id']: image for image in images}
+    listed = [e for e in entries if e['image_id'] in by_id and e['category_id'] in names]
+    yield from _box_faults(where, listed, by_id)
+    known = _ids(content['images'])
+    orphans = [entry['id'] for entry in entries if entry['image_id'] not in known]
+    if orphans:
+        yield UserWarning(
             f'{where}: {len(orphans)} of the {len(entries)} annotations are for images that it '
             f'does not list (ids {shorten(orphans)}), and are ignored. List their images in '
-            "'images', or remove the annotations.",
-            stacklevel=2,
+            "'images', or remove the annotations."
         )
     annotations: dict[tuple[str, str], Counter[int | str]] = defaultdict(Counter)
     for entry in listed:
-        kind = _kind(entry, images[entry['image_id']])
+        kind = kind_of(entry, by_id[entry['image_id']])
         annotations[names[entry['category_id']], kind][entry['image_id']] += 1
-    strings = {
+    strings = [
         name
-        for name, ids in (('images', images), ('categories', names))
+        for name, ids in (('images', by_id), ('categories', names))
         if any(isinstance(i, str) for i in ids)
-    }
+    ]
     return CocoFile(
         categories=tuple(category['name'] for category in categories),
-        images={i: (e['file_name'], min(e['height'], e['width'])) for i, e in images.items()},
+        images={i: Image(e['file_name'], e['height'], e['width']) for i, e in by_id.items()},
         has_iscrowd=all('iscrowd' in entry for entry in entries),
-        unusable_ids=tuple(
-            entry['id']
-            for entry in entries
-            if not (isinstance(entry['id'], int) and entry['id'] > 0)
-        ),
-        string_ids=' and '.join(sorted(strings, reverse=True)),
+        unusable_ids=tuple(entry['id'] for entry in entries if not is_usable(entry['id'])),
+        string_ids=' and '.join(strings),
         annotations=dict(annotations),
     )
+
+
+def load_json(path: str) -> Any:
+    """Content of a JSON file in UTF-8."""
+    with open(path, encoding='utf-8-sig') as file:
+        return json.load(file)
+
+
+def is_marked(path: str) -> bool:
+    """Whether a file begins with a byte order mark."""
+    with open(path, 'rb') as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
+def is_usable(annotation_id: object) -> bool:
+    """Whether evaluations count an annotation with this id: 0 means "no match" to them."""
+    return type(annotation_id) is int and annotation_id > 0
 
 
 def duplicates(names: Iterable[Hashable]) -> list:
@@ -107,11 +157,12 @@ def duplicates(names: Iterable[Hashable]) -> list:
 
 
 def _is_number(value: object) -> bool:
-    # A bool is an int in Python, but not a number in JSON.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A bool is an int in Python, but not a number in JSON. This is false for NaN.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def _is_box(value: object) -> bool:
+def is_box(value: object) -> bool:
+    """Whether a value is a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
@@ -122,11 +173,14 @@ class Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-ID = Kind('a number or a string', lambda value: isinstance(value, str) or _is_number(value))
+ID = Kind(
+    'a number of up to 64 bits or a string',
+    lambda value: isinstance(value, str) or _is_number(value),
+)
 NAME = Kind('a name', lambda value: isinstance(value, Hashable))
 PATH = Kind('a path inside the image folder', lambda value: isinstance(value, str) and value != '')
 PIXELS = Kind('a positive number of pixels', lambda value: _is_number(value) and value > 0)
-BOX = Kind('four finite numbers: x, y, width, height in pixels', _is_box)
+BOX = Kind('four finite numbers: x, y, width, height in pixels', is_box)
 AREA = Kind('a finite number', _is_number)
 # Keys that every entry of a list must have.
 LISTS = {
@@ -136,85 +190,104 @@ LISTS = {
 }
 
 
-def _read_json(path: str, where: str) -> Any:
-    try:
-        with open(path, encoding='utf-8') as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f'{where} cannot be read as JSON ({error}). Restore the file, as it may be an '
-            'incomplete copy, or save it as UTF-8 without a byte order mark.'
-        ) from error
-
-
-def _entries(where: str, content: object, name: str) -> list[dict]:
-    """One of the lists of a file, after checking its entries against :data:`LISTS`."""
-    entries = content.get(name) if isinstance(content, dict) else None
+def _entries(
+    where: str, path: str, content: object, name: str, default: list | None = None
+) -> Found[list[dict] | None]:
+    """Entries of one of the lists of a file that are as :data:`LISTS` says; None without a list."""
+    entries = content.get(name, default) if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise DataError(
+        yield DataError(
             f"{where} is not a COCO annotation file: it has no list '{name}'. "
             'Specify an instances file in COCO format, or convert yours to it.'
         )
-    for i, entry in enumerate(entries):
-        lacking = sorted(LISTS[name].keys() - (entry if isinstance(entry, dict) else {}).keys())
+        return None
+    sound = [isinstance(entry, dict) for entry in entries]
+    for key, kind in LISTS[name].items():
+        lacking, wrong = [], []
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, dict) or key not in entry:
+                lacking.append(i)
+            elif not kind.fits(entry[key]):
+                wrong.append(i)
         if lacking:
-            raise DataError(
-                f'{where} is not a COCO annotation file: {name}[{i}] has no '
-                f"'{lacking[0]}'. Add it to every entry of '{name}'."
+            message = (
+                f"{where} is not a COCO annotation file: {name}[{lacking[0]}] has no '{key}'."
+                f"{_number(lacking)} Add it to every entry of '{name}'."
             )
-        for key, kind in LISTS[name].items():
-            if not kind.fits(entry[key]):
-                raise DataError(
-                    f'{where}: {name}[{i}].{key} is {entry[key]!r} (id {entry["id"]}), but must be '
-                    f'{kind.words}. Correct the file, or remove the entry.'
-                )
-    repeated = duplicates(entry['id'] for entry in entries)
+            yield RepairableError(message, path) if key == 'area' else DataError(message)
+        if wrong:
+            entry = entries[wrong[0]]
+            yield DataError(
+                f'{where}: {name}[{wrong[0]}].{key} is {reprlib.repr(entry[key])} (id '
+                f'{entry.get("id")}), but must be {kind.words}.{_number(wrong)} Correct the file, '
+                'or remove the entry.'
+            )
+        for i in wrong if key == 'area' else lacking + wrong:
+            sound[i] = False
+    good = [entry for entry, is_sound in zip(entries, sound, strict=True) if is_sound]
+    repeated = duplicates(entry['id'] for entry in good)
     if repeated:
-        raise DataError(
+        message = (
             f"{where} has several entries in '{name}' with the same id: {shorten(repeated)}. "
             'All but the last would be lost. Give each a unique id.'
         )
-    return entries
+        yield RepairableError(message, path) if name == 'annotations' else DataError(message)
+    return good
 
 
-def _check_boxes(where: str, entries: list[dict], images: dict[int | str, dict]) -> None:
-    """Refuse boxes in other formats, and warn if most extend beyond their image."""
+def _number(places: Sequence[int]) -> str:
+    return f' {len(places)} entries have this fault.' if len(places) > 1 else ''
+
+
+def _ids(entries: Sequence[Any]) -> set:
+    """All ids of a list, also those of entries with other faults."""
+    ids = (entry.get('id') for entry in entries if isinstance(entry, dict))
+    return {i for i in ids if ID.fits(i)}
+
+
+def _box_faults(
+    where: str, entries: Sequence[dict], images: dict[int | str, dict]
+) -> Iterator[Fault]:
+    """Boxes in other formats, and a warning if most extend beyond their image."""
     corners = corner_areas = beyond = fractions = 0
     for entry in entries:
         x, y, w, h = entry['bbox']
         image = images[entry['image_id']]
-        width, height = image['width'], image['height']
+        width, height, area = image['width'], image['height'], _area(entry)
         fractions += 0 < max(w, h) <= max(entry['bbox']) <= 1 < min(width, height)
         if x < w <= width + 1 and y < h <= height + 1:
             corners += 1
-            corner_areas += abs((w - x) * (h - y) - entry['area']) < 1 < abs(w * h - entry['area'])
+            corner_areas += abs((w - x) * (h - y) - area) < 1 < abs(w * h - area)
         beyond += x + w > width + 1 or y + h > height + 1
     total = len(entries)
     if fractions == total > 0:
-        raise DataError(
+        yield DataError(
             f'{where}: all {fractions} boxes lie between 0 and 1: they are fractions of the image '
             'size. Multiply them by its width and height; COCO boxes are in pixels.'
         )
-    if corners == total > 0 and (corner_areas == corners or beyond * 4 >= corners):
-        raise DataError(
+    elif corners == total > 0 and (corner_areas == corners or beyond * 4 >= corners):
+        yield DataError(
             f'{where}: all {corners} boxes look like corners (x1, y1, x2, y2): read as x, y, width '
             f'and height, {beyond} of them extend beyond their image. Write x, y, x2 - x1, y2 - y1.'
         )
-    if beyond * 2 > total:
-        warnings.warn(
+    elif beyond * 2 > total:
+        yield UserWarning(
             f'{where}: {beyond} of the {total} boxes extend beyond their image. Check that they '
-            'are x, y, width and height, in pixels of the image size that the file lists.',
-            stacklevel=3,
+            'are x, y, width and height, in pixels of the image size that the file lists.'
         )
 
 
-def _kind(entry: dict, image: dict) -> str:
+def _area(entry: dict) -> float:
+    return entry.get('area', entry['bbox'][2] * entry['bbox'][3])
+
+
+def kind_of(entry: dict, image: dict) -> str:
     """Kind of an annotation, as ``CocoDataset.parse_data_info`` decides."""
     if entry.get('ignore'):
         return IGNORED
     x, y, width, height = entry['bbox']
     inside_x = min(x + width, image['width']) - max(x, 0)
     inside_y = min(y + height, image['height']) - max(y, 0)
-    if min(inside_x, inside_y, entry['area']) <= 0 or min(width, height) < 1:
+    if min(inside_x, inside_y, _area(entry)) <= 0 or min(width, height) < 1:
         return EMPTY
     return CROWD if entry.get('iscrowd') else OBJECT

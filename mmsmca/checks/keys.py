@@ -1,7 +1,7 @@
 """What a trial cannot say about a config: keys it does not read, and values that pass unnoticed."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import signature
 
 import torch
@@ -10,7 +10,7 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import OPTIMIZERS
 from torch.nn.parallel import DistributedDataParallel
 
-from mmsmca.errors import ConfigError
+from mmsmca.errors import ConfigError, Fault
 
 from .config import TOP_LEVEL, walk_all
 from .describe import class_of, suggestion
@@ -29,23 +29,23 @@ COUNTS = {
 }  # fmt: skip
 
 
-def check_keys(cfg: Config) -> None:
+def key_faults(cfg: Config) -> Iterator[Fault]:
     """Check what needs neither model nor data.
 
     Args:
         cfg: The config as it will run.
 
-    Raises:
-        ConfigError: If nothing reads a key, a value has a type that its reader does not accept, or
-            the config does not import this package.
+    Yields:
+        Keys that nothing reads, values of a type that their reader does not accept, and a config
+        that does not import this package.
     """
     for name in cfg:
         # Other names are variables: `test_pipeline` is not a misspelt `tta_pipeline`.
         meant = difflib.get_close_matches(name, TOP_LEVEL, n=1, cutoff=0.885)
         if meant and name not in TOP_LEVEL:
-            raise ConfigError(f'{name}: nothing reads it; did you mean {meant[0]}?')
+            yield ConfigError(f'{name}: nothing reads it; did you mean {meant[0]}?')
     if cfg.get('strategy'):
-        raise ConfigError(
+        yield ConfigError(
             "strategy: MMEngine's Runner does not read it. Leave it out, or set "
             "runner_type='FlexibleRunner'."
         )
@@ -56,22 +56,22 @@ def check_keys(cfg: Config) -> None:
             for taker in takers:
                 known |= set() if isinstance(taker, str) else set(signature(taker).parameters)
             for name in node.keys() - known:
-                raise ConfigError(f'{key}.{name}: nothing reads it{suggestion(name, known)}')
-    _check_imports(cfg)
+                yield ConfigError(f'{key}.{name}: nothing reads it{suggestion(name, known)}')
+    yield from _import_faults(cfg)
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     # MMEngine's message would not name it.
     if isinstance(optimizer.get('type'), str) and class_of(optimizer) is object:
-        raise ConfigError(
+        yield ConfigError(
             f'optim_wrapper.optimizer.type: nothing is called {optimizer["type"]}'
             f'{suggestion(optimizer["type"], OPTIMIZERS.module_dict)}'
         )
     for key, node in walk_all(cfg):
         if isinstance(node, dict) and not f'{key}.'.startswith(('model.', 'visualizer.')):
             for name, value in node.items():
-                _check_value(f'{key}.{name}', name, value)
+                yield from _value_faults(f'{key}.{name}', name, value)
 
 
-def check_custom_keys(cfg: Config, model: BaseModel) -> None:
+def custom_key_faults(cfg: Config, model: BaseModel) -> Iterator[Fault]:
     """Check that the parts of a model with settings of their own exist.
 
     Configs inherit settings for parts that their model does not have, so only names that are
@@ -81,8 +81,8 @@ def check_custom_keys(cfg: Config, model: BaseModel) -> None:
         cfg: The config as it will run.
         model: The model.
 
-    Raises:
-        ConfigError: If a name in ``optim_wrapper.paramwise_cfg.custom_keys`` is misspelt.
+    Yields:
+        Names in ``optim_wrapper.paramwise_cfg.custom_keys`` that are misspelt.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     names = [name for name, _ in model.named_parameters()]
@@ -90,13 +90,13 @@ def check_custom_keys(cfg: Config, model: BaseModel) -> None:
     for part in (wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}:
         misspelt = difflib.get_close_matches(part, parts, n=1, cutoff=0.8)
         if misspelt and not any(part in name for name in names):
-            raise ConfigError(
+            yield ConfigError(
                 f'optim_wrapper.paramwise_cfg.custom_keys.{part}: no parameter has this '
                 f'name{suggestion(part, parts)}'
             )
 
 
-def _check_imports(cfg: Config) -> None:
+def _import_faults(cfg: Config) -> Iterator[Fault]:
     """Own ``custom_imports`` replace those of a base config."""
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     modules = [imports] if isinstance(imports, str) else imports
@@ -105,16 +105,17 @@ def _check_imports(cfg: Config) -> None:
     for key, node in walk_all(cfg):
         if isinstance(node, dict) and isinstance(node.get('type'), str):
             if class_of(node).__module__.startswith('mmsmca.'):
-                raise ConfigError(
+                yield ConfigError(
                     f"custom_imports.imports lacks 'mmsmca', which {key}.type {node['type']} is "
                     'from: MMDetection could load neither this config nor checkpoints of its '
                     f'training. Set custom_imports=dict(imports={["mmsmca", *modules]}).'
                 )
+                return
 
 
-def _check_value(key: str, name: str, value: object) -> None:
+def _value_faults(key: str, name: str, value: object) -> Iterator[Fault]:
     if isinstance(value, str) and value.lower() in ('true', 'false'):
-        raise ConfigError(
+        yield ConfigError(
             f'{key} is {value!r}, a text, which counts as true. Set it to True or False.'
         )
     if not isinstance(value, (str, int, float)):
@@ -122,6 +123,6 @@ def _check_value(key: str, name: str, value: object) -> None:
     number = value if isinstance(value, (int, float)) else 0
     if name in COUNTS and (number < 1 or number % 1):
         if not (number == -1 and name in ('interval', 'max_keep_ckpts')):
-            raise ConfigError(f'{key} is {value!r}, but must be an integer from 1.')
+            yield ConfigError(f'{key} is {value!r}, but must be an integer from 1.')
     if name in ('max_norm', 'clip_value') and not number > 0:
-        raise ConfigError(f'{key} is {value!r}, but must be positive.')
+        yield ConfigError(f'{key} is {value!r}, but must be positive.')

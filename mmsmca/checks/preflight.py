@@ -2,7 +2,7 @@
 
 Mistakes that would otherwise end a run with a traceback minutes later (a wrong path, categories of
 another data set, a checkpoint of another model) end it at once with one line that names the key or
-file and the remedy.
+file and the remedy. ``tools/check_data.py`` lists all of them.
 
 Images are not opened before the run, except for those of the trial: that would take many minutes
 for COCO's 118,000. An image that cannot be decoded (with OpenCV 4.12, any truncated JPEG or PNG)
@@ -18,13 +18,13 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
-from mmsmca.errors import ConfigError
+from mmsmca.errors import ConfigError, Found, raise_first
 
-from .checkpoint import check_checkpoint, check_pretrained
-from .data import check_files, find_data
+from .checkpoint import check_checkpoint, pretrained_faults
+from .data import Used, check_files, find_data
 from .describe import described
-from .keys import check_custom_keys, check_keys
-from .trial import trial
+from .keys import custom_key_faults, key_faults
+from .trial import trial_faults
 
 # Phases whose data loaders and evaluators each script uses.
 PHASES = {'train': ('train', 'val'), 'test': ('test',)}
@@ -37,7 +37,7 @@ SECTIONS = {
 
 
 def check_run(cfg: Config, script: str) -> None:
-    """Check what a run needs, and try it: see :func:`.trial.trial`.
+    """Check what a run needs, and try it: see :func:`.trial.trial_faults`.
 
     A run that resumes is not tried, since it has already trained.
 
@@ -50,7 +50,7 @@ def check_run(cfg: Config, script: str) -> None:
         ConfigError: If keys of the config, or config and checkpoint, do not fit together.
         DataError: If annotations or images are missing or cannot be used.
     """
-    _check(cfg, PHASES[script], None if cfg.get('resume') else script)
+    raise_first(find_faults(cfg, PHASES[script], None if cfg.get('resume') else script))
 
 
 def check_config(cfg: Config, phases: Sequence[str]) -> None:
@@ -67,39 +67,54 @@ def check_config(cfg: Config, phases: Sequence[str]) -> None:
         ConfigError: As for :func:`check_run`.
         DataError: As for :func:`check_run`.
     """
-    _check(cfg, phases, None)
+    raise_first(find_faults(cfg, phases))
 
 
-def _check(cfg: Config, phases: Sequence[str], tried: str | None) -> None:
-    _check_sections(cfg, phases)
-    check_keys(cfg)
-    datasets, evaluators = find_data(cfg, phases)
-    if 'train' in phases:
-        check_pretrained(cfg.model)
-    check_files(datasets, evaluators, cfg.model)
-    model = trial(cfg, tried) if tried else _build_model(cfg)
-    check_custom_keys(cfg, model)
-    fine_tuning = 'train' in phases and not cfg.get('resume')
-    check_checkpoint(cfg, model, datasets, fine_tuning)
+def find_faults(cfg: Config, phases: Sequence[str], tried: str | None = None) -> Found[list[Used]]:
+    """Find all that :func:`check_config` or, with ``tried``, :func:`check_run` refuses.
 
+    Args:
+        cfg: As for :func:`check_run`.
+        phases: As for :func:`check_config`.
+        tried: The script to try. Defaults to None: the model is only built.
 
-def _check_sections(cfg: Config, phases: Sequence[str]) -> None:
-    if 'model' not in cfg:
-        raise ConfigError(
-            "the config has no key 'model'. Specify a complete config; those in _base_ folders "
-            'are only parts of others.'
-        )
+    Yields:
+        Errors, of which a run raises the first, and warnings.
+
+    Returns:
+        The data sets whose annotations can be read.
+    """
     for phase in phases:
         lacking = [name for name in SECTIONS[phase] if cfg.get(name) is None]
         # A run without validation is fine, one with an incomplete validation is not.
         if lacking and (phase != 'val' or len(lacking) < len(SECTIONS[phase])):
-            raise ConfigError(
+            yield ConfigError(
                 f'the config has no {" and no ".join(lacking)}, without which it cannot {phase}. '
                 'Set it, or inherit (_base_) from a config that has it.'
             )
+    if 'model' not in cfg:
+        yield ConfigError(
+            "the config has no key 'model'. Specify a complete config; those in _base_ folders "
+            'are only parts of others.'
+        )
+        return []
+    yield from key_faults(cfg)
+    datasets, evaluators = yield from find_data(cfg, phases)
+    if 'train' in phases:
+        yield from pretrained_faults(cfg.model)
+    used = yield from check_files(datasets, evaluators, cfg.model)
+    model = yield from trial_faults(cfg, tried) if tried else _build_faults(cfg)
+    if model:
+        yield from custom_key_faults(cfg, model)
+        fine_tuning = 'train' in phases and not cfg.get('resume')
+        try:
+            check_checkpoint(cfg, model, datasets, fine_tuning)
+        except ConfigError as error:
+            yield error
+    return used
 
 
-def _build_model(cfg: Config) -> BaseModel:
+def _build_faults(cfg: Config) -> Found[BaseModel | None]:
     """Build the model, which reveals most wrong values in its config."""
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
@@ -107,4 +122,5 @@ def _build_model(cfg: Config) -> BaseModel:
             # Some models modify their config.
             return MODELS.build(copy.deepcopy(cfg.model))
     except Exception as error:
-        raise ConfigError(f'model: {described(error, cfg)}. Correct the model.') from error
+        yield ConfigError(f'model: {described(error, cfg)}. Correct the model.')
+        return None

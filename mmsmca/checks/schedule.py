@@ -1,18 +1,23 @@
 """Whether the schedule of the learning rate fits the length of the training."""
 
-import warnings
+from collections.abc import Iterator
 
 from mmengine.config import Config
 
+from mmsmca.errors import Fault
 
-def check_schedule(cfg: Config, iters: int) -> None:
-    """Warn if the warm-up takes most of the training, or the last step comes early or never.
+
+def schedule_faults(cfg: Config, iters: int) -> Iterator[Fault]:
+    """Find a warm-up that takes most of the training, and a last step that comes early or never.
 
     This happens to a config that inherits the schedule of another length, or of other data.
 
     Args:
         cfg: The config of the training.
         iters: Its number of iterations.
+
+    Yields:
+        Warnings.
     """
     epochs, schedulers = cfg.train_cfg.get('max_epochs'), cfg.get('param_scheduler') or []
     for i, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
@@ -24,16 +29,14 @@ def check_schedule(cfg: Config, iters: int) -> None:
         steps = [begin + period] if period else node.get('milestones', [])
         if min(node.get('start_factor', 1), node.get('factor', 1)) < 1 and begin == 0:
             if end > length / 2:
-                warnings.warn(
+                yield UserWarning(
                     f'{place}: the warm-up takes {end} of the {length} {unit} of the training. '
-                    f'Set {place}.end to a smaller number.',
-                    stacklevel=2,
+                    f'Set {place}.end to a smaller number.'
                 )
         elif 'factor' in node:
             steps = [begin]
         if steps and not length / 2 <= max(steps) <= length:
-            warnings.warn(
+            yield UserWarning(
                 f'{place}: the learning rate falls for the last time after {max(steps)} {unit}, '
-                f'but the training has {length}. Set {place} to fit its length.',
-                stacklevel=2,
+                f'but the training has {length}. Set {place} to fit its length.'
             )

@@ -34,13 +34,13 @@ from torch.utils.data import DataLoader
 
 from mmsmca.checkpoints.files import check_readable
 from mmsmca.engine.quiet import quiet
-from mmsmca.errors import ConfigError, UserError
+from mmsmca.errors import ConfigError, Found, UserError
 
 from .config import walk
 from .describe import described, suggestion
 from .read_keys import ReadKeys
 from .sandbox import writing_inside
-from .schedule import check_schedule
+from .schedule import schedule_faults
 
 # At most this many images of a training batch, and of each data set to evaluate.
 NUM_IMAGES = 2
@@ -57,7 +57,7 @@ STAGES = {
 }  # fmt: skip
 
 
-def trial(cfg: Config, phase: str) -> BaseModel:
+def trial_faults(cfg: Config, phase: str) -> Found[BaseModel | None]:
     """Run MMEngine's runner on a config for an iteration, and discard what it has learnt.
 
     The run is what the config says, except for this: A training batch has the first two images of
@@ -71,13 +71,13 @@ def trial(cfg: Config, phase: str) -> BaseModel:
         cfg: The config as it will run; not changed.
         phase: "train" or "test".
 
-    Returns:
-        The model.
+    Yields:
+        Why the run fails; else keys that are misspelt, and schedules that do not fit its length.
+        The run also fails if a hook needs a metric that the evaluator does not report, or a
+        checkpoint could not be read back.
 
-    Raises:
-        ConfigError: If the run fails, a key is misspelt, a hook needs a metric that the evaluator
-            does not report, or a checkpoint of the run could not be read back.
-        DataError: If an image cannot be read.
+    Returns:
+        The model; None if the run fails.
     """
     cfg = copy.deepcopy(cfg)
     cfg.setdefault('default_scope', 'mmdet')
@@ -87,30 +87,34 @@ def trial(cfg: Config, phase: str) -> BaseModel:
         if isinstance(node, dict) and 'Pretrained' in str(node.get('init_cfg')):
             node['init_cfg'] = None
     keys = ReadKeys(cfg)
+    failure: UserError | None = None
     with _nothing_left_behind() as folder:
         cfg.work_dir = folder
-        runner = None
+        runner: Any = None
         try:
             runner = _TrialRunner.from_cfg(cfg)
             getattr(runner, phase)()
-        except UserError:
-            raise
+        except UserError as error:
+            failure = error
         except Exception as error:
             text = described(error, cfg)
             end = '' if text.endswith('?') else '. Correct the config.'
-            raise ConfigError(f'{_place(error)}: {text}{end}') from error
+            failure = ConfigError(f'{_place(error)}: {text}{end}')
         finally:
             for hook in runner.hooks if runner else ():
                 if isinstance(hook, ProfilerHook) and torch.autograd._profiler_enabled():
                     hook.profiler.__exit__(None, None, None)
+    if failure:
+        yield failure
+        return None
     for place, meant in keys.misspelt():
-        raise ConfigError(f'{place}: nothing reads it; did you mean {meant}?')
+        yield ConfigError(f'{place}: nothing reads it; did you mean {meant}?')
     if phase == 'train':
         loop, iters = runner.train_loop, runner.train_loop.max_iters
         if cfg.train_cfg.get('max_epochs'):  # Processes share the batches of an epoch.
             processes = int(os.environ.get('WORLD_SIZE', 1))
             iters = loop.max_epochs * math.ceil(len(loop.dataloader) / processes)
-        check_schedule(cfg, iters)
+        yield from schedule_faults(cfg, iters)
     return runner.model
 
 

@@ -13,8 +13,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmsmca.checks.preflight import PHASES, check_config
-from mmsmca.checks.trial import trial
-from mmsmca.errors import ConfigError, DataError
+from mmsmca.checks.trial import trial_faults
+from mmsmca.errors import ConfigError, DataError, raise_first
 
 from .record import FAILED, Run, RunRecord, Study, StudyError
 from .run_process import TrainRun, state
@@ -106,7 +106,7 @@ class Sweep:
         check_experiments({name: _copy(run) for name, run in first.items()})
         begun = {run.experiment for run in self.runs if self.state_of(run) != 'new'}
         new = {name: _copy(run) for name, run in first.items() if name not in begun}
-        check_experiments(new, lambda cfg: trial(cfg, 'train'))
+        check_experiments(new, lambda cfg: raise_first(trial_faults(cfg, 'train')))
 
     def pending(self, retry_failed: bool) -> list[Run]:
         """Runs to start: new ones, those cut off and, with ``retry_failed``, those that failed."""

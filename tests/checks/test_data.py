@@ -138,7 +138,7 @@ def unchanged(content: dict) -> None:
 FAULTS = {
     'empty': ('', ['cannot be read as JSON', 'Restore the file']),
     'cut': ('{"images": [', ['cannot be read as JSON', 'Restore the file']),
-    'byte order mark': ('\ufeff{}', ['byte order mark', 'save it as UTF-8']),
+    'byte order mark': ('\ufeff{}', ['byte order mark', 'Save it as UTF-8']),
     'a list': ('[]', ["no list 'images'", 'Specify an']),
     'no categories': (without('categories'), ["no list 'categories'", 'Specify an']),
     'no annotations': (without('annotations'), ['no annotations to train on', 'Specify an']),

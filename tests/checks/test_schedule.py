@@ -1,13 +1,11 @@
 """A schedule that was made for another length is named before training."""
 
-import warnings
-
 import pytest
 from mmengine.config import Config, ConfigDict
+from runs import trial
 from utils import ROOT
 
-from mmsmca.checks.schedule import check_schedule
-from mmsmca.checks.trial import trial
+from mmsmca.checks.schedule import schedule_faults
 
 WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200)
 STEP = dict(type='MultiStepLR', by_epoch=True, milestones=[40], gamma=0.1)
@@ -18,10 +16,7 @@ COSINE = dict(type='CosineAnnealingLR', T_max=50, by_epoch=True)
 def said(loop: dict, iters: int, *schedule: dict) -> list[str]:
     cfg = Config(dict(train_cfg=loop))
     cfg.param_scheduler = [ConfigDict(scheduler) for scheduler in schedule]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        check_schedule(cfg, iters)
-    return [str(warning.message) for warning in caught]
+    return [str(fault) for fault in schedule_faults(cfg, iters)]
 
 
 # (epochs, iterations, scheduler, words of the warning or None)

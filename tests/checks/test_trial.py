@@ -18,11 +18,10 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
-from runs import CONFIG, TINY_MODEL, coco, on_data, run, write_data, write_json
+from runs import CONFIG, TINY_MODEL, coco, on_data, run, trial, write_data, write_json
 
 from mmsmca import launch
 from mmsmca.checks.preflight import check_run
-from mmsmca.checks.trial import trial
 from mmsmca.errors import ConfigError, DataError
 
 
@@ -376,7 +375,7 @@ def test_every_metric_has_its_own_data_set(cfg: Config, root: Path):
 
 
 def test_resumed_run_is_not_tried(cfg: Config, monkeypatch):
-    monkeypatch.setattr('mmsmca.checks.preflight.trial', None)
+    monkeypatch.setattr('mmsmca.checks.preflight.trial_faults', None)
     cfg.resume = True
     check_run(cfg, 'train')
 

@@ -1,0 +1,60 @@
+"""All images of data sets, loaded before a run."""
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from mmsmca.errors import DataError, Fault, listed_below
+
+from .data import Used
+
+
+def image_faults(datasets: Sequence[Used]) -> Iterator[Fault]:
+    """Load all images of data sets, in as many processes as there are cores.
+
+    Args:
+        datasets: Data sets whose pipelines were built inside :func:`.load_image.naming_images`.
+
+    Yields:
+        What :class:`.load_image.LoadImage` says, once for all images of which it says the same.
+        Missing images are left out.
+    """
+    images = _Images(datasets)
+    loader = DataLoader(images, batch_size=None, num_workers=os.cpu_count() or 0)
+    alike: dict[tuple[type[Fault], str], list[str]] = defaultdict(list)
+    console = Console(stderr=True)
+    for path, fault in track(loader, 'images', total=len(images), console=console):
+        if fault:
+            alike[type(fault), str(fault).replace(path, '\0')].append(path)
+    for (kind, message), (first, *others) in alike.items():
+        likewise = f' The same holds for {len(others)} others:' if others else ''
+        yield kind(message.replace('\0', first) + likewise + listed_below(others))
+
+
+class _Images(Dataset):
+    """Paths of the images of data sets, each once, with what is said when they are loaded."""
+
+    def __init__(self, datasets: Sequence[Used]) -> None:
+        self.images = list({one.path(i): (one, i) for one in datasets for i in one.ids}.items())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[str, Fault | None]:
+        path, (one, image_id) = self.images[index]
+        image = one.file.images[image_id]
+        if not os.path.exists(path):
+            return path, None
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('ignore')
+            warnings.simplefilter('always', UserWarning)
+            try:
+                one.dataset.pipeline(dict(img_path=path, height=image.height, width=image.width))
+            except DataError as error:
+                return path, DataError(str(error))
+        return path, UserWarning(str(said[0].message)) if said else None
