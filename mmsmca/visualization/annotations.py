@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from mmsmca.checks.coco_file import OBJECT, is_box, kind_of, load_json
 from mmsmca.checks.data import Used
@@ -29,7 +30,7 @@ class Box(NamedTuple):
 
     bbox: list[float]
     name: str
-    color: str
+    color: ColorType
     is_object: bool
 
 
