@@ -8,7 +8,7 @@ import codecs
 import json
 import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def read_coco(path: str, key: str) -> Found[CocoFile | None]:
     """Read and check the annotation file of a data set or an evaluator with this config key.
 
     Returns:
-        The file without its faulty entries; None if it has no images or no list of categories.
+        The file without its faulty entries; None if it has no images or its lists are missing.
     """
     where = f'{key}.ann_file: {path}'
     try:
@@ -86,7 +86,9 @@ def read_coco(path: str, key: str) -> Found[CocoFile | None]:
     if images is None or categories is None:
         return None
     # COCO's files for its test images have no annotations.
-    entries = (yield from _entries(where, path, content, 'annotations', [])) or []
+    entries = yield from _entries(where, path, content, 'annotations', [])
+    if entries is None:
+        return None
     if not images:
         if not content['images']:
             yield DataError(f'{where} lists no images. Specify an annotation file that does.')
@@ -182,11 +184,12 @@ PATH = Kind('a path inside the image folder', lambda value: isinstance(value, st
 PIXELS = Kind('a positive number of pixels', lambda value: _is_number(value) and value > 0)
 BOX = Kind('four finite numbers: x, y, width, height in pixels', is_box)
 AREA = Kind('a finite number', _is_number)
-# Keys that every entry of a list must have.
+FLAG = Kind('0 or 1', lambda value: value in (0, 1))
+# Keys that every entry of a list must have; evaluations need 'iscrowd', training does not.
 LISTS = {
     'images': dict(id=ID, file_name=PATH, height=PIXELS, width=PIXELS),
     'categories': dict(id=ID, name=NAME),
-    'annotations': dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=AREA),
+    'annotations': dict(id=ID, image_id=ID, category_id=ID, bbox=BOX, area=AREA, iscrowd=FLAG),
 }
 
 
@@ -201,20 +204,22 @@ def _entries(
             'Specify an instances file in COCO format, or convert yours to it.'
         )
         return None
-    sound = [isinstance(entry, dict) for entry in entries]
+    unusable = {i for i, entry in enumerate(entries) if not isinstance(entry, dict)}
+    if unusable:
+        yield DataError(
+            f'{where}: {name}[{min(unusable)}] is {reprlib.repr(entries[min(unusable)])}, but must '
+            f'be an object with {shorten(list(LISTS[name]))}.{_number(unusable)} Remove it.'
+        )
+    objects = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, dict)]
     for key, kind in LISTS[name].items():
-        lacking, wrong = [], []
-        for i, entry in enumerate(entries):
-            if not isinstance(entry, dict) or key not in entry:
-                lacking.append(i)
-            elif not kind.fits(entry[key]):
-                wrong.append(i)
-        if lacking:
+        lacking = [i for i, entry in objects if key not in entry]
+        wrong = [i for i, entry in objects if key in entry and not kind.fits(entry[key])]
+        if lacking and kind is not FLAG:
             message = (
                 f"{where} is not a COCO annotation file: {name}[{lacking[0]}] has no '{key}'."
                 f"{_number(lacking)} Add it to every entry of '{name}'."
             )
-            yield RepairableError(message, path) if key == 'area' else DataError(message)
+            yield RepairableError(message, path) if kind is AREA else DataError(message)
         if wrong:
             entry = entries[wrong[0]]
             yield DataError(
@@ -222,9 +227,8 @@ def _entries(
                 f'{entry.get("id")}), but must be {kind.words}.{_number(wrong)} Correct the file, '
                 'or remove the entry.'
             )
-        for i in wrong if key == 'area' else lacking + wrong:
-            sound[i] = False
-    good = [entry for entry, is_sound in zip(entries, sound, strict=True) if is_sound]
+        unusable.update(wrong if kind in (AREA, FLAG) else lacking + wrong)
+    good = [entry for i, entry in objects if i not in unusable]
     repeated = duplicates(entry['id'] for entry in good)
     if repeated:
         message = (
@@ -235,7 +239,7 @@ def _entries(
     return good
 
 
-def _number(places: Sequence[int]) -> str:
+def _number(places: Collection[int]) -> str:
     return f' {len(places)} entries have this fault.' if len(places) > 1 else ''
 
 

@@ -119,6 +119,14 @@ def check_files(datasets: Datasets, evaluators: Evaluators, model: ConfigDict) -
             yield from _query_faults(used[key], model)
         yield from _missing_images(used[key])
     yield from _unseen_classes(trained)
+    learnt = {os.path.abspath(one.path(i)) for one in trained for i in one.ids}
+    for one in used.values():
+        number = sum(os.path.abspath(one.path(i)) in learnt for i in one.ids)
+        if one.dataset.test_mode and number:
+            yield UserWarning(
+                f'{one.key}: {number} of its {len(one.ids)} images are also trained on, so AP will '
+                'be too high. Evaluate on other images.'
+            )
     for key, evaluator, evaluated_key in evaluators:
         file = yield from _read_once(files, evaluator.ann_file, key)
         if file is None:

@@ -83,6 +83,7 @@ def _annotated(used: Used) -> Iterator[Annotated]:
     categories = {
         one.get('id'): (str(one.get('name')), COLORS[i % len(COLORS)])
         for i, one in enumerate(content['categories'])
+        if isinstance(one, dict)
     }
     for image_id in dict.fromkeys(turns):
         path, image = used.path(image_id), file.images[image_id]._asdict()
@@ -93,7 +94,8 @@ def _annotated(used: Used) -> Iterator[Annotated]:
         boxes = [
             Box(entry['bbox'], *categories[entry['category_id']], kind_of(entry, image) == OBJECT)
             for entry in content['annotations']
-            if entry.get('image_id') == image_id
+            if isinstance(entry, dict)
+            and entry.get('image_id') == image_id
             and is_box(entry.get('bbox'))
             and entry.get('category_id') in categories
         ]

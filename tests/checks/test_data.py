@@ -448,6 +448,12 @@ def test_evaluation_of_a_part_counts_the_rest_as_missed(cfg: Config, root: Path,
     assert_names(message, 'val_evaluator.ann_file', 'has 1 images', 'count as not found')
 
 
+def test_evaluation_of_images_that_are_trained_on(cfg: Config):
+    cfg.val_dataloader.dataset.data_prefix.img = 'train/../train/'
+    with pytest.warns(UserWarning, match='val_dataloader.dataset: 3 of its 3 images are also tr'):
+        check_config(cfg, ('train', 'val'))
+
+
 def test_palette_follows_the_classes(cfg: Config, root: Path):
     """An example's colours do not become those of other classes, and a palette is long enough."""
     assert 'palette' not in cfg.train_dataloader.dataset.metainfo

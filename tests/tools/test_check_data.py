@@ -60,6 +60,9 @@ def spoil_train() -> None:
     (folder / '3.jpg').write_bytes(whole[:-100])
     (folder / '6.jpg').write_bytes(whole[:-100])
     (folder / '4.jpg').write_bytes(b'')
+    (folder / '2.jpg').unlink()
+    (folder / '2.jpg').symlink_to('2.jpg')
+    (folder / '8.jpg').write_bytes(whole[:-2] + bytes(50) + whole[-2:])
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(folder / '5.jpg', exif=exif)
@@ -73,6 +76,8 @@ def spoil_train() -> None:
     boxes[5]['id'] = boxes[6]['id']
     boxes[7]['category_id'] = 99
     boxes[8]['image_id'] = 77
+    boxes.append(None)
+    boxes.append(dict(boxes[1], id=29, bbox=[8, 8, 64, 48], iscrowd='0'))
     boxes.append(dict(id=30, image_id=6, category_id=1, bbox=[8, 8, 64, 48], iscrowd=0))
     write_json(Path(TRAIN), content)
 
@@ -91,8 +96,10 @@ FAULTS = [
     ('error', 'num_classes is 7, but train_dataloader.dataset has 6 classes'),
     ('error', 'num_classes is 7, but val_dataloader.dataset has 6 classes'),
     ('error', "images[9] has no 'height'"),
+    ('error', 'annotations[9] is None', 'Remove it'),
     ('error', 'annotations[0].bbox is [8, 8, nan, 48] (id 1)', '2 entries have this fault'),
-    ('error', "annotations[9] has no 'area'", '--renumber'),
+    ('error', "annotations[11] has no 'area'", '--renumber'),
+    ('error', "annotations[10].iscrowd is '0'", 'must be 0 or 1'),
     ('error', "several entries in 'annotations' with the same id: 7", '--renumber'),
     ('warning', "several entries in 'images' with the same file_name: 6.jpg"),
     ('error', 'category ids 99'),
@@ -102,10 +109,12 @@ FAULTS = [
     ('warning', 'classes: no box of square, triangle, star, cross, ring', 'Roboflow'),
     ('error', VAL, "needs 'iscrowd'", '--renumber'),
     ('error', VAL, 'annotations with the ids 0', '--renumber'),
+    ('error', 'image data/shapes128/train/2.jpg cannot be loaded', 'symbolic links'),
     ('error', 'image data/shapes128/train/3.jpg cannot be loaded', 'The same holds for 1 others:'),
     ('', 'data/shapes128/train/6.jpg'),
     ('error', 'image data/shapes128/train/4.jpg cannot be loaded'),
     ('warning', 'image data/shapes128/train/5.jpg is 128 pixels high and 96 wide', 'EXIF'),
+    ('warning', 'image data/shapes128/train/8.jpg is probably damaged (Corrupt JPEG data: '),
 ]
 
 
@@ -123,7 +132,7 @@ def test_all_faults_are_listed_and_training_names_the_first(monkeypatch, capfd):
         f'{TRAIN}: 9 images; boxes: disc 6, square 0, triangle 0, star 0, cross 0, ring 0',
         f'{VAL}: 3 images; boxes: disc 3, square 0, triangle 0, star 0, cross 0, ring 0',
         f'{PAGE}: 4 annotated images to look at',
-        'Errors: 12, warnings: 5. Training would not start.',
+        'Errors: 15, warnings: 6. Training would not start.',
     ]
     assert run(monkeypatch, 'train', 'config.py') == 2
     assert lines[0].removeprefix('error: ') in capfd.readouterr().err.splitlines()[-1]
