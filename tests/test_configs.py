@@ -16,6 +16,7 @@ from mmengine.utils import digit_version
 from utils import ROOT, load_config, shrink_swin
 
 from mmsmca.checks.keys import custom_key_faults, key_faults
+from mmsmca.checks.schedule import schedule_faults
 from mmsmca.studies.record import StudyError
 from mmsmca.studies.study import study_configs
 
@@ -154,3 +155,26 @@ def test_a_study_names_configs_of_packages(tmp_path):
     study.write_text(text.format('mmdet::detr/nothing.py'))
     with pytest.raises(StudyError, match='mmdet::detr/nothing.py'):
         study_configs(study)
+
+
+def test_own_data_follows_its_first_lines(tmp_path, monkeypatch):
+    """Number of images and classes are all that a copy of the config needs to be told."""
+    text = (ROOT / 'configs/own_data/smca-dino_r50_own-data.py').read_text()
+    text = text.replace("('bolt', 'nut')", "('bolt', 'nut', 'screw')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data/mine/annotations').mkdir(parents=True)
+    for num_images, iters in ((16, 576), (200, 2016), (9000, 13680)):
+        images = [dict(id=i, file_name='a.png') for i in range(num_images)]
+        (tmp_path / 'data/mine/annotations/train.json').write_text(json.dumps(dict(images=images)))
+        (tmp_path / 'mine.py').write_text(text)
+        cfg = Config.fromfile('mine.py')
+        assert cfg.train_cfg.max_iters == iters == 12 * cfg.train_cfg.val_interval
+        assert not list(schedule_faults(cfg, iters))
+    assert cfg.model.bbox_head.num_classes == 3
+    assert cfg.model.backbone.init_cfg is None
+    # What training dumps needs neither the data nor this folder.
+    cfg.dump('dumped.py')
+    monkeypatch.chdir(ROOT)
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+    (tmp_path / 'mine.py').write_text(text.replace("load_from = 'start.pth'", 'load_from = None'))
+    assert Config.fromfile(tmp_path / 'mine.py').model.backbone.init_cfg
