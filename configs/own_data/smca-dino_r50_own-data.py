@@ -10,8 +10,8 @@ val = dict(ann_file='annotations/val.json', data_prefix=dict(img='images/'))
 classes = ('bolt', 'nut')  # in the order of the annotation files
 load_from = 'start.pth'  # None: only the backbone is pretrained, on ImageNet
 
-# One GPU. Images are resized to fit into the longer and the shorter side.
-batch_size, image_size, learning_rate = 4, (1066, 640), 1e-4
+# One GPU. Images are resized to fit into the longer and the shorter side, as large as for DINO.
+batch_size, image_size, learning_rate = 4, (1333, 800), 1e-4
 
 # A missing file is for the check before training to report.
 ann_file = join_path(data_root, train['ann_file'])
