@@ -8,7 +8,7 @@
 #                   FULL_STUDY=smca_dino_digits does so on digits, =smca_dino_stamps on photographs;
 #                   =spatial_modulation_stamps compares SMCA's priors on photographs, and
 #                   =smca_dino_ablations_shapes SMCA-DINO's parts
-# make gpu          measure parity, time and memory on this machine's GPU beside rivals, and profile
+# make gpu          measure time and memory on this machine's GPU beside rivals, a profile, and parity
 # make install      create a virtual environment with everything in it
 # make lint         run ruff, mypy, import-linter, and check the workflow of .github
 # make docs         build the documentation as a site in build/site
@@ -106,7 +106,4 @@ full-study: install
 
 # Needs no installation if PYTHON has the packages.
 gpu:
-	PYTHONPATH=. $(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/analysis_tools/benchmark_model.py \
-	    --device cuda --threads $$(nproc) --dtype bfloat16 tf32 --batch 2 16 1 --parity --profile \
-	    --cfg-options optim_wrapper.constructor=GroupedOptimWrapperConstructor \
-	    optim_wrapper.optimizer.fused=True --json work_dirs/gpu.json
+	PYTHON=$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/analysis_tools/gpu.sh

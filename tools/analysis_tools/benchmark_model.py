@@ -1,10 +1,9 @@
-"""Measure detectors in turns with a rival: time, memory and GFLOPs; also parity, and a profile.
+"""Measure detectors in turns with a rival: time, memory, GFLOPs; also a profile, and parity.
 
 Example: python tools/analysis_tools/benchmark_model.py \
     mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py \
     configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py --json rows.json
-The first config is the rival. Without configs: SMCA-DINO in turns with DINO, then SMCA and
-Conditional DETR with DETR.
+The first config is the rival.
 """
 
 import argparse
@@ -12,8 +11,9 @@ import copy
 import inspect
 import itertools
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 import benchmarks
 import torch
 from benchmarks import MODES, Case, Setting
+from mmcv.ops import multi_scale_deform_attn as deform
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -31,6 +32,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmsmca.engine import flops
@@ -39,17 +41,6 @@ from mmsmca.engine.quiet import quiet
 from mmsmca.errors import command
 from mmsmca.files import write_json
 
-GROUPS = [
-    [
-        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
-        'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py',
-    ],
-    [
-        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
-        'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
-        'configs/smca/smca_r50_8xb2-50e_coco.py',
-    ],
-]
 COLUMNS = {
     'config': 'config',
     'dtype': 'precision',
@@ -59,17 +50,20 @@ COLUMNS = {
     'gflops': 'GFLOPs',
     **benchmarks.COSTS,
 }
+# The parts of a profile are these modules, with all layers together, and these methods.
+MODULES = re.compile(r'\w+|(encoder|decoder)\.(layers\.)?\w+')
+STEPS = (('model', 'pre_decoder'), ('bbox_head', 'loss_by_feat'), ('optim_wrapper', 'backward'),
+         ('optim_wrapper', 'step'))  # fmt: skip
+PROFILE = {
+    'part': 'part',
+    'forward_ms': 'forward, ms',
+    'backward_ms': 'backward, ms',
+    'host_ms': 'to launch both, ms',
+}
 PARITY = ('memory', 'scores', 'boxes', 'prior_grads', 'grads')
-# Parts of a training step: methods of MMDetection's DetectionTransformer, its head and optimizer.
-PARTS = (
-    ('model', 'extract_feat'),
-    ('model', 'forward_encoder'),
-    ('model', 'pre_decoder'),
-    ('model', 'forward_decoder'),
-    ('model.bbox_head', 'loss_by_feat'),
-    ('optim_wrapper', 'backward'),
-    ('optim_wrapper', 'step'),
-)
+# Begins the names of operations of the backward pass.
+BACKWARD = 'autograd::engine::evaluate_function: '
+pytorch_code = deform.multi_scale_deformable_attn_pytorch
 # Parameters of the priors: their centres and extents.
 PRIOR = ('spatial_prior.', 'center_head.')
 # The queries that a decoder starts from.
@@ -167,6 +161,16 @@ def measure_group(
             yield dict(config=name, dtype=dtype, batch=batch, **row)
 
 
+def in_float32(value: Tensor, shapes: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """Deformable attention in float32; arguments and result are those of mmcv's PyTorch code."""
+    wide, points, weights = value.float(), points.float(), weights.float()
+    if not (value.is_cuda and deform.IS_CUDA_AVAILABLE):
+        return pytorch_code(wide, shapes, points, weights).to(value.dtype)
+    starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
+    apply = deform.MultiScaleDeformableAttnFunction.apply
+    return apply(wide, shapes, starts, points, weights, 64).to(value.dtype)
+
+
 def detector(config: str, args: argparse.Namespace, batch: int) -> Detector:
     return Detector(config, tuple(args.shape), batch, args.cfg_options or {})
 
@@ -238,31 +242,69 @@ def outputs(
     return queries, found
 
 
-def profile_parts(config: str, args: argparse.Namespace, dtype: str) -> tuple[dict, str]:
-    """Profile a training step of two images.
+def profile_step(
+    config: str, args: argparse.Namespace, dtype: str, batch: int
+) -> tuple[list[dict], str]:
+    """Profile a training step by module.
+
+    An operation counts for the innermost part that it runs in, and in the backward pass for the
+    part whose forward pass made it necessary. So the parts add up to the step.
 
     Returns:
-        A row with the milliseconds of each of :data:`PARTS` on the device, and the operators that
-        take longest, as a table of torch.profiler.
+        A row per part, the longest first: ``forward_ms`` and ``backward_ms``, the time that its
+        operations take on the device, and on a GPU ``host_ms``, the time to launch them; and the
+        operators that take longest, as a table of torch.profiler.
     """
-    model, optim_wrapper, data = detector(config, args, 2).parts(
+    model, optim_wrapper, data = detector(config, args, batch).parts(
         Setting(dtype, args.device, args.threads)
     )
-    owners = {'model': model, 'model.bbox_head': model.bbox_head, 'optim_wrapper': optim_wrapper}
     for _ in range(3):
         model.train().train_step(data, optim_wrapper)
-    for owner, name in PARTS:
-        setattr(owners[owner], name, recorded(name, getattr(owners[owner], name)))
-    activities, of = [ProfilerActivity.CPU], 'cpu'
-    if args.device == 'cuda':
-        activities, of = [*activities, ProfilerActivity.CUDA], 'device'
+    parts = set()
+    for name, module in list(model.named_modules())[1:]:
+        part = re.sub(r'\.\d+', '', name)
+        if MODULES.fullmatch(part):
+            module.forward = recorded(part, module.forward)
+            parts.add(part)
+    owners = dict(model=model, bbox_head=model.bbox_head, optim_wrapper=optim_wrapper)
+    for owner, method in STEPS:
+        setattr(owners[owner], method, recorded(method, getattr(owners[owner], method)))
+        parts.add(method)
+    on_gpu = args.device == 'cuda'
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
         model.train_step(data, optim_wrapper)
-    events = profiler.key_averages()
-    microseconds = {event.key: getattr(event, f'{of}_time_total') for event in events}
-    row = {f'{name}_ms': microseconds.get(name, 0) / 1e3 for _, name in PARTS}
-    table = events.table(sort_by=f'self_{of}_time_total', row_limit=25)
-    return dict(config=config, dtype=dtype, **row), table
+    of = 'device' if on_gpu else 'cpu'
+    rows: dict[str, dict] = {}
+    for (part, column), event in parts_of(profiler.events(), parts):
+        row = rows.setdefault(part, dict(part=part, forward_ms=0.0, backward_ms=0.0))
+        row[column] += getattr(event, f'self_{of}_time_total') / 1e3
+        if on_gpu:
+            row['host_ms'] = row.get('host_ms', 0) + event.self_cpu_time_total / 1e3
+    longest = sorted(rows.values(), key=lambda row: -row['forward_ms'] - row['backward_ms'])
+    table = profiler.key_averages().table(sort_by=f'self_{of}_time_total', row_limit=25)
+    return [dict(config=config, dtype=dtype, batch=batch, **row) for row in longest], table
+
+
+def parts_of(events: Iterable[Any], parts: set[str]) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Yield part and column of every operation, with its event."""
+    made_by: dict[int, str] = {}  # Sequence numbers connect the passes of an operation.
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        if event.device_type != DeviceType.CPU:  # Kernels, which count for what launched them.
+            continue
+        found, ancestor = ('rest', 'forward_ms'), event
+        while ancestor is not None:
+            if ancestor.name.startswith(BACKWARD):
+                # Gradients are accumulated by no part.
+                found = made_by.get(ancestor.sequence_nr, 'backward'), 'backward_ms'
+                break
+            if ancestor.name in parts:
+                found = ancestor.name, 'forward_ms'
+                break
+            ancestor = ancestor.cpu_parent
+        if event.sequence_nr >= 0 and found[1] == 'forward_ms':
+            made_by[event.sequence_nr] = found[0]
+        yield found, event
 
 
 def recorded(name: str, function: Callable) -> Callable:
@@ -276,16 +318,25 @@ def recorded(name: str, function: Callable) -> Callable:
 def parse_args() -> argparse.Namespace:
     parser = benchmarks.argument_parser(__doc__.splitlines()[0], rounds=7)
     benchmarks.add_torch_arguments(parser)
-    parser.add_argument('configs', nargs='*', metavar='CONFIG', help='the first is the rival')
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='the first is the rival')
     parser.add_argument(
         '--shape', type=int, nargs=2, default=(800, 1333), metavar=('H', 'W'), help='in pixels'
     )
     parser.add_argument('--batch', type=int, nargs='+', default=[1], help='numbers of images')
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
+    parser.add_argument(
+        '--modes', nargs='*', choices=MODES, default=list(MODES), help='nothing if left empty'
+    )
+    parser.add_argument(
+        '--operator-float32', action='store_true',
+        help="deformable attention in float32, by mmcv's operator if it is compiled; mmcv itself "
+        'leaves bfloat16 to PyTorch code',
+    )  # fmt: skip
+    parser.add_argument(
+        '--profile', action='store_true', help='also profile a training step, by module'
+    )
     parser.add_argument(
         '--parity', action='store_true', help='also compare each with itself in float64 on the CPU'
     )
-    parser.add_argument('--profile', action='store_true', help='also profile a training step')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all configs')
     args = parser.parse_args()
     for name in args.configs:
@@ -298,27 +349,31 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Measure; print and write after every row; return 1 after an error."""
     args = parse_args()
-    groups = [args.configs] if args.configs else GROUPS
-    configs = list(itertools.chain.from_iterable(groups))
-    result: dict = dict(settings=benchmarks.settings(args), parity=[], rows=[], profile=[])
+    result: dict = dict(settings=benchmarks.settings(args), rows=[], profile=[], parity=[])
+    if args.operator_float32:
+        deform.multi_scale_deformable_attn_pytorch = in_float32
 
-    def add(kind: str, row: dict) -> None:
-        result[kind].append(row)
-        print(*(f'{key} {value}' for key, value in row.items()), sep=', ', flush=True)
+    def add(kind: str, *rows: dict) -> None:
+        result[kind] += rows
+        for row in rows:
+            print(*(f'{key} {value}' for key, value in row.items()), sep=', ', flush=True)
         if args.json:
             write_json(args.json, result)
 
-    for config in configs if args.parity else ():
+    settings = list(itertools.product(args.dtype, args.batch))
+    for dtype, batch in settings if args.modes else ():
+        for row in measure_group(args.configs, args, dtype, batch):
+            add('rows', row)
+    if args.modes:
+        print(benchmarks.markdown_table(result['rows'], COLUMNS))
+    for (dtype, batch), config in itertools.product(settings, args.configs if args.profile else ()):
+        rows, table = profile_step(config, args, dtype, batch)
+        print(table)
+        add('profile', *rows)
+        print(benchmarks.markdown_table(rows, PROFILE))
+    for config in args.configs if args.parity else ():
         for row in parity(config, args):
             add('parity', row)
-    for dtype, batch, group in itertools.product(args.dtype, args.batch, groups):
-        for row in measure_group(group, args, dtype, batch):
-            add('rows', row)
-    for dtype, config in itertools.product(args.dtype, configs if args.profile else ()):
-        row, table = profile_parts(config, args, dtype)
-        print(table)
-        add('profile', row)
-    print(benchmarks.markdown_table(result['rows'], COLUMNS))
     return int(any('error' in row for row in (*result['rows'], *result['parity'])))
 
 

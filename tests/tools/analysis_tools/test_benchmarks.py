@@ -104,7 +104,7 @@ def test_model_tool(tmp_path: Path, one_process, run_tool, capsys):
     options = [f'{key}={value}'.replace(' ', '') for key, value in TINY.items()]
     assert run_tool(
         'benchmark_model', *configs, '--shape', 64, 80, '--batch', 2, '--rounds', 1, '--threads', 1,
-        '--parity', '--profile', '--json', out, '--cfg-options', *options,
+        '--operator-float32', '--parity', '--profile', '--json', out, '--cfg-options', *options,
     ) == 0  # fmt: skip
     result = json.loads(out.read_text())
     assert {'torch', 'hardware'} <= result['settings']['environment'].keys()
@@ -118,11 +118,24 @@ def test_model_tool(tmp_path: Path, one_process, run_tool, capsys):
     exact, single = result['parity'][2:]
     assert all(exact[name] == 0 for name in benchmark_model.PARITY)
     assert all(0 < single[name] < 1e-2 for name in benchmark_model.PARITY)
-    for row in result['profile']:
-        assert all(
-            row[f'{name}_ms'] > 0 for _, name in benchmark_model.PARTS if name != 'pre_decoder'
-        )
+    parts = {row['part']: row for row in result['profile'] if row['config'] == str(configs[1])}
+    for part in ('backbone', 'neck', 'decoder.layers.cross_attn', 'bbox_head'):
+        assert min(parts[part]['forward_ms'], parts[part]['backward_ms']) > 0
+    assert parts['step']['forward_ms'] > 0 == parts['step']['backward_ms']
+    of_backward = sum(row['backward_ms'] for row in parts.values())
+    assert parts['backward']['forward_ms'] + parts['backward']['backward_ms'] < of_backward / 2
     assert f'| {configs[1]} |' in capsys.readouterr().out
+
+
+def test_deformable_attention_in_float32():
+    torch.manual_seed(0)
+    shapes = torch.tensor([(4, 6), (2, 3)])
+    value = torch.randn(2, 30, 2, 4, dtype=torch.bfloat16)
+    points, weights = torch.rand(2, 5, 2, 2, 3, 2), torch.rand(2, 5, 2, 2, 3)
+    found = benchmark_model.in_float32(value, shapes, points, weights)
+    expected = benchmark_model.pytorch_code(value.float(), shapes, points, weights)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.to(torch.bfloat16), rtol=0, atol=0)
 
 
 def test_parity_sees_what_is_wrong(monkeypatch):
