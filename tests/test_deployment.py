@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from mmdet.datasets.transforms import Resize
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from utils import ROOT, build_detector, randomise
+from utils import ROOT, SMALL_TRANSFORMERS, build_detector, randomise
 
 import mmsmca.deployment.export
 from mmsmca.datasets.shapes import SHAPES_CLASSES, Shapes
@@ -59,6 +60,22 @@ def tiny(num_levels: int, encoder: dict, cross_attn: dict, prior: dict) -> dict:
     )
 
 
+def on_transformers(
+    model: str, neck: dict, out_indices: tuple, strides: Sequence = (16, 32)
+) -> dict:
+    """Options of a tiny SMCA-DINO with a backbone of transformers."""
+    options = tiny(2, dict(num_convs=1), {}, {})
+    return options | dict(
+        strides=list(strides),
+        data_preprocessor=dict(pad_size_divisor=32),
+        backbone=dict(
+            _delete_=True, type='TransformersBackbone', model=model, out_indices=out_indices,
+            config=SMALL_TRANSFORMERS[model],
+        ),
+        neck=options['neck'] | neck if '_delete_' not in neck else neck,
+    )  # fmt: skip
+
+
 ARCHITECTURES = {
     'single_scale': (SINGLE_SCALE, tiny(1, {}, {}, {})),
     'multi_scale': (
@@ -71,6 +88,24 @@ ARCHITECTURES = {
         tiny(2, {}, dict(scale_selection='uniform'), dict(beta=8.0, scale='covariance')),
     ),
     'smca_dino': (DINO, tiny(2, dict(num_convs=1), {}, {})),
+    # Windows, and their padding.
+    'swin': (DINO, on_transformers('swin', out_indices=(2, 3), neck=dict(in_channels=[32, 64]))),
+    # Rotary position encoding.
+    'dinov3_vit': (
+        DINO,
+        on_transformers(
+            'dinov3_vit',
+            out_indices=(3,),
+            strides=[8, 16],
+            neck=dict(
+                _delete_=True,
+                type='SimpleFeaturePyramid',
+                in_channels=32,
+                out_channels=64,
+                num_outs=2,
+            ),
+        ),
+    ),
 }
 
 
@@ -417,7 +452,8 @@ model = dict(
         ('deformable.py', [], 'deformable attention is not a standard operator'),
         ('smca.py', ['model.encoder.num_layers=2'], 'encoder.layers.1'),
         ('smca.py', ['model.bbox_head.num_classes=80'], 'model.bbox_head.num_classes is 80'),
-        ('smca.py', ['model.data_preprocessor.pad_size_divisor=32'], 'with pad_size_divisor=1'),
+        ('smca.py', ['model.data_preprocessor.type=BoxInstDataPreprocessor'],
+         'must be a DetDataPreprocessor'),
         ('smca.py', ['test_dataloader.dataset.pipeline.0.color_type=grayscale'],
          "test_dataloader.dataset.pipeline.0.color_type='grayscale' cannot be exported"),
         ('smca.py', ['test_dataloader=None'], 'test_dataloader.dataset.pipeline is missing'),
@@ -460,8 +496,9 @@ def test_missing_checkpoint_and_folder(folder: Path, capsys):
         dict(mean=[120.0], std=[60.0]),
         dict(bgr_to_rgb=False),
         dict(bgr_to_rgb=False, rgb_to_bgr=True, pad_value=3, boxtype2tensor=False),
+        dict(pad_value=3, pad_size_divisor=64),
     ],
-    ids=['not_normalised', 'one_mean', 'bgr', 'padded_otherwise'],
+    ids=['not_normalised', 'one_mean', 'bgr', 'padded_otherwise', 'padded_further'],
 )
 def test_data_preprocessor(options: dict):
     name, model_options = ARCHITECTURES['single_scale']

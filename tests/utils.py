@@ -28,6 +28,18 @@ ARCHITECTURES = {
     'facebook/dinov3-vits16-pretrain-lvd1689m': 'dinov3_vit',
     'microsoft/swin-tiny-patch4-window7-224': 'swin',
 }
+# Backbones of transformers with one block per stage, a quarter of the channels or less.
+SMALL_TRANSFORMERS = dict(
+    convnext=dict(depths=[1] * 4, hidden_sizes=[8, 16, 32, 64]),
+    swin=dict(depths=[1] * 4, embed_dim=8, num_heads=[1, 2, 2, 2]),
+    dinov3_convnext=dict(depths=[1] * 4, hidden_sizes=[8, 16, 32, 64]),
+    dinov3_vit=dict(num_hidden_layers=4, hidden_size=32, num_attention_heads=2,
+                    num_register_tokens=4, intermediate_size=32),
+    hgnet_v2=dict(depths=[1] * 4, embedding_size=8, hidden_sizes=[8, 16, 32, 64],
+                  stem_channels=[3, 8, 8], stage_in_channels=[8, 8, 16, 32],
+                  stage_mid_channels=[8] * 4, stage_out_channels=[8, 16, 32, 64],
+                  stage_num_blocks=[1] * 4, stage_numb_of_layers=[1] * 4),
+)  # fmt: skip
 FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
 
 

@@ -11,12 +11,15 @@ model = dict(
     ),
     neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=384, out_channels=256),
 )
-# The earlier a block, the lower its rate, as in ViTDet.
+# The earlier a block, the lower its rate, as in ViTDet; the embeddings come before the first.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
-            f'backbone.model.model.layer.{block}.': dict(lr_mult=0.1 * 0.8 ** (11 - block))
-            for block in range(12)
+            'backbone.model.embeddings': dict(lr_mult=0.1 * 0.8**12),
+            **{
+                f'backbone.model.model.layer.{block}.': dict(lr_mult=0.1 * 0.8 ** (11 - block))
+                for block in range(12)
+            },
         }
     )
 )

@@ -8,6 +8,7 @@ traced program is converted for ONNX and OpenVINO.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models import DetDataPreprocessor
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
@@ -78,7 +79,7 @@ class DeployedSMCA(nn.Module):
         return self._best(logits[-1].sigmoid(), boxes[-1], image_sizes)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalise and pad images like the data preprocessor; (B, 3, H, W)."""
+        """Normalise and pad images like the data preprocessor; (B, 3, H', W')."""
         preprocessor = self.model.data_preprocessor
         images = images.permute(0, 3, 1, 2)
         if preprocessor._channel_conversion:
@@ -86,8 +87,13 @@ class DeployedSMCA(nn.Module):
         images = images.to(torch.float32)
         if preprocessor._enable_normalize:
             images = (images - preprocessor.mean) / preprocessor.std
+        value, divisor = float(preprocessor.pad_value), preprocessor.pad_size_divisor
         padding = _beyond(images.shape[-2:], sizes, 1)
-        return images.masked_fill(padding.unsqueeze(1), float(preprocessor.pad_value))
+        images = images.masked_fill(padding.unsqueeze(1), value)
+        if divisor == 1:
+            return images
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % divisor, 0, -height % divisor), value=value)
 
     def _best(
         self, scores: Tensor, boxes: Tensor, image_sizes: Tensor
@@ -133,13 +139,8 @@ def check_supported(model: nn.Module) -> None:
             'model.bbox_head.loss_cls uses a softmax, which cannot be exported: use a sigmoid, '
             'as FocalLoss does.'
         )
-    preprocessor = model.data_preprocessor
-    divisor = getattr(preprocessor, 'pad_size_divisor', None)
-    if type(preprocessor) is not DetDataPreprocessor or divisor != 1:
-        raise ExportError(
-            'model.data_preprocessor must be a DetDataPreprocessor with pad_size_divisor=1 to be '
-            'exported: images are padded to the largest of the batch, no further.'
-        )
+    if type(model.data_preprocessor) is not DetDataPreprocessor:
+        raise ExportError('model.data_preprocessor must be a DetDataPreprocessor to be exported.')
 
 
 def check_pytorch() -> None:

@@ -1,28 +1,27 @@
-"""Backbones of transformers: weights from a folder, frozen parts, strides, errors, ONNX."""
+"""Backbones of transformers: weights, rates, frozen parts, strides, errors, free sizes."""
+
+import json
+import logging
 
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.optim import build_optim_wrapper
 from transformers import CONFIG_MAPPING, AutoModelForImageClassification
-from utils import load_config
+from utils import SMALL_TRANSFORMERS as SMALL
+from utils import load_config, randomise
 
+from mmsmca.checks.checkpoint import check_normalisation
+from mmsmca.engine.quiet import quiet
 from mmsmca.errors import ConfigError
 from mmsmca.models.backbones.transformers_backbone import TransformersBackbone
 
 CONFIGS = ('convnext-t', 'swin-t', 'dinov3-convnext-t', 'dinov3-vit-s')
-# One block per stage, a quarter of the channels or less.
-SMALL = dict(
-    convnext=dict(depths=[1] * 4, hidden_sizes=[8, 16, 32, 64]),
-    swin=dict(depths=[1] * 4, embed_dim=8, num_heads=[1, 2, 2, 2]),
-    dinov3_convnext=dict(depths=[1] * 4, hidden_sizes=[8, 16, 32, 64]),
-    dinov3_vit=dict(num_hidden_layers=12, hidden_size=32, num_attention_heads=2,
-                    intermediate_size=32),
-)  # fmt: skip
 
 
 def small(model='convnext', **changes):
     return TransformersBackbone(
-        model, **dict(config=SMALL.get(model), out_indices=(11,) if 'vit' in model else (1, 2, 3))
+        model, **dict(config=SMALL.get(model), out_indices=(3,) if 'vit' in model else (1, 2, 3))
         | changes,
     )  # fmt: skip
 
@@ -62,6 +61,85 @@ def test_batch_norms_keep_their_statistics():
     before = {name: x.clone() for name, x in backbone.named_buffers()}
     backbone.train()(torch.randn(2, 3, 64, 64))
     assert all(torch.equal(x, before[name]) for name, x in backbone.named_buffers())
+
+
+class Padded(torch.nn.Module):
+    """A backbone that pads images as the data preprocessor does."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        return self.backbone(torch.nn.functional.pad(images, (0, -width % 32, 0, -height % 32)))
+
+
+@pytest.mark.parametrize(
+    'model',
+    [pytest.param(x, marks=[pytest.mark.slow] * (x != 'dinov3_vit')) for x in SMALL],
+)
+def test_traced_program_takes_any_size(model):
+    torch.manual_seed(0)
+    padded, free = Padded(randomise(small(model))).eval(), torch.export.Dim.DYNAMIC
+    with quiet(logging.WARNING):  # pytest would have PyTorch write all its traces down.
+        program = torch.export.export(
+            padded,
+            (torch.randn(2, 3, 250, 300),),
+            dynamic_shapes=({0: free, 2: free, 3: free},),
+            strict=False,
+        ).module()
+    for size in ((2, 3, 250, 300), (1, 3, 64, 321), (3, 3, 350, 33)):
+        images = torch.randn(size)
+        for found, expected in zip(program(images), padded(images), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_windows_are_padded_as_swin_does():
+    torch.manual_seed(0)
+    backbone = randomise(small('swin', config=dict(SMALL['swin'], depths=[2] * 4))).eval()
+    images = torch.randn(1, 3, 96, 160)  # Maps of 24 x 40 to 3 x 5 tokens, windows of 7.
+    maps = backbone(images)
+    layers = [module for module in backbone.modules() if 'maybe_pad' in vars(module)]
+    assert len(layers) == 8
+    for layer in layers:
+        del layer.maybe_pad
+    for found, expected in zip(maps, backbone(images), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_rates_grow_from_block_to_block():
+    cfg = load_config('smca_dino/smca-dino_dinov3-vit-s_8xb2-12e_coco.py')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).param_groups
+    rates = {id(p): group['lr'] for group in groups for p in group['params']}
+    of = {name: rates.get(id(p)) for name, p in model.named_parameters()}
+    names = ['embeddings.cls_token', *(f'model.layer.{i}.mlp.up_proj.bias' for i in range(12))]
+    backbone = [of[f'backbone.model.{name}'] for name in names]
+    assert backbone == pytest.approx([1e-5 * 0.8 ** (12 - i) for i in range(13)])
+    assert of['neck.upsample.weight'] == 1e-4
+
+
+def test_normalisation_is_that_of_the_weights(tmp_path):
+    CONFIG_MAPPING['convnext'](**SMALL['convnext']).save_pretrained(tmp_path)
+    model = torch.nn.Module()
+    model.backbone = TransformersBackbone(str(tmp_path))
+    cfg = load_config('smca_dino/smca-dino_convnext-t_8xb2-12e_coco.py')
+    imagenet = cfg.model.data_preprocessor
+    check_normalisation(dict(), model)  # It came without an image processor.
+    file = tmp_path / 'preprocessor_config.json'
+    file.write_text(
+        json.dumps(dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]))
+    )
+    check_normalisation(imagenet, model)
+    remedy = r'Set mean=\[123.675, 116.28, 103.53\], std=\[58.395, 57.12, 57.375\], bgr_to_rgb=True'
+    for change in dict(mean=None), dict(std=[1, 1, 1]), dict(bgr_to_rgb=False):
+        with pytest.raises(ConfigError, match=remedy):
+            check_normalisation(dict(imagenet, **change), model)
+    file.write_text(json.dumps(dict(do_normalize=False)))
+    with pytest.raises(ConfigError, match=r'Set mean=\[0.0, 0.0, 0.0\], std=\[255.0,'):
+        check_normalisation(imagenet, model)
 
 
 @pytest.mark.parametrize('model', ['convnext', 'swin'])

@@ -23,7 +23,7 @@ class TransformersBackbone(BaseModule):
 
     The constructor reads the model's configuration; weights are read when training initialises
     them, not when a trained detector is built. Images have to be normalised as the model was
-    trained: ``image_mean`` and ``image_std`` of its ``preprocessor_config.json``, times 255.
+    trained, see :meth:`normalisation`; the checks before training compare it with the config.
 
     Args:
         model: Name on the hub or folder of a pretrained model, or an architecture (a model type of
@@ -66,21 +66,23 @@ class TransformersBackbone(BaseModule):
                 "pip install 'mmsmca[transformers]'"
             ) from error
         self.name = None if model in CONFIG_MAPPING else model
+        changes = config or {}
         if self.name is None:
-            # As if read from a file: some backbones fail on the tuples of their own defaults.
             kind = CONFIG_MAPPING[model]
-            settings = kind.from_dict(json.loads(kind().to_json_string(use_diff=False)))
+            known = kind()
+            # As if read from a file: some backbones fail on the tuples of their own defaults.
+            settings = kind.from_dict(json.loads(kind(**changes).to_json_string(use_diff=False)))
         else:
             try:
-                settings = AutoConfig.from_pretrained(model)
+                settings = known = AutoConfig.from_pretrained(model)
             except (OSError, ValueError) as error:  # no folder, no connection, unknown model type
                 raise ConfigError(
                     f'backbone.model={model!r} is neither a model type of transformers nor a '
                     f'folder, and cannot be read from the hub ({one_line(error)}). Correct the '
                     'name, or give the folder of a downloaded model.'
                 ) from error
-        for key, value in (config or {}).items():
-            if not hasattr(settings, key):
+        for key, value in changes.items():
+            if not hasattr(known, key):
                 raise ConfigError(
                     f'backbone.config.{key}: {type(settings).__name__} has no such value'
                 )
@@ -89,6 +91,9 @@ class TransformersBackbone(BaseModule):
             settings.set_output_features_output_indices(
                 out_features=[f'stage{index + 1}' for index in out_indices], out_indices=None
             )
+            if hasattr(settings, 'window_size'):
+                # Windows are small, and torch.export fails on fused attention under their masks.
+                settings._attn_implementation = 'eager'
             self.model = AutoBackbone.from_config(settings)
         except (AttributeError, ValueError) as error:
             raise ConfigError(
@@ -99,6 +104,9 @@ class TransformersBackbone(BaseModule):
         for name, parameter in self.model.named_parameters():
             if name.endswith(UNUSED):
                 parameter.requires_grad_(False)
+        for module in self.model.modules():
+            if hasattr(module, 'maybe_pad') and hasattr(module, 'window_size'):
+                module.maybe_pad = partial(_pad_to_windows, module)
         self.norm_eval = norm_eval
         # Stages of a hierarchical backbone, blocks of a plain ViT: the first list of modules.
         stages = next(m for m in self.model.modules() if isinstance(m, nn.ModuleList))
@@ -136,6 +144,27 @@ class TransformersBackbone(BaseModule):
             ) from error
         self.model.load_state_dict(pretrained.state_dict())
 
+    def normalisation(self) -> dict[str, list[float]] | None:
+        """Read how images were normalised when the model was pretrained.
+
+        Returns:
+            ``mean`` and ``std`` of the RGB channels, in [0, 255], as ``data_preprocessor`` takes
+            them; None for random weights, or if the model comes without an image processor.
+        """
+        if self.name is None:
+            return None
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        try:
+            values, _ = ImageProcessingMixin.get_image_processor_dict(self.name)
+        except OSError:
+            return None
+        if not values.get('do_normalize', True):
+            return dict(mean=[0.0] * 3, std=[255.0] * 3)
+        if not values.get('image_mean') or not values.get('image_std'):
+            return None
+        return {key: [255 * x for x in values[f'image_{key}']] for key in ('mean', 'std')}
+
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the feature maps.
 
@@ -155,6 +184,21 @@ class TransformersBackbone(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def _pad_to_windows(
+    layer: nn.Module, tokens: torch.Tensor, height: int, width: int
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Pad a map of tokens, (B, H, W, C), to whole windows, as Swin does.
+
+    Swin's own sizes, with remainders, take torch.export hours.
+
+    Returns:
+        The padded map, and values that make Swin remove the padding, even if there is none.
+    """
+    side = layer.window_size
+    bottom, right = (side * ((cells + side - 1) // side) - cells for cells in (height, width))
+    return nn.functional.pad(tokens, (0, 0, 0, right, 0, bottom)), (0, 0, 0, 1, 0, 1)
 
 
 def _checkpointed(stage: nn.Module, forward: Callable, *args, **kwargs):
