@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config, ConfigDict
@@ -12,6 +13,7 @@ from torch import Tensor
 from mmsmca.checkpoints.classes import CLASSIFIER, other_classes
 from mmsmca.checkpoints.files import read
 from mmsmca.errors import ConfigError, Fault, shorten
+from mmsmca.models.backbones.transformers_backbone import TransformersBackbone
 
 from .config import walk
 
@@ -106,6 +108,33 @@ def pretrained_faults(model: ConfigDict) -> Iterator[Fault]:
                 read(os.path.expanduser(path))
             except ConfigError as error:
                 yield ConfigError(f'{key}: {error}')
+
+
+def normalisation_faults(preprocessor: dict, model: BaseModel) -> Iterator[Fault]:
+    """Find out whether a pretrained backbone of transformers gets images as it was trained on.
+
+    Args:
+        preprocessor: ``model.data_preprocessor`` of the config.
+        model: The model built from it.
+
+    Yields:
+        An error if mean, standard deviation or order of the channels differ.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, TransformersBackbone):
+        return
+    expected = backbone.normalisation()
+    if expected is None:
+        return
+    given = {key: preprocessor.get(key) or [] for key in expected}
+    close = all(np.allclose(given[key], expected[key], atol=0.1) for key in expected if given[key])
+    if not all(given.values()) or not close or not preprocessor.get('bgr_to_rgb'):
+        wanted = ', '.join(f'{key}={np.round(x, 3).tolist()}' for key, x in expected.items())
+        yield ConfigError(
+            f'model.data_preprocessor has mean={given["mean"]}, std={given["std"]}, bgr_to_rgb='
+            f'{preprocessor.get("bgr_to_rgb", False)}, but the weights of backbone.model='
+            f'{backbone.name!r} were trained on other images. Set {wanted}, bgr_to_rgb=True.'
+        )
 
 
 def _check_weights(

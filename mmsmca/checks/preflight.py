@@ -20,7 +20,7 @@ from mmengine.registry import DefaultScope
 
 from mmsmca.errors import ConfigError, Found, raise_first
 
-from .checkpoint import check_checkpoint, pretrained_faults
+from .checkpoint import check_checkpoint, normalisation_faults, pretrained_faults
 from .data import Used, check_files, find_data
 from .describe import described
 from .keys import custom_key_faults, key_faults
@@ -106,6 +106,8 @@ def find_faults(cfg: Config, phases: Sequence[str], tried: str | None = None) ->
     model = yield from trial_faults(cfg, tried) if tried else _build_faults(cfg)
     if model:
         yield from custom_key_faults(cfg, model)
+        if 'train' in phases:
+            yield from normalisation_faults(cfg.model.get('data_preprocessor') or {}, model)
         fine_tuning = 'train' in phases and not cfg.get('resume')
         try:
             check_checkpoint(cfg, model, datasets, fine_tuning)

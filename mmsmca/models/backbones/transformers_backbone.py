@@ -74,7 +74,7 @@ class TransformersBackbone(BaseModule):
             settings = kind.from_dict(json.loads(kind(**changes).to_json_string(use_diff=False)))
         else:
             try:
-                settings = known = AutoConfig.from_pretrained(model)
+                settings = known = AutoConfig.from_pretrained(model, trust_remote_code=False)
             except (OSError, ValueError) as error:  # no folder, no connection, unknown model type
                 raise ConfigError(
                     f'backbone.model={model!r} is neither a model type of transformers nor a '
