@@ -13,7 +13,7 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,11 +142,12 @@ class Detector(NamedTuple):
         )
 
 
-def measure_group(
-    configs: Sequence[str], args: argparse.Namespace, dtype: str, batch: int
+def measure_detectors(
+    args: argparse.Namespace, dtype: str, batch: int, costs: dict[str, dict]
 ) -> Iterator[dict]:
-    """Measure detectors in turns with the first; yield a row each."""
+    """Measure detectors in turns with the first; yield a row each. ``costs`` are counted once."""
     setting = Setting(dtype, args.device, args.threads)
+    configs = args.configs
     for config in configs[1:] or configs:
         # Only the rival and one more detector are in memory.
         builds = {
@@ -157,7 +158,9 @@ def measure_group(
         for row in rows if config in configs[:2] else rows[1:]:
             name = row.pop('name')
             with benchmarks.error_in(row):
-                row.update(detector(name, args, 1).cost(args.threads))
+                if name not in costs:
+                    costs[name] = detector(name, args, 1).cost(args.threads)
+                row.update(costs[name])
             yield dict(config=name, dtype=dtype, batch=batch, **row)
 
 
@@ -361,8 +364,9 @@ def main() -> int:
             write_json(args.json, result)
 
     settings = list(itertools.product(args.dtype, args.batch))
+    costs: dict[str, dict] = {}
     for dtype, batch in settings if args.modes else ():
-        for row in measure_group(args.configs, args, dtype, batch):
+        for row in measure_detectors(args, dtype, batch, costs):
             add('rows', row)
     if args.modes:
         print(benchmarks.markdown_table(result['rows'], COLUMNS))

@@ -3,8 +3,7 @@
 # (default: work_dirs/gpu) as soon as they are measured, so whatever ends it loses the rest only.
 #
 # gpu.sh [KEY=VALUE...] [OPTION...]: changes to all configs, then options of benchmark_model.py. To
-# try it without a GPU:
-# gpu.sh model.encoder.num_layers=1 model.decoder.num_layers=1 --device cpu --shape 64 80 --rounds 1
+# try it without a GPU, see docs/gpu.md.
 set -u
 cd "$(dirname "$0")/../.."
 OUT=${OUT:-work_dirs/gpu}
@@ -18,10 +17,10 @@ smca=configs/smca/smca_r50_8xb2-50e_coco.py
 
 measure() { # name of the file, arguments before the options of all, more config options
     echo "=== $(date +%T) $1"
-    PYTHONPATH=. "$PYTHON" tools/analysis_tools/benchmark_model.py $2 --json "$OUT/$1.json" \
-        --device cuda --threads "$(nproc)" --dtype "${DTYPE:-bfloat16}" --cfg-options \
+    PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" tools/analysis_tools/benchmark_model.py $2 \
+        --json "$OUT/$1.json" --device cuda --threads "$(nproc)" --dtype bfloat16 --cfg-options \
         optim_wrapper.constructor=GroupedOptimWrapperConstructor \
-        optim_wrapper.optimizer.fused=True ${3-} "${@:4}"
+        optim_wrapper.optimizer.fused=True $3 "${@:4}"
 }
 
 measure dino "$dino $smca_dino --batch 2 16 1" '' "$@"
@@ -33,4 +32,3 @@ for queries in 300 100; do
 done
 measure profile "$smca_dino --batch 2 16 --modes --profile" '' "$@"
 measure parity "$dino $smca_dino $detr $conditional $smca --modes --parity" '' "$@"
-DTYPE=tf32 measure dino_tf32 "$dino $smca_dino --batch 2 16 1" '' "$@"
