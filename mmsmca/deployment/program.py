@@ -92,8 +92,11 @@ class DeployedSMCA(nn.Module):
         images = images.masked_fill(padding.unsqueeze(1), value)
         if divisor == 1:
             return images
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % divisor, 0, -height % divisor), value=value)
+        # OpenVINO's converter has no rule for remainders.
+        bottom, right = [
+            divisor * ((side + divisor - 1) // divisor) - side for side in images.shape[-2:]
+        ]
+        return F.pad(images, (0, right, 0, bottom), value=value)
 
     def _best(
         self, scores: Tensor, boxes: Tensor, image_sizes: Tensor

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -187,11 +188,11 @@ class TransformersBackbone(BaseModule):
 
 
 def _pad_to_windows(
-    layer: nn.Module, tokens: torch.Tensor, height: int, width: int
+    layer: Any, tokens: torch.Tensor, height: int, width: int
 ) -> tuple[torch.Tensor, tuple[int, ...]]:
     """Pad a map of tokens, (B, H, W, C), to whole windows, as Swin does.
 
-    Swin's own sizes, with remainders, take torch.export hours.
+    The remainders in Swin's own sizes keep torch.export busy for minutes.
 
     Returns:
         The padded map, and values that make Swin remove the padding, even if there is none.
