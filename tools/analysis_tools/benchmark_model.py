@@ -195,7 +195,12 @@ def parity(config: str, args: argparse.Namespace) -> Iterator[dict]:
     for parameter in model.parameters():
         if not parameter.any():  # Zeros would mask errors in other layers.
             torch.nn.init.normal_(parameter, std=0.02)
-    queries, expected = outputs(model, data, None, exact)
+    failed: dict = dict(config=config, dtype='float64')
+    with benchmarks.error_in(failed):
+        queries, expected = outputs(model, data, None, exact)
+    if 'error' in failed:
+        yield failed
+        return
     for dtype in ('float64', *args.dtype):
         row: dict = dict(config=config, dtype=dtype)
         with benchmarks.error_in(row):
@@ -371,14 +376,19 @@ def main() -> int:
     if args.modes:
         print(benchmarks.markdown_table(result['rows'], COLUMNS))
     for (dtype, batch), config in itertools.product(settings, args.configs if args.profile else ()):
-        rows, table = profile_step(config, args, dtype, batch)
-        print(table)
-        add('profile', *rows)
-        print(benchmarks.markdown_table(rows, PROFILE))
+        failed: dict = dict(config=config, dtype=dtype, batch=batch)
+        with benchmarks.error_in(failed):
+            rows, table = profile_step(config, args, dtype, batch)
+            print(table)
+            add('profile', *rows)
+            print(benchmarks.markdown_table(rows, PROFILE))
+        if 'error' in failed:
+            add('profile', failed)
     for config in args.configs if args.parity else ():
         for row in parity(config, args):
             add('parity', row)
-    return int(any('error' in row for row in (*result['rows'], *result['parity'])))
+    measured = (*result['rows'], *result['profile'], *result['parity'])
+    return int(any('error' in row for row in measured))
 
 
 if __name__ == '__main__':
