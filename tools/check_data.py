@@ -63,14 +63,15 @@ def check(cfg: Config, page: Path) -> list[UserError]:
     with naming_images():
         used = faults.show(find_faults(cfg, phases))
         faults.show(image_faults(used))
+        for path, file in {one.dataset.ann_file: one.file for one in used}.items():
+            boxes = [f'{name} {file.count(KINDS, [name]).total()}' for name in file.categories]
+            print(f'{path}: {len(file.images)} images; boxes: {", ".join(boxes)}')
         drawn = draw_page(used, page)
+        if drawn:
+            print(f'{page}: {drawn} annotated images to look at')
         if not faults.errors:
+            print('Trying a step of training and an evaluation of two images ...', flush=True)
             faults.show(trial_faults(cfg, 'train'))
-    for path, file in {one.dataset.ann_file: one.file for one in used}.items():
-        boxes = [f'{name} {file.count(KINDS, [name]).total()}' for name in file.categories]
-        print(f'{path}: {len(file.images)} images; boxes: {", ".join(boxes)}')
-    if drawn:
-        print(f'{page}: {drawn} annotated images to look at')
     outcome = 'would not start' if faults.errors else 'would start'
     print(f'Errors: {len(faults.errors)}, warnings: {faults.warnings}. Training {outcome}.')
     return faults.errors
