@@ -39,7 +39,7 @@ def image_faults(datasets: Sequence[Used]) -> Iterator[Fault]:
         if fault:
             alike[type(fault), str(fault).replace(path, '\0')].append(path)
     for (kind, message), (first, *others) in alike.items():
-        likewise = f' The same holds for {len(others)} others:' if others else ''
+        likewise = ' The same holds for:' if others else ''
         yield kind(message.replace('\0', first) + likewise + listed_below(others))
 
 

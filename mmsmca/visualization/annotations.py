@@ -45,7 +45,7 @@ class Annotated(NamedTuple):
 def draw_page(datasets: Sequence[Used], path: Path) -> int:
     """Draw images of data sets as training loads them, with their boxes and category names.
 
-    Boxes that training leaves out are dashed. All data sets have the same share of the page, and
+    Boxes that training leaves out are dotted. All data sets have the same share of the page, and
     all categories take turns.
 
     Args:
