@@ -63,10 +63,11 @@ def check(cfg: Config, page: Path) -> list[UserError]:
     with naming_images():
         used = faults.show(find_faults(cfg, phases))
         faults.show(image_faults(used))
-        for path, file in {one.dataset.ann_file: one.file for one in used}.items():
+        sets = {one.dataset.ann_file: one for one in used}
+        for path, (_, _, file, _) in sets.items():
             boxes = [f'{name} {file.count(KINDS, [name]).total()}' for name in file.categories]
             print(f'{path}: {len(file.images)} images; boxes: {", ".join(boxes)}')
-        drawn = draw_page(used, page)
+        drawn = draw_page([*sets.values()], page)
         if drawn:
             print(f'{page}: {drawn} annotated images to look at')
         if not faults.errors:
