@@ -24,15 +24,16 @@ from mmsmca.errors import command
 from mmsmca.files import write_json
 from mmsmca.models.layers.attention import (
     IMPLEMENTATIONS,
+    AllLevelsCoAttention,
+    CoAttention,
     Gaussians,
     Grid,
+    PlainCoAttention,
     common_grid,
     level_grids,
     num_prior_channels,
-    plain_attention,
 )
 from mmsmca.models.layers.box_prior import BoxPrior
-from mmsmca.models.layers.projections import merge_heads, split_heads
 
 PLAIN = 'plain'
 HEADS, CHANNELS = 8, 32  # M, and d per head.
@@ -88,15 +89,9 @@ class Attention(NamedTuple):
     @property
     def content(self) -> int:
         """Channels per head of queries and keys, without those that SMCA-DINO's prior occupies."""
-        if len(self.shapes) == 1 or self.name == PLAIN:
+        if len(self.shapes) == 1:
             return CHANNELS
         return CHANNELS - num_prior_channels(len(self.shapes))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, prior: Gaussians, grid: Grid) -> Tensor:
-        """Attention from queries to keys and values of all heads."""
-        if self.name == PLAIN:
-            return plain_attention(q, k, v, grid.padding)
-        return IMPLEMENTATIONS[self.name](q, k, v, prior, grid)
 
     def prior_and_grid(self) -> tuple[Gaussians, Grid]:
         """Random priors, with centres all over the image, and the cells."""
@@ -134,32 +129,25 @@ class Attention(NamedTuple):
         return prior, common_grid(self.shapes, strides, image_sizes, padding)
 
     def build(self, setting: Setting) -> Case:
-        """Build the co-attention with its projections; a training step computes all gradients."""
+        """Build the decoder's co-attention; a training step computes all gradients."""
         setting.prepare()
         width = HEADS * CHANNELS
         counts = (self.images, self.queries), (self.images, self.num_cells)
         with torch.device(setting.device):
             query, memory, query_pos, memory_pos = (torch.randn(*n, width) for n in counts * 2)
             upstream = torch.randn(*counts[0], width)
-            linears = nn.ModuleList(
-                nn.Linear(width, HEADS * channels)
-                for channels in (self.content, self.content, CHANNELS, CHANNELS)
-            )
+            module = self.module(width)
             prior, grid = self.prior_and_grid()
         inputs = [query, query_pos, memory, *(x for x in prior if x is not None)]
-        inputs = [*(x.requires_grad_() for x in inputs), *linears.parameters()]
+        inputs = [*(x.requires_grad_() for x in inputs), *module.parameters()]
+        # SMCA's takes one prior and grid per level.
+        placed = (prior, grid)
+        if isinstance(module, CoAttention):
+            placed = [prior], [grid], query
 
         def run() -> Tensor:
             with setting.autocast():
-                of_queries, of_keys, of_values, output = linears
-                out = self.attend(
-                    split_heads(of_queries(query + query_pos), HEADS),
-                    split_heads(of_keys(memory + memory_pos), HEADS),
-                    split_heads(of_values(memory), HEADS),
-                    prior,
-                    grid,
-                )
-                return output(merge_heads(out))
+                return module(query, query_pos, memory + memory_pos, memory, *placed)
 
         def train() -> None:
             out = run()
@@ -167,6 +155,14 @@ class Attention(NamedTuple):
             torch.autograd.grad(out, inputs, upstream.to(out.dtype), allow_unused=True)
 
         return Case(train, torch.no_grad()(run))
+
+    def module(self, width: int) -> nn.Module:
+        """The decoder's co-attention, with ``width`` channels."""
+        if self.name == PLAIN:
+            return PlainCoAttention(width, HEADS)
+        if len(self.shapes) == 1:
+            return CoAttention(width, HEADS, implementation=self.name)
+        return AllLevelsCoAttention(width, HEADS, len(self.shapes), implementation=self.name)
 
     def compute(self, setting: Setting) -> dict[str, Tensor]:
         """Output and gradient of every input by name; the random inputs depend on sizes alone.
@@ -193,7 +189,7 @@ class Attention(NamedTuple):
         for x in inputs.values():
             x.requires_grad_()
         q, k, v, *tensors = inputs.values()
-        out = self.attend(q, k, v, Gaussians(*tensors), grid)
+        out = IMPLEMENTATIONS[self.name](q, k, v, Gaussians(*tensors), grid)
         gradients = torch.autograd.grad(out, list(inputs.values()), upstream)
         return dict(zip(('output', *inputs), (out.detach(), *gradients), strict=True))
 

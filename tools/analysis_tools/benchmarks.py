@@ -203,12 +203,15 @@ def in_fresh_process(function: Callable, *args: object) -> Any:
     """Run a module-level function in a fresh process, without earlier allocations.
 
     In this process, glibc returns freed memory at once, tiny blocks excepted. By default it keeps
-    some of it, and the amount differs from run to run.
+    some of it, and the amount differs from run to run; or all, if the caller's environment says so.
 
     Raises:
         BrokenProcessPool: If the process was killed, for example for its memory.
     """
-    with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536'):
+    returned = dict(
+        MALLOC_MMAP_THRESHOLD_='65536', MALLOC_MMAP_MAX_='65536', MALLOC_TRIM_THRESHOLD_='131072'
+    )
+    with patch.dict(os.environ, returned):
         return in_own_process(function, *args)
 
 
