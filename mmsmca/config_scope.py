@@ -5,6 +5,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from .errors import ConfigError
+
 
 def register() -> None:
     """Make MMEngine resolve ``mmsmca::`` in ``_base_``, and ``mmdet::`` without pkg_resources.
@@ -24,3 +26,22 @@ def register() -> None:
         return str((configs if configs.is_dir() else package.parent / 'configs') / name), 'mmdet'
 
     Config._get_cfg_path = staticmethod(find_in_package)
+
+
+def config_path(config: str) -> str:
+    """Path of a config, a file or one of a package (``mmdet::dino/...``, ``mmsmca::smca/...``).
+
+    Raises:
+        ConfigError: If it does not exist.
+    """
+    try:
+        path = Config._get_cfg_path(config, '')[0]
+    except (ImportError, OSError, ValueError):
+        path = ''
+    if not Path(path).is_file():
+        raise ConfigError(
+            f'config {config} does not exist. Give the path of a config file or, of '
+            "MMDetection's, mmdet::FOLDER/FILE; or use `mim`, which finds mmsmca's configs by "
+            'their file name.'
+        )
+    return path

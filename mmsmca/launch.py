@@ -23,6 +23,7 @@ from mmsmca.engine import cpu
 from .checks.config import load_config
 from .checks.load_image import naming_images
 from .checks.preflight import check_run
+from .config_scope import config_path
 from .errors import ConfigError, UserError, command
 
 WAY_PAST = 'If this is wrong, --cfg-options runner_type=Runner starts without any checks.'
@@ -118,6 +119,7 @@ def run_script(name: str) -> None:
         parser.add_argument('--resume-schedule', choices=('config', 'checkpoint'))
     own, sys.argv[1:] = parser.parse_known_args()
     args = script.parse_args()
+    args.config = config_path(args.config)  # The script takes files only.
     options = args.cfg_options or {}
     if options.get('runner_type') != 'Runner':
         with _way_past_named():

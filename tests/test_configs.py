@@ -9,11 +9,11 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
-from utils import ROOT, load_config, shrink_swin
+from utils import ROOT, load_config, shrink
 
 from mmsmca.checks.keys import custom_key_faults, key_faults
 from mmsmca.checks.schedule import schedule_faults
@@ -27,20 +27,8 @@ CONFIGS = sorted(
 )
 # The backbones of these configs are as written.
 WHOLE = ('smca_r50_8xb2-50e', 'smca_r101_8xb2-50e', 'smca_r50-dc5_8xb1-50e')
-MAX_QUERIES = 50
 # Height and width: padded to one size, each has empty cells.
 SIZES = ((64, 96), (96, 64))
-
-
-def shrink(model: ConfigDict) -> None:
-    """Give a detector a ResNet-18 with a sixteenth of ResNet-50's channels, and few queries."""
-    if model.backbone.get('depth', 0) >= 50:
-        model.backbone.update(depth=18, base_channels=16)
-        model.neck.in_channels = [channels // 16 for channels in model.neck.in_channels]
-    shrink_swin(model)
-    model.num_queries = min(model.num_queries, MAX_QUERIES)
-    detections = model.get('test_cfg', {}).get('max_per_img', 100)
-    model.test_cfg = dict(model.get('test_cfg', {}), max_per_img=min(detections, MAX_QUERIES))
 
 
 @cache

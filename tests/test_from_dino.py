@@ -1,28 +1,35 @@
 """A DINO converts into an SMCA-DINO: fits against known answers, and the tool on random weights."""
 
 import copy
+import json
+import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import coordinate_to_encoding
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.hub import get_config
-from utils import batch, load_config, randomise, shrink_swin
+from utils import ROOT, batch, load_config, randomise, shrink
 
+from mmsmca.config_scope import config_path
 from mmsmca.conversion import from_dino, imitation
 from mmsmca.conversion.comparison import compare
 from mmsmca.conversion.convert import build, convert
 from mmsmca.conversion.images import split_images
+from mmsmca.conversion.proposals import fit_queries
 from mmsmca.conversion.ridge import Ridge
 from mmsmca.conversion.sampling import moments, sampled_points
 from mmsmca.errors import ConfigError, DataError, UserError
 
 DINO_CONFIG = 'small/dino_r18w16_1xb4-3ki_shapes192.py'
 SMCA_DINO_CONFIG = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
+FROM_DINO = sorted((ROOT / 'configs').rglob('*_from-d*_*.py'))
+TWO_STAGES = 'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py'
 SMALLER = {
     'model.num_queries': 8, 'model.encoder.num_layers': 1, 'model.decoder.num_layers': 2,
     'model.test_cfg.max_per_img': 8,
@@ -164,6 +171,7 @@ def test_published_position_embeddings_load(detectors):
     ('changes', 'words'),
     [
         ({'num_queries': 9}, ['8 queries', '9']),
+        ({'data_preprocessor.bgr_to_rgb': False}, ['True', 'data_preprocessor', 'False']),
         ({'decoder.num_layers': 1}, ['2 layers', '1']),
         ({'bbox_head.num_classes': 7}, ['6 classes', '7']),
         ({'decoder.layer_cfg.self_attn_cfg.num_heads': 4,
@@ -182,41 +190,105 @@ def test_other_architectures_are_refused(detectors, changes, words):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ('name', 'target'),
-    [
-        ('dino-4scale_r50', 'smca-dino_r50'),
-        ('dino-4scale_r50', 'ablation/smca-dino_r50_deformable-encoder'),
-        ('dino-5scale_swin-l', 'smca-dino-5scale_swin-l'),
-    ],
-)
-def test_every_tensor_of_coco_models_has_its_place(name, target):
-    source = get_config(f'mmdet::dino/{name}_8xb2-12e_coco.py')
-    cfg = load_config(f'smca_dino/{target}_8xb2-12e_coco.py')
-    for model in (source.model, cfg.model):
-        shrink_swin(model)  # Its constructor needs numbers, which meta tensors do not have.
-    with torch.device('meta' if 'r50' in name else 'cpu'):
-        dino, smca_dino = MODELS.build(source.model), MODELS.build(cfg.model)
+def small(cfg):
+    """A detector of MMDetection's or ours with a small backbone, and few queries."""
+    shrink(cfg.model)
+    return MODELS.build(cfg.model)
+
+
+def assert_every_tensor_has_its_place(source, target):
+    dino, smca_dino = small(load_config(source)), small(load_config(target))
     from_dino.check_models(dino, smca_dino)
     fresh = from_dino.carry_over(dino.state_dict(), smca_dino)
-    fitted = ('spatial_prior', 'query_proj', 'key_proj')
+    fitted = ['spatial_prior', 'query_proj', 'key_proj']
+    if from_dino.has_proposals(dino):
+        fitted += ['query_embedding', 'ref_point_head', 'decoder.norm', 'dn_query_generator']
     assert all(n.startswith('encoder.') or any(part in n for part in fitted) for n in fresh)
 
 
-def test_another_position_encoding_is_refused():
-    source = get_config('mmdet::dino/dino-4scale_r50_improved_8xb2-12e_coco.py')
-    cfg = load_config('smca_dino/smca-dino_r50_8xb2-12e_coco.py')
-    with torch.device('meta'):
-        dino, smca_dino = MODELS.build(source.model), MODELS.build(cfg.model)
-    with pytest.raises(ConfigError, match="'temperature': 10000.*positional_encoding"):
-        from_dino.check_models(dino, smca_dino)
+@pytest.mark.parametrize('path', FROM_DINO, ids=lambda path: path.stem)
+def test_a_config_of_a_conversion_names_weights_that_fit(path):
+    """Its first lines have the command, and the weights as MMDetection publishes them."""
+    target, text = path.relative_to(ROOT / 'configs'), path.read_text()
+    shell = re.sub(r'\\\n#', '', text)
+    command = re.search('python tools/convert_dino.py (.*)', shell)[1].split()
+    source, out, to = command[0], command[2], command[command.index('--to') + 1]
+    assert to == f'configs/{target}' and out == load_config(target).load_from
+    published = yaml.safe_load(Path(config_path(source)).with_name('metafile.yml').read_text())
+    (model,) = [m for m in published['Models'] if Path(m['Config']).name == Path(source).name]
+    assert f'# {model["Weights"]}\n' in text
+    assert f'box AP {model["Results"][0]["Metrics"]["box AP"]},' in text
+    assert_every_tensor_has_its_place(source, target)
 
 
-def test_other_detectors_are_refused(detectors):
-    _, _, own, _ = detectors
-    deformable = load_config('small/deformable-detr_r18w16_1xb4-3ki_shapes192.py')
-    with pytest.raises(ConfigError, match='DeformableDETR cannot be converted, only a DINO'):
-        from_dino.check_models(MODELS.build(deformable.model), build(own))
+@pytest.mark.parametrize(
+    'target',
+    [
+        'smca-dino_r50_8xb2-12e_coco.py',
+        'ablation/smca-dino_r50_deformable-encoder_8xb2-12e_coco.py',
+    ],
+)
+def test_every_tensor_of_dino_as_it_ships_has_its_place(target):
+    source = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+    assert_every_tensor_has_its_place(source, f'smca_dino/{target}')
+
+
+@pytest.mark.parametrize(
+    ('target', 'words'),
+    [
+        # Only its own encoder has inputs of DINO's.
+        ('deformable-encoder', "'temperature': 10000.*positional_encoding"),
+        ('conv-encoder', 'all levels of the neck'),
+        ('coarse-first', 'all levels of the neck'),
+        ('intra-multi-encoder', '4 levels .* 3'),
+    ],
+)
+def test_other_configs_are_refused(target, words):
+    dino = small(load_config('mmdet::dino/dino-4scale_r50_improved_8xb2-12e_coco.py'))
+    target = f'smca_dino/ablation/smca-dino_r50_{target}_8xb2-12e_coco.py'
+    with pytest.raises(ConfigError, match=words):
+        from_dino.check_models(dino, small(load_config(target)))
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [
+        ('deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco', 'DeformableDETR'),
+        ('ddq/ddq-detr-4scale_r50_8xb2-12e_coco', 'DDQDETR'),
+    ],
+)
+def test_other_detectors_are_refused(detectors, name, kind):
+    other = small(load_config(f'mmdet::{name}.py'))
+    with pytest.raises(ConfigError, match=f'a {kind} of this config cannot be converted'):
+        from_dino.check_models(other, build(detectors[2]))
+
+
+def test_queries_of_proposals_become_those_of_dino():
+    torch.manual_seed(0)
+    fewer = {'model.num_queries': 8, 'model.encoder.num_layers': 1, 'model.decoder.num_layers': 2}
+    source = load_config(TWO_STAGES)
+    target = load_config('smca_dino/smca-dino_r50_from-deformable-detr_8xb2-5e_coco.py')
+    for cfg in (source, target):
+        shrink(cfg.model)
+        cfg.merge_from_dict(fewer)
+    detr, smca_dino = build(source).eval(), build(target).eval()
+    for layer in detr.decoder.layers:
+        layer.norms[2].weight.data.fill_(1.5)
+        layer.norms[2].bias.data.fill_(0.3)
+    tensors = from_dino.current_names(detr.state_dict(), detr)
+    classifier = tensors['bbox_head.cls_branches.2.weight']
+    assert torch.equal(classifier, classifier[:1].expand_as(classifier))
+    from_dino.carry_over(tensors, smca_dino)
+    content, position = fit_queries(detr, smca_dino, batches())
+    # The mean of the contents is all that is left of them, and positions depend on the boxes.
+    assert 0 < content < 0.5 and 0 <= position < 0.1
+    normalised = 0.3 + 1.5 * torch.nn.functional.layer_norm(torch.randn(3, 256), (256,))
+    torch.testing.assert_close(smca_dino.decoder.norm(normalised), normalised)
+    with torch.no_grad(), from_dino.observing(detr) as layers:
+        from_dino.run_dino(detr, next(batches()))
+    encoding = coordinate_to_encoding(layers[0]['boxes'], num_feats=256)
+    error = smca_dino.decoder.ref_point_head(encoding) - layers[0]['query_pos']
+    assert error.square().mean() < 0.1 * layers[0]['query_pos'].var((0, 1)).mean()
 
 
 def test_a_target_without_a_decoder_is_refused(detectors):
@@ -234,20 +306,31 @@ def files(detectors, tmp_path, monkeypatch):
     torch.save(dict(state_dict=dino.state_dict()), 'dino.pth')
     (tmp_path / 'images/more').mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for i in range(12):
+    names = [f'{"more/" if i % 2 else ""}{i}.{"PNG" if i == 3 else "png"}' for i in range(12)]
+    for i, name in enumerate(names):
         image = generator.integers(0, 255, (60 + i, 90, 3), np.uint8)
-        cv2.imwrite(f'images/{"more/" if i % 2 else ""}{i}.{"PNG" if i == 3 else "png"}', image)
+        cv2.imwrite(f'images/{name}', image)
+    images = [
+        dict(id=i, file_name=name, height=60 + i, width=90) for i, name in enumerate(names, 1)
+    ]
+    box = dict(category_id=1, bbox=[10, 10, 30, 30], area=900, iscrowd=0)
+    content = dict(
+        images=images,
+        annotations=[dict(box, id=image['id'], image_id=image['id']) for image in images],
+        categories=[dict(id=i, name=name) for i, name in enumerate(source.metainfo.classes, 1)],
+    )
+    Path('annotations.json').write_text(json.dumps(content))
     return dict(
-        config='dino.py', checkpoint='dino.pth', images='images', fit_images=6, compare_images=4,
-        iterations=6, batch_size=2,
+        config='dino.py', checkpoint='dino.pth', images='images', fit_images=6, iterations=6,
+        batch_size=2,
     )  # fmt: skip
 
 
 def test_conversion_with_the_same_encoder(files, capsys):
-    convert(**files, to='deformable.py', out='start.pth')
+    convert(**files, to='deformable.py', out='start.pth', annotations='annotations.json')
     printed = capsys.readouterr().out
     assert 'layer 1: not explained by its Gaussians: offsets' in printed
-    assert 'on 4 other images' in printed
+    assert 'on 2 other images' in printed and 'SMCA-DINO: box AP 0.' in printed
     written = torch.load('start.pth', weights_only=True)['state_dict']
     theirs = torch.load('dino.pth', weights_only=True)['state_dict']
     assert torch.equal(
@@ -257,7 +340,22 @@ def test_conversion_with_the_same_encoder(files, capsys):
     smca_dino.load_state_dict(written)
 
 
-def test_interrupted_imitation_continues(files, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (None, 'mine.json cannot be read'),
+        (dict(images=[]), 'mine.json cannot be read'),
+        (dict(images=[], annotations=[]), 'mine.json has none of the images of --images images'),
+    ],
+)
+def test_annotations_are_read_before_the_work(files, content, words):
+    if content is not None:
+        Path('mine.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=words):
+        convert(**files, to='own.py', out='start.pth', annotations='mine.json')
+
+
+def test_interrupted_imitation_continues(files, monkeypatch):
     seen = []
     loss = imitation.EncoderImitation.forward
 
@@ -271,10 +369,14 @@ def test_interrupted_imitation_continues(files, monkeypatch, capsys):
     monkeypatch.setattr(imitation, 'SAVE_INTERVAL', 2)
     monkeypatch.setattr(imitation, 'NUM_WORKERS', 0)
     with pytest.raises(KeyboardInterrupt):
-        convert(**files, to='own.py', out='start.pth')
-    convert(**files, to='own.py', out='start.pth')
-    # Four iterations before, two after the checkpoint of the fourth.
+        convert(**files, to='own.py', out='start.pth', amp=True)
+    # Another command begins anew.
+    convert(**files | dict(iterations=2), to='own.py', out='other.pth', amp=True)
     assert len(seen) == 5 + 2
+    convert(**files, to='own.py', out='start.pth', amp=True)
+    # Four iterations before, two after the checkpoint of the fourth.
+    assert len(seen) == 5 + 2 + 2
+    assert not [path for path in Path().glob('start*') if path.is_dir()]
     own = build(Config.fromfile('own.py'))
     own.load_state_dict(torch.load('start.pth', weights_only=True)['state_dict'])
 
@@ -282,13 +384,19 @@ def test_interrupted_imitation_continues(files, monkeypatch, capsys):
 def test_what_is_wrong_with_the_images_is_said(files):
     with pytest.raises(DataError, match='nowhere is not a folder'):
         convert(**files | dict(images='nowhere'), to='own.py', out='start.pth')
-    with pytest.raises(DataError, match='12 images.*100 and 4'):
-        convert(**files | dict(fit_images=100), to='own.py', out='start.pth')
-    fit, _ = split_images('images', 6, 4)
-    (broken,) = fit[:1]
-    open(broken, 'w').write('no image')
+    Path('empty').mkdir()
+    with pytest.raises(DataError, match='empty has 0 images'):
+        convert(**files | dict(images='empty'), to='own.py', out='start.pth')
+    _, (broken, *_) = split_images('images')
+    Path(broken).write_text('no image')
     with pytest.raises(UserError, match=broken):
         convert(**files, to='deformable.py', out='start.pth')
+
+
+def test_an_image_that_is_removed_leaves_the_others_where_they_are(files):
+    fit, compared = split_images('images')
+    Path(fit[3]).unlink()
+    assert split_images('images') == (fit[:3] + fit[4:], compared)
 
 
 def test_comparison_finds_a_detector_in_itself(detectors):

@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 import mmsmca  # noqa: F401
+from mmsmca.config_scope import config_path
 
 ROOT = Path(__file__).parent.parent
 register_all_modules()
@@ -40,12 +41,13 @@ SMALL_TRANSFORMERS = dict(
                   stage_mid_channels=[8] * 4, stage_out_channels=[8, 16, 32, 64],
                   stage_num_blocks=[1] * 4, stage_numb_of_layers=[1] * 4),
 )  # fmt: skip
+MAX_QUERIES = 50
 FEW_QUERIES = dict(num_queries=12, decoder=dict(num_layers=2), test_cfg=dict(max_per_img=12))
 
 
 @cache
 def _config(name: str) -> Config:
-    cfg = Config.fromfile(ROOT / 'configs' / name)
+    cfg = Config.fromfile(config_path(name) if '::' in name else ROOT / 'configs' / name)
     backbone = cfg.model.backbone
     backbone.init_cfg = None
     if backbone.type == 'TransformersBackbone':
@@ -53,16 +55,28 @@ def _config(name: str) -> Config:
     return cfg
 
 
-def load_config(name: str) -> Config:
-    """Config below ``configs/`` whose backbone starts from scratch: no weights are downloaded."""
-    return copy.deepcopy(_config(name))
+def load_config(name: str | Path) -> Config:
+    """Config below ``configs/`` or of a package (``mmdet::...``); nothing is downloaded.
+
+    Its backbone starts from scratch.
+    """
+    return copy.deepcopy(_config(str(name)))
 
 
-def shrink_swin(model: ConfigDict) -> None:
-    """Give a detector with MMDetection's Swin-L a hundredth of its channels."""
+def shrink(model: ConfigDict) -> None:
+    """Give a detector a ResNet-18 with a sixteenth of ResNet-50's channels, and few queries.
+
+    MMDetection's Swin-L gets a hundredth of its channels.
+    """
+    if model.backbone.get('depth', 0) >= 50:
+        model.backbone.update(depth=18, base_channels=16)
+        model.neck.in_channels = [channels // 16 for channels in model.neck.in_channels]
     if model.backbone.type == 'SwinTransformer':
         model.backbone.update(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
         model.neck.in_channels = [8, 16, 32, 64]
+    model.num_queries = min(model.num_queries, MAX_QUERIES)
+    detections = model.get('test_cfg', {}).get('max_per_img', 100)
+    model.test_cfg = dict(model.get('test_cfg', {}), max_per_img=min(detections, MAX_QUERIES))
 
 
 def build_detector(name: str, model_options: dict | None = None) -> BaseModel:

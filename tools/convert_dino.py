@@ -31,13 +31,7 @@ def main() -> None:
         metavar='FILE',
         help="the images' annotations in COCO's format, to compare the AP of both detectors",
     )
-    add('--fit-images', type=int, default=200, help='images for the fits; default: 200')
-    add(
-        '--compare-images',
-        type=int,
-        default=100,
-        help='images on which the detectors are compared, taken from the others; default: 100',
-    )
+    add('--fit-images', type=int, default=200, help='most images for the fits; default: 200')
     add('--iterations', type=int, default=2000, help='of the imitation; default: 2000')
     add('--batch-size', type=int, help="images at a time; default: the DINO config's")
     add('--amp', action='store_true', help='imitate in mixed precision')

@@ -1,9 +1,7 @@
-_base_ = './smca-dino_r50_8xb2-12e_coco.py'
+_base_ = './smca-dino-5scale_r50_8xb2-12e_coco.py'
 
 # Backbone, neck and levels of MMDetection's dino-5scale_swin-l_8xb2-12e_coco.py.
 model = dict(
-    strides=[4, 8, 16, 32, 64],
-    num_feature_levels=5,
     backbone=dict(
         _delete_=True,
         type='SwinTransformer',
@@ -28,5 +26,5 @@ model = dict(
             'swin_large_patch4_window12_384_22k.pth',
         ),
     ),
-    neck=dict(in_channels=[192, 384, 768, 1536], num_outs=5),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
 )

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import os
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmsmca.config_scope import config_path
 from mmsmca.errors import ConfigError, one_line, shorten
 
 # Top-level keys that MMEngine and MMDetection read.
@@ -25,8 +25,9 @@ def load_config(args: Namespace) -> Config:
     """Load a config and merge ``--cfg-options``.
 
     Args:
-        args: Has ``config`` and ``cfg_options``, a dict or None, and for a config whose model
-            starts from a checkpoint also ``checkpoint``.
+        args: Has ``config``, a file or one of a package (``mmdet::...``), and ``cfg_options``, a
+            dict or None, and for a config whose model starts from a checkpoint also
+            ``checkpoint``.
 
     Returns:
         The config; ``load_from`` is the checkpoint, if ``args`` has one.
@@ -34,13 +35,9 @@ def load_config(args: Namespace) -> Config:
     Raises:
         ConfigError: If the config file does not exist, or it or an option is wrong.
     """
-    if not os.path.isfile(args.config):
-        raise ConfigError(
-            f'config {args.config} does not exist. Give the path of a config file, or use '
-            "`mim`, which finds mmsmca's configs by their file name."
-        )
+    path = config_path(args.config)
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is Python code
         raise ConfigError(
             f'config {args.config} cannot be read ({one_line(error)}). Correct the file, or the '

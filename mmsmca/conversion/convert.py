@@ -4,16 +4,19 @@ import copy
 import io
 import json
 import logging
+import shutil
 import tempfile
+import zlib
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS, METRICS, MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -22,9 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 import mmsmca  # noqa: F401  registers the models
 from mmsmca.checkpoints import files as checkpoint_files
+from mmsmca.checks.config import load_config
 from mmsmca.checks.load_image import naming_images
+from mmsmca.checks.preflight import check_config
 from mmsmca.engine.quiet import quiet
-from mmsmca.errors import ConfigError, DataError, one_line
+from mmsmca.errors import ConfigError, DataError, UserError, one_line
 
 from .comparison import compare
 from .from_dino import (
@@ -33,10 +38,13 @@ from .from_dino import (
     current_names,
     fit_outputs,
     fit_priors,
+    has_proposals,
+    run_dino,
     same_encoder,
 )
-from .images import UnlabelledImages, split_images
+from .images import UnlabelledImages, check_images, split_images
 from .imitation import imitate
+from .proposals import fit_queries
 
 
 def convert(
@@ -47,7 +55,6 @@ def convert(
     images: str,
     annotations: str | None = None,
     fit_images: int = 200,
-    compare_images: int = 100,
     iterations: int = 2000,
     batch_size: int | None = None,
     amp: bool = False,
@@ -55,47 +62,65 @@ def convert(
     """Convert a trained DINO into an SMCA-DINO and print how well it fits.
 
     Args:
-        config: Config of the DINO, a file or ``mmdet::...``.
+        config: Config of the DINO or refined two-stage Deformable DETR, a file or ``mmdet::...``.
         checkpoint: Its weights.
         out: Checkpoint to write; must not exist.
-        to: Config of the SMCA-DINO.
-        images: Folder with images like those that the DINO was trained on.
+        to: Config of the SMCA-DINO, likewise.
+        images: Folder with images like those that the DINO was trained on. On a fifth of them,
+            but at most 100, the detectors are compared; the others are for imitation and fits.
         annotations: Their annotations in COCO's format, to compare the AP. Defaults to None.
-        fit_images: Number of images for the fits. Defaults to 200.
-        compare_images: Number of other images on which the detectors are compared. Defaults to 100.
+        fit_images: Number of images for the fits, if there are as many. Defaults to 200.
         iterations: Length of the imitation, if the encoders differ. Defaults to 2000.
         batch_size: Images at a time. Defaults to None: the DINO config's.
         amp: Whether to imitate in mixed precision. Defaults to False.
 
     Raises:
-        UserError: If a file cannot be read or written, there are too few images, or the detectors
+        UserError: If a file cannot be read or written, there are no images, or the detectors
             do not fit together.
     """
+    for option, number in (
+        ('--fit-images', fit_images),
+        ('--iterations', iterations),
+        ('--batch-size', batch_size),
+    ):
+        if number is not None and number < 1:
+            raise ConfigError(f'{option} {number}: at least 1 is needed')
     checkpoint_files.check_destination(out)
-    source, target = read_config(config), read_config(to)
-    fit_paths, compare_paths = split_images(images, fit_images, compare_images)
     init_default_scope('mmdet')
-    dino, smca_dino = build(source), build(target)
-    check_models(dino, smca_dino)
-    tensors = current_names(checkpoint_files.read_tensors(checkpoint), dino)
-    load(tensors, dino, config)
-    fresh = carry_over(tensors, smca_dino)
-    print(f'{len(smca_dino.state_dict()) - len(fresh)} tensors are those of DINO')
-    batch_size = batch_size or source.train_dataloader.batch_size
-    pipeline = source.test_dataloader.dataset.pipeline
-    metainfo = source.test_dataloader.dataset.get('metainfo') or {}
-    dino, smca_dino = (detector.to(get_device()).eval() for detector in (dino, smca_dino))
-
-    def batches(paths: Sequence[str], what: str) -> Iterable[dict]:
-        return track(_loader(UnlabelledImages(paths, pipeline, metainfo), batch_size), what)
-
-    with naming_images():
-        if not same_encoder(smca_dino):
-            dataset = UnlabelledImages(
-                fit_paths, source.train_dataloader.dataset.pipeline, metainfo
-            )
-            imitate(dino, smca_dino, dataset, batch_size, iterations, amp, Path(out))
+    source, target = read(config), read(to)
+    to_train, to_test = pipeline(source, 'train', config), pipeline(source, 'test', config)
+    batch_size = batch_size or source.train_dataloader.get('batch_size', 1)
+    fit_paths, compare_paths = split_images(images)
+    with naming_images(), tempfile.TemporaryDirectory() as folder:
         fitted = fit_paths[:fit_images]
+        check_images([*fitted, *compare_paths])
+        labelled = None
+        if annotations:
+            labelled = on_annotated(source, images, annotations, compare_paths, folder)
+        dino, smca_dino = build(source), build(target)
+        check_models(dino, smca_dino)
+        tensors = current_names(checkpoint_files.read_tensors(checkpoint), dino)
+        load(tensors, dino, config)
+        fresh = carry_over(tensors, smca_dino)
+        dino, smca_dino = (detector.to(get_device()).eval() for detector in (dino, smca_dino))
+        for steps in (to_train, to_test):
+            try_out(dino, smca_dino, UnlabelledImages(fitted[:1], steps))
+        print(f'{len(smca_dino.state_dict()) - len(fresh)} tensors are those of DINO')
+
+        def batches(paths: Sequence[str], what: str) -> Iterable[dict]:
+            return track(_loader(UnlabelledImages(paths, to_test), batch_size), what)
+
+        file = Path(checkpoint).resolve()
+        own = [source.model, target.model, to_train, images, iterations, batch_size, amp]
+        own += [file, file.stat().st_mtime_ns]
+        # A command continues what the same one began, and nothing else.
+        work_dir = Path(f'{Path(out).with_suffix("")}_{zlib.crc32(repr(own).encode()):08x}')
+        if not same_encoder(smca_dino):
+            dataset = UnlabelledImages(fit_paths, to_train)
+            imitate(dino, smca_dino, dataset, batch_size, iterations, amp, work_dir)
+        if has_proposals(dino):
+            content, position = fit_queries(dino, smca_dino, batches(fitted, 'queries'))
+            print(f'queries: not explained: contents {content:.1%}, positions {position:.1%}')
         for i, row in enumerate(fit_priors(dino, smca_dino, batches(fitted, 'priors'))):
             shares = ', '.join(f'{name} {share:.1%}' for name, share in row.items())
             print(f'layer {i}: not explained by its Gaussians: {shares}')
@@ -103,36 +128,53 @@ def convert(
             before, after = row['before'], row['after']
             print(f'layer {i}: not explained of its output: {before:.1%}, fitted {after:.1%}')
         checkpoint_files.write(smca_dino.state_dict(), out)
+        shutil.rmtree(work_dir, ignore_errors=True)
         row = compare(dino, smca_dino, batches(compare_paths, 'comparison'))
         print(
             f'{out}: of {row["detections"]} detections of DINO on {len(compare_paths)} other '
             f'images, SMCA-DINO has {row["found"]:.0%}; medians: IoU {row["iou"]:.2f}, difference '
             f'of the scores {row["score"]:.3f}'
         )
-        if annotations:
+        if labelled:
             for name, detector in (('DINO', dino), ('SMCA-DINO', smca_dino)):
-                ap = box_ap(detector, source, images, annotations, compare_paths, batch_size)
+                ap = box_ap(detector, labelled, batch_size)
                 print(f'{name}: box AP {ap:.3f} on these images')
 
 
-def read_config(path: str) -> Config:
-    """Read a config, a file or one of an installed package (``mmdet::...``).
+def read(path: str) -> Config:
+    """Read and check a config.
 
     Raises:
-        ConfigError: If it cannot be read.
+        ConfigError: If it cannot be read, or its model cannot be built.
+    """
+    cfg = load_config(Namespace(config=path, cfg_options=None))
+    cfg.load_from = None  # It may name what is to be written.
+    try:
+        check_config(cfg, phases=())
+    except ConfigError as error:
+        raise ConfigError(f'config {path}: {error}') from error
+    return cfg
+
+
+def pipeline(cfg: Config, phase: str, path: str) -> list[dict]:
+    """Transforms of a config's images, in training or in a test.
+
+    Raises:
+        ConfigError: If it has none.
     """
     try:
-        return get_config(path) if '::' in path else Config.fromfile(path)
-    except Exception as error:  # a config is Python code
-        raise ConfigError(f'config {path} cannot be read ({one_line(error)})') from error
+        return get_test_pipeline_cfg(Config(dict(test_dataloader=cfg[f'{phase}_dataloader'])))
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f'config {path} has no {phase}_dataloader.dataset.pipeline, which images go through'
+        ) from error
 
 
 def build(cfg: Config) -> BaseModel:
     """Build a detector with random weights."""
     model = copy.deepcopy(cfg.model)  # MMDetection adds keys to it.
-    if 'backbone' in model:
-        # Its weights come from the checkpoint.
-        model.backbone.init_cfg = None
+    # Its weights come from the checkpoint.
+    model.get('backbone', {}).update(init_cfg=None)
     detector = MODELS.build(model)
     with quiet(logging.INFO):  # A line per tensor.
         detector.init_weights()
@@ -157,50 +199,76 @@ def load(tensors: dict, dino: BaseModel, config: str) -> None:
 
 
 @torch.no_grad()
-def box_ap(
-    detector: BaseModel,
-    cfg: Config,
-    folder: str,
-    annotations: str,
-    paths: Sequence[str],
-    batch_size: int,
-) -> float:
-    """Box AP on some of the annotated images of a folder.
+def try_out(dino: BaseModel, smca_dino: BaseModel, images: Dataset) -> None:
+    """Run both detectors on images, so that what fails does so before the long work.
 
     Raises:
-        DataError: If the annotations cannot be read, or are of other images.
+        ConfigError: If it does.
+    """
+    try:
+        for batch in _loader(images, 1):
+            maps, samples, _ = run_dino(dino, batch)
+            smca_dino.forward_transformer(maps, samples)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f'the configs cannot convert without annotations ({one_line(error)})'
+        ) from error
+
+
+def on_annotated(
+    cfg: Config, images: str, annotations: str, paths: Sequence[str], folder: str
+) -> Config:
+    """A detector's config to evaluate on some annotated images.
+
+    Args:
+        cfg: Config of the detector.
+        images: Folder with the images.
+        annotations: Their annotations in COCO's format.
+        paths: The images to evaluate on.
+        folder: Where to write their annotations.
+
+    Raises:
+        UserError: If the annotations cannot be used, or are of other images.
     """
     try:
         content = json.loads(Path(annotations).read_text())
-        names = {str(Path(path).relative_to(folder)) for path in paths}
+        names = {Path(path).relative_to(images).as_posix() for path in paths}
         content['images'] = [image for image in content['images'] if image['file_name'] in names]
+        ids = {image['id'] for image in content['images']}
+        content['annotations'] = [row for row in content['annotations'] if row['image_id'] in ids]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'--annotations {annotations} cannot be read ({one_line(error)})'
         ) from error
-    if not content['images']:
-        raise DataError(f'--annotations {annotations} has none of the images of --images {folder}')
-    ids = {image['id'] for image in content['images']}
-    content['annotations'] = [row for row in content['annotations'] if row['image_id'] in ids]
-    with tempfile.TemporaryDirectory() as temporary, quiet(logging.INFO):
-        file = str(Path(temporary) / 'annotations.json')
-        Path(file).write_text(json.dumps(content))
-        with redirect_stdout(io.StringIO()):
-            dataset = DATASETS.build(
-                dict(
-                    cfg.test_dataloader.dataset,
-                    data_root='',
-                    ann_file=file,
-                    data_prefix=dict(img=folder),
-                )
-            )
-            metric = METRICS.build(dict(type='CocoMetric', ann_file=file, metric='bbox'))
-        metric.dataset_meta = dataset.metainfo
-        for batch in track(_loader(dataset, batch_size), 'AP'):
+    if not ids:
+        raise DataError(f'--annotations {annotations} has none of the images of --images {images}')
+    file = Path(folder) / 'annotations.json'
+    file.write_text(json.dumps(content))
+    cfg = copy.deepcopy(cfg)
+    dataset = dict(data_root='', ann_file=str(file), data_prefix=dict(img=images))
+    cfg.merge_from_dict({'test_dataloader.dataset': dataset})
+    cfg.test_evaluator = dict(type='FastestCocoMetric', ann_file=str(file), metric='bbox')
+    try:
+        check_config(cfg, phases=('test',))
+    except UserError as error:
+        raise type(error)(str(error).replace(str(file), annotations)) from error
+    return cfg
+
+
+def box_ap(detector: BaseModel, cfg: Config, batch_size: int) -> float:
+    """Box AP on the test set of a config."""
+    with quiet(logging.INFO), redirect_stdout(io.StringIO()):
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    for batch in track(_loader(dataset, batch_size), 'AP'):
+        with torch.no_grad():
             outputs = [sample.to_dict() for sample in detector.test_step(batch)]
-            metric.process(batch, outputs)
-        with redirect_stdout(io.StringIO()):
-            return metric.evaluate(len(dataset))['coco/bbox_mAP']
+        metric.process(batch, outputs)
+    with quiet(logging.INFO), redirect_stdout(io.StringIO()):
+        return metric.evaluate(len(dataset))['coco/bbox_mAP']
 
 
 def _loader(dataset: Dataset, batch_size: int) -> DataLoader:

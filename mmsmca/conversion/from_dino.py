@@ -6,12 +6,12 @@ of DINO's attention, given the values that the fitted priors pool. If the SMCA-D
 encoder, that learns in between to imitate DINO's (:mod:`.imitation`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmdet.models.detectors import DINO
+from mmdet.models.detectors import DINO, DeformableDETR
 from torch import Tensor, nn
 
 from mmsmca.errors import ConfigError, shorten
@@ -24,6 +24,8 @@ from .sampling import moments, sampled_points
 
 # Weight of a query without a detection; a query counts by its score otherwise.
 LEAST_WEIGHT = 0.02
+# A weight that Deformable DETR has and DINO lacks.
+PROPOSALS = 'pos_trans_fc.weight'
 
 
 def check_models(dino: Any, smca_dino: Any) -> None:
@@ -35,41 +37,57 @@ def check_models(dino: Any, smca_dino: Any) -> None:
 
     Raises:
         ConfigError: If ``dino`` is no DINO, ``smca_dino`` no SMCA-DINO with gated priors, or they
-            differ in layers, heads, levels, strides, channels, queries or classes.
+            differ in layers, heads, levels, channels, queries, classes or normalisation.
     """
-    if not isinstance(dino, DINO) or isinstance(dino, SMCADINO):
+    # DDQ and Grounding DINO inherit from DINO.
+    if type(dino) is not DINO and not has_proposals(dino):
         raise ConfigError(
-            f'a {type(dino).__name__} cannot be converted, only a DINO: its decoder refines boxes '
-            'and samples around them. For other detectors, see tools/convert_checkpoint.py '
-            '--warm-start.'
+            f'a {type(dino).__name__} of this config cannot be converted, only a DINO or a refined '
+            'two-stage Deformable DETR: their decoders refine boxes and sample around them. For '
+            'other detectors, see tools/convert_checkpoint.py --warm-start.'
         )
     if not (
         isinstance(smca_dino, SMCADINO)
         and smca_dino.as_two_stage
         and all(
-            isinstance(layer.spatial_prior, BoxPrior) and layer.spatial_prior.gates is not None
+            isinstance(layer.spatial_prior, BoxPrior)
+            and layer.spatial_prior.gates is not None
+            and list(layer.spatial_prior.strides) == list(smca_dino.strides)
             for layer in smca_dino.decoder.layers
         )
     ):
         raise ConfigError(
             '--to must name a config of a two-stage SMCADINO whose priors are BoxPrior, gated, '
-            'such as configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py'
+            'and whose layers all attend to all levels of the neck, such as '
+            'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py'
         )
-    for name, of_dino, of_ours in (
-        ('layers', lambda d: len(d.decoder.layers), lambda d: len(d.decoder.layers)),
-        ('heads', lambda d: _attention(d).num_heads, lambda d: _attention(d).num_heads),
-        ('levels', lambda d: _attention(d).num_levels, lambda d: len(d.decoder.strides)),
-        ('channels', lambda d: d.embed_dims, lambda d: d.embed_dims),
-        ('queries', lambda d: d.num_queries, lambda d: d.num_queries),
-        ('classes', lambda d: d.bbox_head.num_classes, lambda d: d.bbox_head.num_classes),
-        ('as positional_encoding', _encoding, _encoding),
-    ):
-        theirs, ours = of_dino(dino), of_ours(smca_dino)
-        if theirs != ours:
+    compared = {
+        'layers': lambda d: len(d.decoder.layers),
+        'heads': lambda d: d.decoder.layers[0].cross_attn.num_heads,
+        'levels': lambda d: len(d.level_embed),
+        'channels': lambda d: d.embed_dims,
+        'queries': lambda d: d.num_queries,
+        'classes': lambda d: d.bbox_head.num_classes,
+        'as data_preprocessor': _normalisation,
+    }
+    if same_encoder(smca_dino):  # Another encoder imitates the outputs, whatever its inputs are.
+        compared['as positional_encoding'] = _encoding
+    for name, of in compared.items():
+        if of(dino) != of(smca_dino):
             raise ConfigError(
-                f'the DINO has {theirs} {name} and the config of --to has {ours}: choose or change '
-                'the latter'
+                f'the DINO has {of(dino)} {name} and the config of --to has {of(smca_dino)}: '
+                'choose or change the latter'
             )
+
+
+def _normalisation(detector: Any) -> dict:
+    preprocessor = detector.data_preprocessor
+    numbers = {
+        key: getattr(preprocessor, key).flatten().tolist()
+        for key in ('mean', 'std')
+        if hasattr(preprocessor, key)
+    }
+    return dict(numbers, swapped=preprocessor._channel_conversion)
 
 
 def _encoding(detector: Any) -> dict:
@@ -79,8 +97,9 @@ def _encoding(detector: Any) -> dict:
     }
 
 
-def _attention(detector: Any) -> Any:
-    return detector.decoder.layers[0].cross_attn
+def has_proposals(detector: Any) -> bool:
+    """Whether a detector is a refined two-stage Deformable DETR: see :mod:`.proposals`."""
+    return type(detector) is DeformableDETR and detector.as_two_stage and detector.with_box_refine
 
 
 def same_encoder(smca_dino: SMCADINO) -> bool:
@@ -114,7 +133,9 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
             f'DINO and {tuple(own[name].shape)} in the config of --to'
         )
     fresh = [name for name in own if name not in carried]
-    fitted = ('.spatial_prior.', '.query_proj.', '.key_proj.')
+    fitted = ['.spatial_prior.', '.query_proj.', '.key_proj.']
+    if PROPOSALS in tensors:
+        fitted += ['query_embedding.', '.ref_point_head.', 'decoder.norm.', 'dn_query_generator.']
     missing = [
         name
         for name in fresh
@@ -131,24 +152,27 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
 
 
 def current_names(tensors: Mapping[str, Tensor], dino: DINO) -> dict[str, Tensor]:
-    """Bring a DINO's weights to the form of the installed MMDetection.
+    """Bring weights to the form of DINO in the installed MMDetection, with the same outputs.
 
     MMDetection 3 published DINO with 2 C inputs of ``ref_point_head``; later distributions have
     4 C, whose frequencies include the former, so zeros for the others give the same outputs.
+    Deformable DETR scores proposals by the first class alone, DINO by the best one.
 
     Args:
-        tensors: Weights of a DINO, in either form.
-        dino: DINO of the installed MMDetection.
+        tensors: Weights of a DINO, in either form, or of a Deformable DETR.
+        dino: Detector of the installed MMDetection.
 
     Returns:
         The weights for ``dino``.
     """
-    name = 'decoder.ref_point_head.layers.0.weight'
     tensors = dict(tensors)
-    weight, wanted = tensors.get(name), dino.state_dict()[name]
-    if weight is None or weight.shape == wanted.shape:
-        return tensors
-    if 2 * weight.size(1) != wanted.size(1):
+    if PROPOSALS in tensors:
+        for kind in ('weight', 'bias'):
+            name = f'bbox_head.cls_branches.{len(dino.decoder.layers)}.{kind}'
+            tensors[name] = tensors[name][:1].repeat_interleave(len(tensors[name]), dim=0)
+    name = 'decoder.ref_point_head.layers.0.weight'
+    weight, wanted = tensors.get(name), dino.state_dict().get(name)
+    if weight is None or wanted is None or 2 * weight.size(1) != wanted.size(1):
         return tensors
     # Of every coordinate: pairs of sine and cosine, at half of the frequencies.
     tensors[name] = torch.stack(
@@ -280,19 +304,19 @@ def _as_dino(
     """Give every layer DINO's queries and boxes, and record what its attention pools."""
     pooled: list[dict[str, Tensor]] = [{} for _ in layers]
 
-    def of_dino(seen: dict[str, Tensor], kind: str) -> Callable:
-        def replace(module: nn.Module, args: tuple) -> tuple:
-            if kind == 'attention':
-                return (seen['query'], seen['query_pos'], *args[2:])
-            return (seen['query'] + seen['query_pos'], seen['boxes'], *args[2:])
-
-        return replace
-
     with ExitStack() as stack:
         for layer, seen, values in zip(smca_dino.decoder.layers, layers, pooled, strict=True):
             for handle in (
-                layer.cross_attn.register_forward_pre_hook(of_dino(seen, 'attention')),
-                layer.spatial_prior.register_forward_pre_hook(of_dino(seen, 'prior')),
+                layer.cross_attn.register_forward_pre_hook(
+                    lambda module, args, seen=seen: (seen['query'], seen['query_pos'], *args[2:])
+                ),
+                layer.spatial_prior.register_forward_pre_hook(
+                    lambda module, args, seen=seen: (
+                        seen['query'] + seen['query_pos'],
+                        seen['boxes'],
+                        *args[2:],
+                    )
+                ),
                 layer.cross_attn.output_proj.register_forward_pre_hook(
                     lambda module, args, values=values: values.update(pooled=args[0])
                 ),

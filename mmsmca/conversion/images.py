@@ -1,14 +1,18 @@
 """Images of a folder, without annotations."""
 
-import random
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmdet.datasets import BaseDetDataset
 from mmengine.fileio import list_dir_or_file
+from rich.progress import track
 
+from mmsmca.checks.load_image import LoadImage
 from mmsmca.errors import DataError
 
+# Largest number of images to compare on.
+COMPARED = 100
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
@@ -18,43 +22,55 @@ class UnlabelledImages(BaseDetDataset):
     Args:
         paths: Files.
         pipeline: Pipeline of a detector's config.
-        metainfo: Meta information, such as its classes.
     """
 
-    def __init__(self, paths: Sequence[str], pipeline: Sequence[dict], metainfo: dict) -> None:
+    def __init__(self, paths: Sequence[str], pipeline: Sequence[dict]) -> None:
         self.paths = paths
-        super().__init__(pipeline=pipeline, metainfo=metainfo, test_mode=True)
+        super().__init__(pipeline=pipeline, test_mode=True, serialize_data=False)
 
     def load_data_list(self) -> list[dict]:
         """One entry per file, without instances."""
         return [dict(img_path=path, img_id=i, instances=[]) for i, path in enumerate(self.paths)]
 
 
-def split_images(folder: str, num_fit: int, num_compare: int) -> tuple[list[str], list[str]]:
-    """Choose the images to fit on and others to compare on, at random but always the same.
+def split_images(folder: str) -> tuple[list[str], list[str]]:
+    """Choose images to compare on, a fifth but at most ``COMPARED``; always the same.
+
+    An image that is added or removed leaves most others where they are.
 
     Args:
         folder: Folder with images, also in subfolders.
-        num_fit: Number of images to fit on.
-        num_compare: Number of images to compare on.
 
     Returns:
-        Paths for the fit and for the comparison.
+        Paths for the fit and for the comparison, in random order.
 
     Raises:
-        DataError: If the folder does not exist or has too few images.
+        DataError: If the folder does not exist or has less than two images.
     """
     if not Path(folder).is_dir():
         raise DataError(f'--images {folder} is not a folder. Give a folder with images.')
-    paths = sorted(
-        str(Path(folder) / name)
+    names = [
+        name
         for name in list_dir_or_file(folder, list_dir=False, recursive=True)
         if name.lower().endswith(SUFFIXES)
-    )
-    if len(paths) < num_fit + num_compare:
+    ]
+    if len(names) < 2:
         raise DataError(
-            f'--images {folder} has {len(paths)} images, but --fit-images and --compare-images ask '
-            f'for {num_fit} and {num_compare} others. Give more images, or lower these numbers.'
+            f'--images {folder} has {len(names)} images ({", ".join(SUFFIXES)}). At least two are '
+            'needed, one to fit and one to compare on; some dozens are better.'
         )
-    random.Random(0).shuffle(paths)
-    return paths[num_compare:], paths[:num_compare]
+    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    paths = [str(Path(folder) / name) for name in names]
+    compared = min(COMPARED, max(1, len(paths) // 5))
+    return paths[compared:], paths[:compared]
+
+
+def check_images(paths: Sequence[str]) -> None:
+    """Refuse images that cannot be loaded.
+
+    Raises:
+        DataError: If an image cannot; the message names it.
+    """
+    load = LoadImage()
+    for path in track(paths, 'images'):
+        load(dict(img_path=path))

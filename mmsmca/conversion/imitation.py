@@ -1,5 +1,6 @@
 """An encoder that learns to give what DINO's encoder gives, from images alone."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from rich.progress import Progress, TextColumn
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmsmca.engine.cpu import support_mixed_precision
+from mmsmca.engine.quiet import quiet
+from mmsmca.errors import UserError, one_line
 from mmsmca.models.detectors.smca_dino import SMCADINO
 
 # Largest learning rate, iterations between checkpoints, and processes that load images.
@@ -33,12 +37,6 @@ class EncoderImitation(BaseModel):
         # Not modules of this one: they are neither trained nor saved.
         self.detectors = [dino, smca_dino]
 
-    def to(self, *args, **kwargs) -> 'EncoderImitation':
-        """Move the detectors too."""
-        for detector in self.detectors:
-            detector.to(*args, **kwargs)
-        return super().to(*args, **kwargs)
-
     def forward(
         self, inputs: Tensor, data_samples: list, mode: str = 'tensor'
     ) -> dict[str, Tensor]:
@@ -56,14 +54,17 @@ class EncoderImitation(BaseModel):
 
 
 class ProgressHook(Hook):
-    """A progress bar with the loss."""
+    """A progress bar with the loss.
+
+    Args:
+        progress: The bar, shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
 
     def before_train(self, runner: Runner) -> None:
-        """Show the bar."""
-        self.progress = Progress(
-            *Progress.get_default_columns(), TextColumn('loss {task.fields[loss]}')
-        )
-        self.progress.start()
+        """Begin where the run does."""
         self.task = self.progress.add_task(
             'imitation', total=runner.max_iters, completed=runner.iter, loss='-'
         )
@@ -72,12 +73,8 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs=None
     ) -> None:
         """Advance the bar."""
-        loss = f'{float(outputs["loss"]):.3f}'
+        loss = f'{outputs["loss"].item():.3f}'
         self.progress.update(self.task, completed=runner.iter + 1, loss=loss)
-
-    def after_train(self, runner: Runner) -> None:
-        """Leave the bar as it is."""
-        self.progress.stop()
 
 
 def imitate(
@@ -87,61 +84,75 @@ def imitate(
     batch_size: int,
     iterations: int,
     amp: bool,
-    out: Path,
+    work_dir: Path,
 ) -> None:
     """Train the encoder of ``smca_dino`` to imitate that of ``dino``.
 
-    A run that was interrupted continues from its checkpoint, in a folder beside ``out``.
+    A run that was interrupted continues from its last checkpoint in ``work_dir``.
 
     Args:
-        dino: Detector whose encoder is imitated, in evaluation mode.
-        smca_dino: Detector whose encoder is trained.
+        dino: Detector whose encoder is imitated, in evaluation mode and on the device to run on.
+        smca_dino: Detector whose encoder is trained, likewise.
         dataset: Images.
         batch_size: Images per iteration.
         iterations: Number of iterations.
         amp: Whether to train in mixed precision.
-        out: Checkpoint of the conversion.
+        work_dir: Folder for checkpoints.
+
+    Raises:
+        UserError: If the folder cannot be written.
     """
+    support_mixed_precision()
+    progress = Progress(*Progress.get_default_columns(), TextColumn('loss {task.fields[loss]}'))
     warm_up = max(1, iterations // 10)
-    runner = Runner(
-        model=EncoderImitation(dino, smca_dino),
-        work_dir=str(out.with_suffix('')) + '_imitation',
-        train_dataloader=dict(
-            dataset=dataset,
-            batch_size=batch_size,
-            num_workers=NUM_WORKERS,
-            persistent_workers=NUM_WORKERS > 0,
-            sampler=dict(type='InfiniteSampler', shuffle=True),
-            collate_fn=dict(type='pseudo_collate'),
-        ),
-        train_cfg=dict(
-            type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations + 1
-        ),
-        optim_wrapper=dict(
-            type='AmpOptimWrapper' if amp else 'OptimWrapper',
-            optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=1e-4),
-            clip_grad=dict(max_norm=1.0),
-        ),
-        param_scheduler=[
-            dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
-            dict(
-                type='CosineAnnealingLR', by_epoch=False, begin=warm_up, T_max=iterations - warm_up
-            ),
-        ],
-        default_hooks=dict(
-            checkpoint=dict(
-                type='AtomicCheckpointHook',
-                by_epoch=False,
-                interval=SAVE_INTERVAL,
-                max_keep_ckpts=1,
-            ),
-            logger=None,
-        ),
-        custom_hooks=[ProgressHook()],
-        log_level='WARNING',
-        randomness=dict(seed=0),
-        resume=True,
-        default_scope='mmdet',
-    )
-    runner.train()
+    try:
+        with quiet(logging.WARNING), progress:
+            runner = Runner(
+                model=EncoderImitation(dino, smca_dino),
+                work_dir=str(work_dir),
+                train_dataloader=dict(
+                    dataset=dataset,
+                    batch_size=batch_size,
+                    num_workers=NUM_WORKERS,
+                    persistent_workers=NUM_WORKERS > 0,
+                    sampler=dict(type='InfiniteSampler', shuffle=True),
+                    collate_fn=dict(type='pseudo_collate'),
+                ),
+                train_cfg=dict(
+                    type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations + 1
+                ),
+                optim_wrapper=dict(
+                    type='AmpOptimWrapper' if amp else 'OptimWrapper',
+                    optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=1e-4),
+                    clip_grad=dict(max_norm=1.0),
+                ),
+                param_scheduler=[
+                    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
+                    dict(
+                        type='CosineAnnealingLR',
+                        by_epoch=False,
+                        begin=warm_up,
+                        T_max=iterations - warm_up,
+                    ),
+                ],
+                default_hooks=dict(
+                    checkpoint=dict(
+                        type='AtomicCheckpointHook',
+                        by_epoch=False,
+                        interval=SAVE_INTERVAL,
+                        max_keep_ckpts=1,
+                    ),
+                    logger=None,
+                ),
+                custom_hooks=[ProgressHook(progress)],
+                log_level='WARNING',
+                randomness=dict(seed=0),
+                resume=True,
+                default_scope='mmdet',
+            )
+            runner.train()
+    except OSError as error:
+        raise UserError(
+            f'{work_dir} cannot be written ({one_line(error)}). Repeat the command to continue.'
+        ) from error
     smca_dino.eval()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmsmca.errors import DivergedError
+
 # Penalty of the coefficients, as a share of the mean squared input.
 STRENGTH = 1e-3
 
@@ -41,7 +43,15 @@ class Ridge:
 
         Returns:
             Weight and bias.
+
+        Raises:
+            DivergedError: If a sample is not finite.
         """
+        if not self.moments.isfinite().all():
+            raise DivergedError(
+                'the detectors give NaN or infinity on these images: use another checkpoint, or '
+                'imitate without --amp'
+            )
         n = self.inputs + 1
         gram, cross = self.moments[:n, :n], self.moments[:n, n:]
         start = _coefficients(weight, bias)

@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
@@ -29,12 +28,13 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mmsmca.checks.config import load_config
+from mmsmca.config_scope import config_path
 from mmsmca.engine import flops
 from mmsmca.engine.cpu import BFloat16OptimWrapper
 from mmsmca.engine.quiet import quiet
@@ -87,9 +87,8 @@ class Detector(NamedTuple):
 
     def load_config(self, setting: Setting) -> Config:
         """Load the config without pretrained weights."""
-        cfg = get_config(self.config) if '::' in self.config else Config.fromfile(self.config)
+        cfg = load_config(argparse.Namespace(config=self.config, cfg_options=self.options))
         cfg.model.backbone.init_cfg = None
-        cfg.merge_from_dict(self.options)
         if setting.amp is not None:
             # MMEngine's wrapper runs on accelerators only.
             amp = 'AmpOptimWrapper' if setting.device != 'cpu' else BFloat16OptimWrapper
@@ -346,17 +345,15 @@ def parse_args() -> argparse.Namespace:
         '--parity', action='store_true', help='also compare each with itself in float64 on the CPU'
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all configs')
-    args = parser.parse_args()
-    for name in args.configs:
-        if '::' not in name and not Path(name).is_file():
-            parser.error(f'config {name} does not exist')
-    return args
+    return parser.parse_args()
 
 
 @command
 def main() -> int:
     """Measure; print and write after every row; return 1 after an error."""
     args = parse_args()
+    for name in args.configs:
+        config_path(name)
     result: dict = dict(settings=benchmarks.settings(args), rows=[], profile=[], parity=[])
     if args.operator_float32:
         deform.multi_scale_deformable_attn_pytorch = in_float32

@@ -1,0 +1,15 @@
+# MMDetection's DINO with improved settings, its encoder included, converted and fine-tuned:
+#
+#   python tools/convert_dino.py mmdet::dino/dino-4scale_r50_improved_8xb2-12e_coco.py dino.pth \
+#     smca-dino_r50_deformable-encoder_from-dino.pth --images data/coco/train2017 \
+#     --to configs/smca_dino/smca-dino_r50_deformable-encoder_from-dino_8xb2-5e_coco.py
+#
+# dino.pth: MMDetection's weights, box AP 50.1,
+# https://download.openmmlab.com/mmdetection/v3.0/dino/dino-4scale_r50_improved_8xb2-12e_coco/dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth
+_base_ = ['./smca-dino_r50_from-dino_8xb2-5e_coco.py', '../_base_/dino_encoder.py']
+
+model = dict(
+    encoder=_base_.dino_encoder,
+    positional_encoding=dict(offset=-0.5, temperature=10000),
+)
+load_from = 'smca-dino_r50_deformable-encoder_from-dino.pth'
