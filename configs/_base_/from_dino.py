@@ -1,11 +1,18 @@
 """Fine-tuning of an SMCA-DINO that was a DINO: see docs/checkpoints.md."""
 
 num_epochs = 5
+warm_up = num_epochs / 10
 from_dino = dict(
     max_epochs=num_epochs,
     train_cfg=dict(max_epochs=num_epochs),
     param_scheduler=[
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=500),
-        dict(type='MultiStepLR', begin=0, end=num_epochs, by_epoch=True, milestones=[4], gamma=0.1),
+        dict(type='LinearLR', start_factor=0.01, begin=0, end=warm_up, convert_to_iter_based=True),
+        dict(
+            type='CosineAnnealingLR',
+            begin=warm_up,
+            end=num_epochs,
+            T_max=num_epochs - warm_up,
+            convert_to_iter_based=True,
+        ),
     ],
 )

@@ -147,7 +147,8 @@ def imitate(
                 custom_hooks=[ProgressHook(progress)],
                 log_level='WARNING',
                 randomness=dict(seed=0),
-                resume=True,
+                # MMEngine would print that there is nothing to resume.
+                resume=(work_dir / 'last_checkpoint').is_file(),
                 default_scope='mmdet',
             )
             runner.train()

@@ -35,7 +35,8 @@ def fit_queries(
     decoder = smca_dino.decoder
     first, last = decoder.ref_point_head.layers
     fit = Ridge(first.in_features, last.out_features)
-    total = content = square = deviation = mean = 0.0
+    content = torch.zeros_like(smca_dino.query_embedding.weight[0])
+    total, square, deviation, mean = content.new_zeros(4)
     with observing(detr) as layers:
         for batch in batches:
             seen: dict = {}
