@@ -40,8 +40,8 @@ class LoadImage(LoadImageFromFile):
             loaded = super().transform(results)
         except Exception as error:
             raise ImageError(
-                f'image {path} cannot be loaded ({one_line(error)}). Restore the file, or '
-                'remove the image from the annotation file.'
+                f'image {path} cannot be loaded ({one_line(error)}). Restore the file, or leave '
+                'the image out.'
             ) from error
         if loaded and 'height' in loaded:
             height, width = loaded['ori_shape']

@@ -20,8 +20,8 @@ def compare(teacher: BaseModel, student: BaseModel, batches: Iterable[dict]) -> 
         batches: Batches of images.
 
     Returns:
-        ``detections`` of the teacher, the share that is ``found``, and of those, medians of
-        ``iou`` and of the absolute difference of ``score``; NaN if there are none.
+        Number of ``detections`` of the teacher and of those that are ``found``, and of the latter,
+        medians of ``iou`` and of the absolute difference of ``score``; NaN if there are none.
     """
     ious, differences, total = [], [], 0
     for batch in batches:
@@ -40,7 +40,7 @@ def compare(teacher: BaseModel, student: BaseModel, batches: Iterable[dict]) -> 
     iou, difference = (torch.cat(x) if x else torch.empty(0) for x in (ious, differences))
     return dict(
         detections=total,
-        found=len(iou) / total if total else float('nan'),
+        found=len(iou),
         iou=iou.median().item() if len(iou) else float('nan'),
         score=difference.median().item() if len(iou) else float('nan'),
     )

@@ -29,7 +29,7 @@ from mmsmca.checks.config import load_config
 from mmsmca.checks.load_image import naming_images
 from mmsmca.checks.preflight import check_config
 from mmsmca.engine.quiet import quiet
-from mmsmca.errors import ConfigError, DataError, UserError, one_line
+from mmsmca.errors import ConfigError, DataError, UserError, one_line, shorten
 
 from .comparison import compare
 from .from_dino import (
@@ -93,7 +93,7 @@ def convert(
     fit_paths, compare_paths = split_images(images)
     with naming_images(), tempfile.TemporaryDirectory() as folder:
         fitted = fit_paths[:fit_images]
-        check_images([*fitted, *compare_paths])
+        check_images(UnlabelledImages([*fitted, *compare_paths], to_test))
         labelled = None
         if annotations:
             labelled = on_annotated(source, images, annotations, compare_paths, folder)
@@ -132,8 +132,12 @@ def convert(
         row = compare(dino, smca_dino, batches(compare_paths, 'comparison'))
         print(
             f'{out}: of {row["detections"]} detections of DINO on {len(compare_paths)} other '
-            f'images, SMCA-DINO has {row["found"]:.0%}; medians: IoU {row["iou"]:.2f}, difference '
-            f'of the scores {row["score"]:.3f}'
+            f'images, SMCA-DINO has {row["found"]}'
+            + (
+                f'; medians: IoU {row["iou"]:.2f}, difference of the scores {row["score"]:.3f}'
+                if row['found']
+                else ''
+            )
         )
         if labelled:
             for name, detector in (('DINO', dino), ('SMCA-DINO', smca_dino)):
@@ -192,10 +196,9 @@ def load(tensors: dict, dino: BaseModel, config: str) -> None:
     except RuntimeError as error:  # shapes
         raise ConfigError(f'the checkpoint does not fit {config} ({one_line(error)})') from error
     if missing or unexpected:
-        raise ConfigError(
-            f'the checkpoint does not fit {config}: it lacks {len(missing)} of its tensors and has '
-            f'{len(unexpected)} others ({", ".join([*missing, *unexpected][:3])}, ...)'
-        )
+        lists = dict(lacks=missing, has=unexpected)
+        differences = [f'{verb} {shorten(names, 2)}' for verb, names in lists.items() if names]
+        raise ConfigError(f'the checkpoint does not fit {config}: it {" and ".join(differences)}')
 
 
 @torch.no_grad()
@@ -213,7 +216,8 @@ def try_out(dino: BaseModel, smca_dino: BaseModel, images: Dataset) -> None:
         raise
     except Exception as error:
         raise ConfigError(
-            f'the configs cannot convert without annotations ({one_line(error)})'
+            f'a detector fails on an image without annotations ({one_line(error)}): correct the '
+            'configs'
         ) from error
 
 

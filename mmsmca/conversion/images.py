@@ -8,8 +8,7 @@ from mmdet.datasets import BaseDetDataset
 from mmengine.fileio import list_dir_or_file
 from rich.progress import track
 
-from mmsmca.checks.load_image import LoadImage
-from mmsmca.errors import DataError
+from mmsmca.errors import DataError, one_line
 
 # Largest number of images to compare on.
 COMPARED = 100
@@ -56,8 +55,8 @@ def split_images(folder: str) -> tuple[list[str], list[str]]:
     ]
     if len(names) < 2:
         raise DataError(
-            f'--images {folder} has {len(names)} images ({", ".join(SUFFIXES)}). At least two are '
-            'needed, one to fit and one to compare on; some dozens are better.'
+            f'--images {folder} has less than two images ({", ".join(SUFFIXES)}), one to fit and '
+            'one to compare on. Give some dozens.'
         )
     names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
     paths = [str(Path(folder) / name) for name in names]
@@ -65,12 +64,19 @@ def split_images(folder: str) -> tuple[list[str], list[str]]:
     return paths[compared:], paths[:compared]
 
 
-def check_images(paths: Sequence[str]) -> None:
-    """Refuse images that cannot be loaded.
+def check_images(images: UnlabelledImages) -> None:
+    """Refuse images that do not pass their pipeline.
 
     Raises:
-        DataError: If an image cannot; the message names it.
+        DataError: If one does not; the message names it.
     """
-    load = LoadImage()
-    for path in track(paths, 'images'):
-        load(dict(img_path=path))
+    for i in track(range(len(images)), 'images'):
+        try:
+            images[i]
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f'image {images.paths[i]} does not pass test_dataloader.dataset.pipeline '
+                f'({one_line(error)}). Remove the image, or correct the pipeline.'
+            ) from error

@@ -132,7 +132,7 @@ def imitate(
                         type='CosineAnnealingLR',
                         by_epoch=False,
                         begin=warm_up,
-                        T_max=iterations - warm_up,
+                        T_max=max(1, iterations - warm_up),
                     ),
                 ],
                 default_hooks=dict(
