@@ -11,7 +11,6 @@ from_dino = dict(
             type='CosineAnnealingLR',
             begin=warm_up,
             end=num_epochs,
-            T_max=num_epochs - warm_up,
             convert_to_iter_based=True,
         ),
     ],

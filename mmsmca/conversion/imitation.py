@@ -104,7 +104,9 @@ def imitate(
     """
     support_mixed_precision()
     progress = Progress(*Progress.get_default_columns(), TextColumn('loss {task.fields[loss]}'))
-    warm_up = max(1, iterations // 10)
+    warm_up = iterations // 10
+    linear = dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up)
+    cosine = dict(type='CosineAnnealingLR', by_epoch=False, begin=warm_up)
     try:
         with quiet(logging.WARNING), progress:
             runner = Runner(
@@ -126,15 +128,7 @@ def imitate(
                     optimizer=dict(type='AdamW', lr=LEARNING_RATE, weight_decay=1e-4),
                     clip_grad=dict(max_norm=1.0),
                 ),
-                param_scheduler=[
-                    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=warm_up),
-                    dict(
-                        type='CosineAnnealingLR',
-                        by_epoch=False,
-                        begin=warm_up,
-                        T_max=max(1, iterations - warm_up),
-                    ),
-                ],
+                param_scheduler=[linear, cosine] if warm_up else [cosine],
                 default_hooks=dict(
                     checkpoint=dict(
                         type='AtomicCheckpointHook',
