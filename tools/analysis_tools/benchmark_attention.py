@@ -141,7 +141,7 @@ class Attention(NamedTuple):
         inputs = [query, query_pos, memory, *(x for x in prior if x is not None)]
         inputs = [*(x.requires_grad_() for x in inputs), *module.parameters()]
         # SMCA's takes one prior and grid per level.
-        placed = (prior, grid)
+        placed: tuple = (prior, grid)
         if isinstance(module, CoAttention):
             placed = [prior], [grid], query
 
