@@ -514,6 +514,14 @@ def test_data_preprocessor(options: dict):
     assert_agree(model, detect, shapes_images()[1:])
 
 
+def test_windows_need_sizes_that_halve():
+    name, options = ARCHITECTURES['swin']
+    program.check_supported(build_detector(name, options))
+    whole = dict(options, data_preprocessor=dict(pad_size_divisor=1))
+    with pytest.raises(program.ExportError, match='pad_size_divisor=32'):
+        program.check_supported(build_detector(name, whole))
+
+
 LOAD, PACK = dict(type='LoadImageFromFile', backend_args=None), dict(type='PackDetInputs')
 RESIZE = dict(type='Resize', scale=(96, 64), keep_ratio=True)
 

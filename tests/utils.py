@@ -82,7 +82,8 @@ def shrink(model: ConfigDict) -> None:
 def build_detector(name: str, model_options: dict | None = None) -> BaseModel:
     """Detector of a config, with ``model_options`` merged into its ``model``."""
     cfg = load_config(name)
-    cfg.merge_from_dict(dict(model=model_options or {}))
+    # Merging takes `_delete_` out of the options.
+    cfg.merge_from_dict(dict(model=copy.deepcopy(model_options or {})))
     return MODELS.build(cfg.model)
 
 

@@ -1,7 +1,7 @@
 _base_ = './smca-dino_r50_8xb2-12e_coco.py'
 
 model = dict(
-    # Swin pads by itself, but only sizes that halve evenly can be exported as free sizes.
+    # Swin pads by itself, but an exported program only follows sizes that halve evenly.
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
         _delete_=True,

@@ -6,6 +6,7 @@ traced program is converted for ONNX and OpenVINO.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,8 +143,14 @@ def check_supported(model: nn.Module) -> None:
             'model.bbox_head.loss_cls uses a softmax, which cannot be exported: use a sigmoid, '
             'as FocalLoss does.'
         )
-    if type(model.data_preprocessor) is not DetDataPreprocessor:
+    preprocessor: Any = model.data_preprocessor
+    if type(preprocessor) is not DetDataPreprocessor:
         raise ExportError('model.data_preprocessor must be a DetDataPreprocessor to be exported.')
+    if getattr(model.backbone, 'has_windows', False) and preprocessor.pad_size_divisor == 1:
+        raise ExportError(
+            'model.backbone pads images as their size demands, which a program cannot follow: set '
+            'model.data_preprocessor.pad_size_divisor=32 to export it.'
+        )
 
 
 def check_pytorch() -> None:

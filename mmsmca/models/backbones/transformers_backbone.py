@@ -46,6 +46,7 @@ class TransformersBackbone(BaseModule):
 
     Attributes:
         channels: Channels of the returned maps.
+        has_windows: Whether attention has windows, as in Swin, to which the model pads its maps.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class TransformersBackbone(BaseModule):
             settings.set_output_features_output_indices(
                 out_features=[f'stage{index + 1}' for index in out_indices], out_indices=None
             )
-            if hasattr(settings, 'window_size'):
+            self.has_windows = hasattr(settings, 'window_size')
+            if self.has_windows:
                 # Windows are small, and torch.export fails on fused attention under their masks.
                 settings._attn_implementation = 'eager'
             self.model = AutoBackbone.from_config(settings)
