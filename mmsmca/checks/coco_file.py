@@ -212,8 +212,9 @@ def _entries(
         )
     objects = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, dict)]
     for key, kind in LISTS[name].items():
-        lacking = [i for i, entry in objects if key not in entry]
-        wrong = [i for i, entry in objects if key in entry and not kind.fits(entry[key])]
+        faulty = [i for i, entry in objects if key not in entry or not kind.fits(entry[key])]
+        lacking = [i for i in faulty if key not in entries[i]]
+        wrong = [i for i in faulty if key in entries[i]]
         if lacking and kind is not FLAG:
             message = (
                 f"{where} is not a COCO annotation file: {name}[{lacking[0]}] has no '{key}'."
