@@ -258,7 +258,7 @@ def _box_faults(
     for entry in entries:
         x, y, w, h = entry['bbox']
         image = images[entry['image_id']]
-        width, height, area = image['width'], image['height'], _area(entry)
+        width, height, area = image['width'], image['height'], entry.get('area', w * h)
         fractions += 0 < max(w, h) <= max(entry['bbox']) <= 1 < min(width, height)
         if x < w <= width + 1 and y < h <= height + 1:
             corners += 1
@@ -282,10 +282,6 @@ def _box_faults(
         )
 
 
-def _area(entry: dict) -> float:
-    return entry.get('area', entry['bbox'][2] * entry['bbox'][3])
-
-
 def kind_of(entry: dict, image: dict) -> str:
     """Kind of an annotation, as ``CocoDataset.parse_data_info`` decides."""
     if entry.get('ignore'):
@@ -293,6 +289,7 @@ def kind_of(entry: dict, image: dict) -> str:
     x, y, width, height = entry['bbox']
     inside_x = min(x + width, image['width']) - max(x, 0)
     inside_y = min(y + height, image['height']) - max(y, 0)
-    if min(inside_x, inside_y, _area(entry)) <= 0 or min(width, height) < 1:
+    area = entry.get('area', width * height)
+    if min(inside_x, inside_y, area) <= 0 or min(width, height) < 1:
         return EMPTY
     return CROWD if entry.get('iscrowd') else OBJECT
