@@ -1,10 +1,6 @@
 # Ablations of SMCA-DINO: its parts, removed or replaced one at a time.
 _config = '../small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
 _prior = 'model.decoder.layer_cfg.spatial_prior_cfg'
-_encoder_layer = dict(
-    self_attn_cfg=dict(embed_dims=128, dropout=0.0),
-    ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
-)
 _attention_layer = dict(
     self_attn_cfg=dict(embed_dims=128),
     ffn_cfg=dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0),
@@ -48,15 +44,14 @@ _options = {
             layer_cfg=_attention_layer,
         ),
     },
-    'deformable-encoder': {
-        'model.encoder': dict(
-            _delete_=True, type='SMCADeformableEncoder', num_layers=2, layer_cfg=_encoder_layer
-        )
-    },
 }
 baseline = 'smca-dino'
 budgets = [dict(iterations=1500)]
 seeds = [0, 1, 2]
 experiments = [
-    dict(name=name, config=_config, cfg_options=options) for name, options in _options.items()
+    *(dict(name=name, config=_config, cfg_options=options) for name, options in _options.items()),
+    dict(
+        name='deformable-encoder',
+        config='../small/smca-dino_deformable-encoder_r18w16_1xb4-3ki_shapes192.py',
+    ),
 ]
