@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 matplotlib.use('agg')
@@ -18,7 +19,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.patches import Ellipse, Rectangle  # noqa: E402
 
 from mmsmca.checkpoints.files import read_tensors  # noqa: E402
-from mmsmca.conversion.convert import build, read_config  # noqa: E402
+from mmsmca.conversion.convert import build  # noqa: E402
 from mmsmca.conversion.from_dino import observing, run_dino  # noqa: E402
 from mmsmca.conversion.images import UnlabelledImages  # noqa: E402
 from mmsmca.conversion.sampling import sampled_points  # noqa: E402
@@ -31,12 +32,12 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')  # of the leve
 def main(source: str, dino_weights: str, target: str, weights: str, image: str) -> None:
     """Draw and save the figure."""
     init_default_scope('mmdet')
-    configs = read_config(source), read_config(target)
+    configs = Config.fromfile(source), Config.fromfile(target)
     dino, smca_dino = (build(cfg).eval() for cfg in configs)
     dino.load_state_dict(read_tensors(dino_weights))
     smca_dino.load_state_dict(read_tensors(weights))
     dataset = configs[0].test_dataloader.dataset
-    (sample,) = UnlabelledImages([image], dataset.pipeline, dataset.metainfo)
+    (sample,) = UnlabelledImages([image], dataset.pipeline)
     batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
     with observing(dino) as layers:
         *_, scores = run_dino(dino, batch)
