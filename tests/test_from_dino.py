@@ -17,14 +17,15 @@ from mmengine.config import Config
 from utils import ROOT, batch, load_config, randomise, shrink
 
 from mmsmca.config_scope import config_path
-from mmsmca.conversion import from_dino, imitation
+from mmsmca.conversion import from_deformable_detr, from_dino, imitation
 from mmsmca.conversion.comparison import compare
 from mmsmca.conversion.convert import build, convert
 from mmsmca.conversion.images import split_images
 from mmsmca.conversion.proposals import fit_queries
 from mmsmca.conversion.ridge import Ridge
-from mmsmca.conversion.sampling import moments, sampled_points
+from mmsmca.conversion.sampling import level_moments, moments, sampled_points
 from mmsmca.errors import ConfigError, DataError, UserError
+from mmsmca.models.detectors.smca_detr import SMCADETR
 
 DINO_CONFIG = 'small/dino_r18w16_1xb4-3ki_shapes192.py'
 SMCA_DINO_CONFIG = 'small/smca-dino_r18w16_1xb4-3ki_shapes192.py'
@@ -198,9 +199,10 @@ def small(cfg):
 
 def assert_every_tensor_has_its_place(source, target):
     dino, smca_dino = small(load_config(source)), small(load_config(target))
-    from_dino.check_models(dino, smca_dino)
-    fresh = from_dino.carry_over(dino.state_dict(), smca_dino)
-    fitted = ['spatial_prior', 'query_proj', 'key_proj']
+    kind = from_deformable_detr if isinstance(smca_dino, SMCADETR) else from_dino
+    kind.check_models(dino, smca_dino)
+    fresh = kind.carry_over(dino.state_dict(), smca_dino)
+    fitted = ['spatial_prior', 'query_proj', 'key_proj', 'scale_selection', 'center_head']
     if from_dino.has_proposals(dino):
         fitted += ['query_embedding', 'ref_point_head', 'decoder.norm', 'dn_query_generator']
     assert all(n.startswith('encoder.') or any(part in n for part in fitted) for n in fresh)
@@ -289,6 +291,77 @@ def test_queries_of_proposals_become_those_of_dino():
     encoding = coordinate_to_encoding(layers[0]['boxes'], num_feats=256)
     error = smca_dino.decoder.ref_point_head(encoding) - layers[0]['query_pos']
     assert error.square().mean() < 0.1 * layers[0]['query_pos'].var((0, 1)).mean()
+
+
+@pytest.fixture(scope='module')
+def one_stage():
+    """A Deformable DETR with random weights that matter, and an SMCA with its encoder."""
+    torch.manual_seed(0)
+    source = load_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
+    target = load_config('smca/smca-deformable-encoder_r50_from-deformable-detr_8xb1-5e_coco.py')
+    for cfg in (source, target):
+        shrink(cfg.model)
+        cfg.merge_from_dict(SMALLER)
+    detr, smca = build(source).eval(), build(target).eval()
+    for layer in detr.decoder.layers:
+        randomise(layer.cross_attn.attention_weights)
+        layer.cross_attn.sampling_offsets.weight.data.normal_(std=0.03)
+    return detr, smca
+
+
+def test_an_smca_looks_where_deformable_detr_samples(one_stage):
+    detr, smca = one_stage
+    from_deformable_detr.check_models(detr, smca)
+    from_deformable_detr.carry_over(detr.state_dict(), smca)
+    queries, (head, own) = detr.query_embedding.weight, (detr.bbox_head, smca.bbox_head)
+    with torch.no_grad():
+        # Normalised vectors, as the last layer gives.
+        x = torch.nn.functional.layer_norm(torch.randn(2, 8, 256), (256,))
+        points = detr.reference_points_fc(queries[:, :256])
+        features = smca.decoder.layers[0].spatial_prior.features(
+            torch.zeros(8, 256), smca.query_embedding.weight
+        )
+        torch.testing.assert_close(smca.decoder.center_head(features), points, rtol=0, atol=1e-4)
+        scores, boxes = own(smca.decoder.post_norm(x)[None], points[None, None])
+        expected_scores, expected_boxes = head(x[None], [points.sigmoid()[None]])
+    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=1e-3)
+    torch.testing.assert_close(boxes, expected_boxes, rtol=0, atol=1e-3)
+    shares = from_deformable_detr.fit_priors(detr, smca, batches())
+    assert all(share < 0.5 for row in shares for share in row.values())
+    rows = from_deformable_detr.fit_outputs(detr, smca, batches())
+    assert all(row['after'] < 0.5 * row['before'] for row in rows)
+
+
+def test_moments_of_a_level_are_in_its_cells():
+    """Two points of the first level at 1 and 3 cells, one of the second; weights differ."""
+    offsets = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[-2.0, 5.0], [9.0, 9.0]]])
+    weights = torch.tensor([[0.2, 0.2], [0.6, 0.0]])
+    row = level_moments(offsets[None, None, None], weights[None, None, None], (16.0, 8.0))
+    x, y = row['offsets'].unflatten(-1, (2, 1, 2))[0, 0, :, 0].T
+    torch.testing.assert_close(x, torch.tensor([1.5, -2.5]))
+    torch.testing.assert_close(y, torch.tensor([-0.5, 4.5]))
+    scales = row['scales'].unflatten(-1, (2, 1, 2))[0, 0, :, 0]
+    sixth = 1 / 6
+    torch.testing.assert_close(
+        scales.square(), torch.tensor([[8 / (1 + sixth), 8 / sixth], [4 / sixth, 4 / sixth]])
+    )
+    torch.testing.assert_close(row['scale_selection'].softmax(-1)[0, 0], torch.tensor([0.4, 0.6]))
+
+
+@pytest.mark.parametrize(
+    ('source', 'target', 'words'),
+    [
+        ('deformable-detr-refine', 'deformable-encoder', 'one stage and without refinement'),
+        ('deformable-detr', 'multi-scale', '4 levels .* 3'),
+        ('deformable-detr', 'multi-scale-conv', 'all levels of the neck'),
+    ],
+)
+def test_what_does_not_become_an_smca_is_refused(source, target, words):
+    detr = small(load_config(f'mmdet::deformable_detr/{source}_r50_16xb2-50e_coco.py'))
+    with pytest.raises(ConfigError, match=words):
+        from_deformable_detr.check_models(
+            detr, small(load_config(f'smca/smca-{target}_r50_8xb1-50e_coco.py'))
+        )
 
 
 def test_a_target_without_a_decoder_is_refused(detectors):

@@ -125,7 +125,7 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
         raise CheckpointError(f'this is not one of the models to start from: {", ".join(SOURCES)}')
     candidates = {k: x for k, x in named.items() if k and not k.startswith(DIFFERENT.get(kind, ()))}
     if kind == 'Deformable DETR':
-        candidates = _from_deformable(candidates, len(model['bbox_head.fc_cls.bias']))
+        candidates = from_deformable(candidates, len(model['bbox_head.fc_cls.bias']))
     elif 'neck.convs.1.conv.weight' not in candidates:
         # Single-scale models project only the last feature map of the backbone.
         last = (
@@ -144,7 +144,7 @@ def warm_start(source: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> War
     return WarmStart(kind, state_dict, [name for name in model if name not in state_dict])
 
 
-def _from_deformable(named: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+def from_deformable(named: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
     """Tensors of a Deformable DETR that have the same meaning in an SMCA, under our names."""
     candidates, refines = {}, False
     for name, tensor in named.items():

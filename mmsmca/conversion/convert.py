@@ -30,18 +30,11 @@ from mmsmca.checks.load_image import naming_images
 from mmsmca.checks.preflight import check_config
 from mmsmca.engine.quiet import quiet
 from mmsmca.errors import ConfigError, DataError, UserError, one_line, shorten
+from mmsmca.models.detectors.smca_detr import SMCADETR
 
+from . import from_deformable_detr, from_dino
 from .comparison import compare
-from .from_dino import (
-    carry_over,
-    check_models,
-    current_names,
-    fit_outputs,
-    fit_priors,
-    has_proposals,
-    run_dino,
-    same_encoder,
-)
+from .from_dino import current_names, has_proposals, run_dino, same_encoder
 from .images import UnlabelledImages, check_images, split_images
 from .imitation import imitate
 from .proposals import fit_queries
@@ -59,13 +52,15 @@ def convert(
     batch_size: int | None = None,
     amp: bool = False,
 ) -> None:
-    """Convert a trained DINO into an SMCA-DINO and print how well it fits.
+    """Convert a trained DINO into an SMCA-DINO, or a Deformable DETR into an SMCA.
+
+    Prints how well it fits.
 
     Args:
-        config: Config of the DINO or refined two-stage Deformable DETR, a file or ``mmdet::...``.
+        config: Config of the DINO or Deformable DETR, a file or ``mmdet::...``.
         checkpoint: Its weights.
         out: Checkpoint to write; must not exist.
-        to: Config of the SMCA-DINO, likewise.
+        to: Config of the SMCA-DINO, or of the SMCA, likewise.
         images: Folder with images like those that the DINO was trained on. On a fifth of them,
             but at most 100, the detectors are compared; the others are for imitation and fits.
         annotations: Their annotations in COCO's format, to compare the AP. Defaults to None.
@@ -98,14 +93,15 @@ def convert(
         if annotations:
             labelled = on_annotated(source, images, annotations, compare_paths, folder)
         dino, smca_dino = build(source), build(target)
-        check_models(dino, smca_dino)
+        kind = from_deformable_detr if isinstance(smca_dino, SMCADETR) else from_dino
+        kind.check_models(dino, smca_dino)
         tensors = current_names(checkpoint_files.read_tensors(checkpoint), dino)
         load(tensors, dino, config)
-        fresh = carry_over(tensors, smca_dino)
+        fresh = kind.carry_over(tensors, smca_dino)
         dino, smca_dino = (detector.to(get_device()).eval() for detector in (dino, smca_dino))
         for steps in (to_train, to_test):
             try_out(dino, smca_dino, UnlabelledImages(fitted[:1], steps))
-        print(f'{len(smca_dino.state_dict()) - len(fresh)} tensors are those of DINO')
+        print(f'{len(smca_dino.state_dict()) - len(fresh)} tensors are those of {kind.NAMES[0]}')
 
         def batches(paths: Sequence[str], what: str) -> Iterable[dict]:
             return track(_loader(UnlabelledImages(paths, to_test), batch_size), what)
@@ -121,18 +117,18 @@ def convert(
         if has_proposals(dino):
             content, position = fit_queries(dino, smca_dino, batches(fitted, 'queries'))
             print(f'queries: not explained: contents {content:.1%}, positions {position:.1%}')
-        for i, row in enumerate(fit_priors(dino, smca_dino, batches(fitted, 'priors'))):
+        for i, row in enumerate(kind.fit_priors(dino, smca_dino, batches(fitted, 'priors'))):
             shares = ', '.join(f'{name} {share:.1%}' for name, share in row.items())
             print(f'layer {i}: not explained by its Gaussians: {shares}')
-        for i, row in enumerate(fit_outputs(dino, smca_dino, batches(fitted, 'outputs'))):
+        for i, row in enumerate(kind.fit_outputs(dino, smca_dino, batches(fitted, 'outputs'))):
             before, after = row['before'], row['after']
             print(f'layer {i}: not explained of its output: {before:.1%}, fitted {after:.1%}')
         checkpoint_files.write(smca_dino.state_dict(), out)
         shutil.rmtree(work_dir, ignore_errors=True)
         row = compare(dino, smca_dino, batches(compare_paths, 'comparison'))
         print(
-            f'{out}: of {row["detections"]} detections of DINO on {len(compare_paths)} other '
-            f'images, SMCA-DINO has {row["found"]}'
+            f'{out}: of {row["detections"]} detections of {kind.NAMES[0]} on {len(compare_paths)} '
+            f'other images, {kind.NAMES[1]} has {row["found"]}'
             + (
                 f'; medians: IoU {row["iou"]:.2f}, difference of the scores {row["score"]:.3f}'
                 if row['found']
@@ -140,7 +136,7 @@ def convert(
             )
         )
         if labelled:
-            for name, detector in (('DINO', dino), ('SMCA-DINO', smca_dino)):
+            for name, detector in zip(kind.NAMES, (dino, smca_dino), strict=True):
                 ap = box_ap(detector, labelled, batch_size)
                 print(f'{name}: box AP {ap:.3f} on these images')
 

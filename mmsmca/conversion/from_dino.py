@@ -6,7 +6,7 @@ of DINO's attention, given the values that the fitted priors pool. If the SMCA-D
 encoder, that learns in between to imitate DINO's (:mod:`.imitation`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from mmsmca.models.layers.deformable_encoder import SMCADeformableEncoder
 from .ridge import Ridge
 from .sampling import moments, sampled_points
 
+NAMES = 'DINO', 'SMCA-DINO'
 # Weight of a query without a detection; a query counts by its score otherwise.
 LEAST_WEIGHT = 0.02
 # A weight that Deformable DETR has and DINO lacks.
@@ -61,6 +62,20 @@ def check_models(dino: Any, smca_dino: Any) -> None:
             'and whose layers all attend to all levels of the neck, such as '
             'configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py'
         )
+    check_same(dino, smca_dino)
+
+
+def check_same(source: Any, target: Any) -> None:
+    """Refuse detectors that differ in what a conversion does not change.
+
+    Args:
+        source: Detector to convert.
+        target: Detector to write.
+
+    Raises:
+        ConfigError: If they differ in layers, heads, levels, channels, queries, classes,
+            normalisation or, with the same encoder, in the position encoding.
+    """
     compared = {
         'layers': lambda d: len(d.decoder.layers),
         'heads': lambda d: d.decoder.layers[0].cross_attn.num_heads,
@@ -70,13 +85,13 @@ def check_models(dino: Any, smca_dino: Any) -> None:
         'classes': lambda d: d.bbox_head.num_classes,
         'as data_preprocessor': _normalisation,
     }
-    if same_encoder(smca_dino):  # Another encoder imitates the outputs, whatever its inputs are.
+    if same_encoder(target):  # Another encoder imitates the outputs, whatever its inputs are.
         compared['as positional_encoding'] = _encoding
     for name, of in compared.items():
-        if of(dino) != of(smca_dino):
+        if of(source) != of(target):
             raise ConfigError(
-                f'the DINO has {of(dino)} {name} and the config of --to has {of(smca_dino)}: '
-                'choose or change the latter'
+                f'the trained detector has {of(source)} {name} and the config of --to has '
+                f'{of(target)}: choose or change the latter'
             )
 
 
@@ -102,17 +117,23 @@ def has_proposals(detector: Any) -> bool:
     return type(detector) is DeformableDETR and detector.as_two_stage and detector.with_box_refine
 
 
-def same_encoder(smca_dino: SMCADINO) -> bool:
+def same_encoder(smca_dino: Any) -> bool:
     """Whether the SMCA-DINO has DINO's own encoder, so that nothing has to be imitated."""
     return isinstance(smca_dino.encoder, SMCADeformableEncoder)
 
 
-def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
+def carry_over(
+    tensors: Mapping[str, Tensor],
+    smca_dino: Any,
+    fitted: Sequence[str] = ('.spatial_prior.', '.query_proj.', '.key_proj.'),
+) -> list[str]:
     """Load the weights that both detectors have under the same names.
 
     Args:
         tensors: State dict of the DINO.
         smca_dino: Detector whose weights are set.
+        fitted: Parts of the names of tensors that need not be loaded. Defaults to priors and
+            content.
 
     Returns:
         Names of the tensors that are not loaded: those of the priors, of the content part of the
@@ -130,12 +151,12 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
         name = differ[0]
         raise ConfigError(
             f'{shorten(differ)} differ in shape: {name} is {tuple(tensors[name].shape)} in the '
-            f'DINO and {tuple(own[name].shape)} in the config of --to'
+            f'trained detector and {tuple(own[name].shape)} in the config of --to'
         )
     fresh = [name for name in own if name not in carried]
-    fitted = ['.spatial_prior.', '.query_proj.', '.key_proj.']
     if PROPOSALS in tensors:
-        fitted += ['query_embedding.', '.ref_point_head.', 'decoder.norm.', 'dn_query_generator.']
+        extra = ('query_embedding.', '.ref_point_head.', 'decoder.norm.', 'dn_query_generator.')
+        fitted = (*fitted, *extra)
     missing = [
         name
         for name in fresh
@@ -144,8 +165,8 @@ def carry_over(tensors: Mapping[str, Tensor], smca_dino: SMCADINO) -> list[str]:
     ]
     if missing:
         raise ConfigError(
-            f'the DINO lacks {shorten(missing)}, which the config of --to needs: its backbone, '
-            'neck and head must be those of the DINO'
+            f'the trained detector lacks {shorten(missing)}, which the config of --to needs: '
+            'backbone, neck and head must be the same'
         )
     smca_dino.load_state_dict(carried, strict=False)
     return fresh
@@ -186,8 +207,9 @@ def observing(dino: DINO) -> Iterator[list[dict[str, Tensor]]]:
     """Record what every decoder layer of a DINO sees and gives in a forward pass.
 
     Yields:
-        For every layer ``query``, ``query_pos`` and ``out``, the cross-attention's output without
-        the residual, (B, Q, C) each, and ``boxes``, (B, Q, 4), in [0, 1] of the image content.
+        For every layer its input ``before`` the self-attention, ``query``, ``query_pos`` and
+        ``out``, the cross-attention's output without the residual, (B, Q, C) each, and ``boxes``,
+        (B, Q, 4), or points, (B, Q, 2), in [0, 1] of the image content.
     """
     layers: list[dict[str, Tensor]] = [{} for _ in dino.decoder.layers]
 
@@ -198,7 +220,7 @@ def observing(dino: DINO) -> Iterator[list[dict[str, Tensor]]]:
         layer.update(
             query=kwargs['query'],
             query_pos=kwargs['query_pos'],
-            boxes=padded / torch.cat((ratios, ratios), dim=-1),
+            boxes=padded / ratios.repeat(1, 1, padded.size(-1) // 2),
             out=out - kwargs['query'],
         )
 
@@ -206,6 +228,10 @@ def observing(dino: DINO) -> Iterator[list[dict[str, Tensor]]]:
         for layer, record in zip(dino.decoder.layers, layers, strict=True):
             handle = layer.cross_attn.register_forward_hook(
                 lambda *call, record=record: observe(record, *call), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+            handle = layer.register_forward_pre_hook(
+                lambda module, args, record=record: record.update(before=args[0])
             )
             stack.callback(handle.remove)
         yield layers
@@ -261,7 +287,7 @@ def fit_priors(dino: DINO, smca_dino: SMCADINO, batches: Iterable[dict]) -> list
                 for name, target in zip(names, targets, strict=True):
                     fit[name].add(features, target.flatten(2), weights)
     return [
-        {name: _solve(fit[name], linear, zero=True) for name, linear in layer.items()}
+        {name: solve(fit[name], linear, zero=True) for name, linear in layer.items()}
         for layer, fit in zip(linears, fits, strict=True)
     ]
 
@@ -290,11 +316,7 @@ def fit_outputs(dino: DINO, smca_dino: SMCADINO, batches: Iterable[dict]) -> lis
                 smca_dino.forward_transformer(maps, samples)
             for seen, values, fit in zip(layers, pooled, fits, strict=True):
                 fit.add(values['pooled'], seen['out'], weights)
-    rows = []
-    for fit, linear in zip(fits, projections, strict=True):
-        before = fit.unexplained(linear.weight, linear.bias)
-        rows.append(dict(before=before, after=_solve(fit, linear)))
-    return rows
+    return [*map(refit, fits, projections)]
 
 
 @contextmanager
@@ -325,7 +347,13 @@ def _as_dino(
         yield pooled
 
 
-def _solve(fit: Ridge, linear: nn.Linear, zero: bool = False) -> float:
+def refit(fit: Ridge, linear: nn.Linear) -> dict[str, float]:
+    """Change a linear layer to the fit; the unexplained shares ``before`` and ``after``."""
+    before = fit.unexplained(linear.weight, linear.bias)
+    return dict(before=before, after=solve(fit, linear))
+
+
+def solve(fit: Ridge, linear: nn.Linear, zero: bool = False) -> float:
     """Set a linear layer to the fit, drawn towards it or to zero; the unexplained share."""
     start = linear.weight, linear.bias
     weight, bias = fit.solve(*(map(torch.zeros_like, start) if zero else start))
