@@ -3,6 +3,8 @@
     python tools/convert_dino.py mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py dino.pth \
         --to configs/smca_dino/smca-dino_r50_8xb2-12e_coco.py --images data/coco/train2017 start.pth
 
+A Deformable DETR with one stage and without refinement becomes an SMCA in the same way.
+
 If the SMCA-DINO has another encoder than DINO's, the encoder first learns to imitate DINO's. An
 interrupted imitation continues when the command is repeated.
 """
@@ -21,10 +23,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('config', help="config of the DINO, a file or one of MMDetection's (mmdet::...)")
+    add(
+        'config',
+        help="config of the DINO or Deformable DETR, a file or one of MMDetection's (mmdet::...)",
+    )
     add('checkpoint', help='its weights')
     add('out', help='checkpoint to write, .pth or .safetensors; must not exist')
-    add('--to', required=True, metavar='CONFIG', help='config of the SMCA-DINO')
+    add('--to', required=True, metavar='CONFIG', help='config of the SMCA-DINO or SMCA')
     add('--images', required=True, metavar='FOLDER', help='images like those of the training set')
     add(
         '--annotations',

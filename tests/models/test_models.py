@@ -52,6 +52,10 @@ CONFIGS = {
     'smca/smca-multi-scale-conv_r50_8xb1-50e_coco.py': CONV,
     'smca/smca-multi-scale-conv_r101_8xb1-50e_coco.py': CONV + R101,
     'smca/smca-deformable-encoder_r50_8xb1-50e_coco.py': FOUR_LEVELS + 6 * DEFORMABLE_LAYER,
+    # Norms in the neck instead of biases.
+    'smca/smca-deformable-encoder_r50_from-deformable-detr_8xb1-5e_coco.py': FOUR_LEVELS
+    + 6 * DEFORMABLE_LAYER
+    + 4 * 256,
     'smca/ablation/smca-multi-scale_r50_no-scale-selection_8xb1-50e_coco.py': MULTI_SCALE
     - 3 * SCALE_SELECTION_OF_ONE,
     'smca/ablation/smca-multi-scale_r50_3intra_8xb1-50e_coco.py': MULTI_SCALE - 2 * LAYER,
