@@ -327,10 +327,7 @@ def test_a_tie_is_a_tie(monkeypatch):
         ties = comparison._ties(scores, model.num_queries)
         exchanged += [next(tie for tie in ties if tie[0] == image) for image in (0, 1)]
         detections = comparison.run_torch(model, images)
-    gaps = [
-        (x.amax(-1)[tie[1]] - x.amax(-1)[tie[2]]).item()
-        for x, tie in zip(scores[1], exchanged, strict=True)
-    ]
+    gaps = [(x[tie[1]] - x[tie[2]]).item() for x, tie in zip(scores[0], exchanged, strict=True)]
     for largest, tied in ((max(gaps), True), (min(gaps) / 2, False)):
         monkeypatch.setattr(comparison, 'TIE', largest)
         found = comparison.compare(model, lambda images: detections, images)

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsmca.datasets.shapes import Shapes
 from mmsmca.models import SMCADETR, SMCADINO
@@ -25,7 +26,7 @@ Tie = tuple[int, int, int]
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.05  # pixels
-# Difference of two cells' class logits within which rounding decides which is selected first.
+# Difference of two cells' best class logits within which rounding decides which is selected first.
 TIE = 1e-5
 # (height, width) of the images to compare on; only the first is a multiple of the strides.
 CHECK_SIZES = ((256, 320), (333, 250), (161, 203))
@@ -127,44 +128,38 @@ def _selection(model: SMCADETR | SMCADINO) -> Iterator[tuple[list[Tie], list[Ten
     """Control which cells a detector selects as queries.
 
     Yields:
-        Cells to exchange, empty at first, and class logits of all cells, (B, N, classes), one
-        tensor for each time that the detector computed them.
+        Cells to exchange, empty at first, and scores of all cells, (B, N), one tensor for each time
+        that the detector computed them.
     """
     exchanged: list[Tie] = []
     computed: list[Tensor] = []
 
-    def exchange(module: nn.Module, inputs: tuple, logits: Tensor) -> Tensor:
-        computed.append(logits)
-        if len(computed) % 2:  # The first of two calls chooses the cell that fills up the queries.
-            return logits
-        logits = logits.clone()
+    def exchange(scores: Tensor) -> Tensor:
+        computed.append(scores)
+        scores = scores.clone()
         for image, cell, other in exchanged:
-            logits[image, [cell, other]] = logits[image, [other, cell]]
+            scores[image, [cell, other]] = scores[image, [other, cell]]
             # If both were equal, they would stay so.
-            logits[image, other] = logits[image, other].nextafter(logits.new_tensor(torch.inf))
-        return logits
+            scores[image, other] = scores[image, other].nextafter(scores.new_tensor(torch.inf))
+        return type(model).best(model, scores)
 
     if not getattr(model, 'as_two_stage', False):
         yield exchanged, computed
         return
-    branch = model.bbox_head.cls_branches[model.decoder.num_layers]
-    hook = branch.register_forward_hook(exchange)
-    try:
+    with patch.object(model, 'best', exchange):
         yield exchanged, computed
-    finally:
-        hook.remove()
 
 
 def _ties(computed: Sequence[Tensor], num_queries: int) -> list[Tie]:
     """Neighbours in the order of selection whose scores are equal up to rounding, closest first."""
     ties = []
-    for image, logits in enumerate(computed[-1] if computed else ()):
-        scores, order = logits.amax(-1).sort(descending=True)
+    for image, scores in enumerate(computed[-1] if computed else ()):
+        scores, order = scores.sort(descending=True)
         gaps = -scores[: num_queries + 1].diff()
         for rank in (gaps <= TIE).nonzero().flatten().tolist():
             cell, other = order[rank : rank + 2].tolist()
-            # Cells that cannot be selected are copies of one: exchanging them changes nothing.
-            if not torch.equal(logits[cell], logits[other]):
+            # What cannot be selected is a copy of the lowest: exchanging it changes nothing.
+            if scores[rank] > scores[-1]:
                 ties.append((gaps[rank].item(), (image, cell, other)))
                 if not gaps[rank]:  # Either may have been selected first.
                     ties.append((0.0, (image, other, cell)))

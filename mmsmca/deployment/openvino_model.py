@@ -44,7 +44,8 @@ class IR(NamedTuple):
         model: The model.
         fast: Operations of the traced program whose layers may run in lower precision and be
             quantised.
-        linear: The other linear operations, whose layers run in float32 or bfloat16.
+        linear: The other linear operations and what only they use, whose layers run in float32 or
+            bfloat16.
     """
 
     model: openvino.Model
@@ -62,7 +63,9 @@ def convert(program: ExportedProgram, metadata: dict) -> IR:
     decoder = TorchFXPythonDecoder.from_exported_program(program)
     nodes = [node for node in decoder.pt_module.graph.nodes if node.op == 'call_function']
     fast = {node.name for node in nodes if _fast(node)}
-    linear = {node.name for node in nodes if node.target is torch.ops.aten.linear.default} - fast
+    rounding = {node for node in nodes if node.target is torch.ops.aten.linear.default}
+    rounding |= {node for node in nodes if node.users and rounding.issuperset(node.users)}
+    linear = {node.name for node in rounding} - fast
     maximum = ConversionExtension(str(torch.sym_max), _maximum)
     model = openvino.convert_model(decoder, extension=[maximum])
     for ports, names in ((model.inputs, INPUTS), (model.outputs, OUTPUTS)):

@@ -5,7 +5,9 @@ calls the detector's parts, with every size taken from tensors. ``torch.export``
 traced program is converted for ONNX and OpenVINO.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from operator import eq, getitem
 from typing import Any
 
 import torch
@@ -16,9 +18,11 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from mmsmca.errors import UserError
 from mmsmca.models import SMCADETR, SMCADINO, SMCADINOHead, SMCAHead
+from mmsmca.models.layers.hybrid_encoder import ConvLayer
 
 # torch.export of earlier versions fails to trace the detectors or to convert them.
 TORCH = SpecifierSet('>=2.9', prereleases=True)
@@ -32,6 +36,32 @@ TRACED_SIZE = (256, 320)
 
 class ExportError(UserError):
     """A model that cannot be exported; the message says what to do."""
+
+
+class ChannelsFirstConvLayer(nn.Module):
+    """:class:`.ConvLayer` without transposes around its norm, for inference.
+
+    Subtracting the mean over the channels is linear, so the convolution does it.
+
+    Args:
+        layer: The layer, which is not changed.
+    """
+
+    def __init__(self, layer: ConvLayer) -> None:
+        super().__init__()
+        self.conv, norm = copy.deepcopy(layer.conv), layer.norm
+        self.weight, self.bias = (
+            nn.Parameter(x.detach()[:, None, None]) for x in (norm.weight, norm.bias)
+        )
+        with torch.no_grad():
+            self.conv.weight -= self.conv.weight.mean(dim=0, keepdim=True)
+        self.eps, self.act = norm.eps, layer.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H', W')."""
+        x = self.conv(x)
+        variance = (x * x).mean(dim=1, keepdim=True)
+        return self.act(x * (variance + self.eps).rsqrt() * self.weight + self.bias)
 
 
 class DeployedSMCA(nn.Module):
@@ -49,7 +79,11 @@ class DeployedSMCA(nn.Module):
     def __init__(self, model: SMCADETR | SMCADINO) -> None:
         super().__init__()
         check_supported(model)
-        self.model: SMCADETR | SMCADINO = model.eval()
+        self.model: SMCADETR | SMCADINO = copy.deepcopy(model).eval()
+        for module in [*self.model.encoder.modules()]:
+            for name, layer in module.named_children():
+                if isinstance(layer, ConvLayer):
+                    module.register_module(name, ChannelsFirstConvLayer(layer))
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect objects.
@@ -178,9 +212,50 @@ def trace(model: SMCADETR | SMCADINO) -> ExportedProgram:
     images = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     sizes = torch.tensor([(height, width), (height // 2, width // 2)])
     free = torch.export.Dim.DYNAMIC
-    return torch.export.export(
+    program = torch.export.export(
         DeployedSMCA(model).eval(),
         (images, sizes),
         dynamic_shapes=({0: free, 1: free, 2: free}, {0: free}),
         strict=False,
     )
+    _keep_levels(program.graph_module)
+    return program
+
+
+def _keep_levels(module: torch.fx.GraphModule) -> None:
+    """Remove concatenations of levels that are only split again, and what they were reshaped for.
+
+    Runtimes copy all cells for each, as they do not know that the sizes are the same.
+    """
+    aten = torch.ops.aten
+
+    def source(node: torch.fx.Node, *targets: Callable) -> torch.fx.Node | None:
+        """Input of the first of a chain of operations that ends in ``node``."""
+        for target in targets:
+            if node.target is not target:
+                return None
+            node = node.args[0]
+        return node
+
+    for node in module.graph.nodes:
+        joined = source(node, getitem, aten.split_with_sizes.default, aten.cat.default)
+        if joined is not None:
+            _replace(node, joined[node.args[1]])
+        joined = source(
+            node,
+            aten.permute.default,
+            aten.unflatten.int,
+            aten.flatten.using_ints,
+            aten.permute.default,
+        )
+        if joined is not None and node.args[1] == [0, 3, 1, 2]:
+            _replace(node, joined)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _replace(node: torch.fx.Node, other: torch.fx.Node) -> None:
+    """Use another tensor in place of a node's, if both have the same shape whatever the image."""
+    shape, same = node.meta['val'].shape, other.meta['val'].shape
+    if len(shape) == len(same) and all(map(statically_known_true, map(eq, shape, same))):
+        node.replace_all_uses_with(other)

@@ -3,7 +3,8 @@
 Example: python tools/analysis_tools/benchmark_runtimes.py \
     configs/smca/smca_r50_8xb2-50e_coco.py --threads 1 2
 
-All forms run in turns with PyTorch on the same random image. With a checkpoint, the AP of PyTorch
+All forms run in turns with PyTorch on the same random image, and with ``--rt-detr`` in turns with
+RT-DETR R50 of transformers in the same form. With a checkpoint, the AP of PyTorch
 and of each form is measured on the config's test data, and int8 is calibrated on its training data.
 """
 
@@ -16,17 +17,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmsmca  # noqa: F401 - first: it keeps MMDetection's import quiet
 
 # isort: split
 import benchmarks
+import cv2
 import numpy as np
 import torch
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from rt_detr import DeployedRTDETR
 
 from mmsmca.checks.config import load_config
 from mmsmca.checks.preflight import check_config
@@ -34,11 +38,12 @@ from mmsmca.denormals import flush_denormals
 from mmsmca.deployment import comparison, from_config, onnx_graph, openvino_model, program, runtimes
 from mmsmca.engine import timing
 from mmsmca.engine.quiet import quiet
-from mmsmca.errors import command
+from mmsmca.errors import UserError, command
 from mmsmca.files import write_json
 from mmsmca.models import SMCADETR, SMCADINO
 
 TORCH = 'PyTorch'
+RIVAL = 'RT-DETR, '
 # Seconds for the threads of a runtime to go to sleep before another one is timed.
 PAUSE = 0.3
 # File and precision by name of the form.
@@ -57,6 +62,9 @@ COLUMNS = {
     'latency_ms': 'latency, ms',
     'time_vs_torch': 'latency vs PyTorch',
     'quartiles': 'quartiles',
+    'rt_detr_ms': 'RT-DETR, ms',
+    'time_vs_rt_detr': 'latency vs RT-DETR',
+    'rt_detr_quartiles': 'quartiles',
     'images_per_second': 'images/s',
     'memory_mib': 'memory, MiB',
     'file_mib': 'file, MiB',
@@ -141,6 +149,33 @@ def images_per_second(detect: runtimes.Detect, streams: int, image: np.ndarray) 
     return count / (time.perf_counter() - begin)
 
 
+def rivals(
+    forms: list[str], folder: Path, size: tuple[int, int], threads: int
+) -> dict[str, Callable[[], object]]:
+    """RT-DETR in the same forms, exported on the first call for a size."""
+    torch.manual_seed(0)
+    rival, image = DeployedRTDETR(), random_image(size)
+    if not folder.exists():
+        folder.mkdir()
+        images = [cv2.resize(x, size[::-1]) for x in comparison.check_images()]
+        rival.export(folder, size, images)
+    inputs = [torch.from_numpy(x) for x in runtimes.pad([image])]
+    calls: dict[str, Callable[[], object]] = {}
+    for name in forms:
+        call = (
+            partial(rival, *inputs)
+            if name == TORCH
+            else partial(start(name, folder, threads), [image])
+        )
+        calls[RIVAL + name] = call
+    return calls
+
+
+def quartiles(times: list[float], reference: list[float]) -> str:
+    """Quartiles of the ratios within a round, as text."""
+    return ' to '.join(f'{x:.3g}' for x in timing.paired_spread(times, reference))
+
+
 def measure(
     model: SMCADETR | SMCADINO,
     folder: Path,
@@ -154,19 +189,31 @@ def measure(
     calls: dict[str, Callable[[], object]] = {TORCH: partial(run_torch, model, [image])}
     for name in args.forms:
         calls[name] = partial(start(name, folder, threads), [image])
+    names = [*calls]
+    if args.rt_detr:
+        calls |= rivals(names, folder / 'x'.join(map(str, size)), size, threads)
     times = timing.interleaved_times(calls, args.rounds, pause=PAUSE)
     rows = []
-    for name in calls:
+    for name in names:
         row = dict(
             form=name,
             size='x'.join(map(str, size)),
             threads=threads,
             latency_ms=1e3 * statistics.median(times[name]),
             time_vs_torch=timing.paired_ratio(times[name], times[TORCH]),
-            quartiles=' to '.join(
-                f'{x:.3g}' for x in timing.paired_spread(times[name], times[TORCH])
-            ),
-            memory_mib=benchmarks.in_fresh_process(peak_memory, name, folder, size, threads, args),
+            quartiles=quartiles(times[name], times[TORCH]),
+        )
+        if args.rt_detr:
+            rival = times[RIVAL + name]
+            row |= dict(
+                rt_detr_ms=1e3 * statistics.median(rival),
+                time_vs_rt_detr=timing.paired_ratio(times[name], rival),
+                rt_detr_quartiles=quartiles(times[name], rival),
+            )
+            rows.append(row)
+            continue
+        row['memory_mib'] = benchmarks.in_fresh_process(
+            peak_memory, name, folder, size, threads, args
         )
         if name != TORCH:
             detect = start(name, folder, threads, streams=threads)
@@ -215,6 +262,11 @@ def parse_args() -> argparse.Namespace:
         '--shapes', type=size, nargs='+', default=[(640, 640), (800, 1333)], metavar='HxW',
         help='sizes of the image',
     )  # fmt: skip
+    parser.add_argument(
+        '--rt-detr',
+        action='store_true',
+        help='compare the latency with that of RT-DETR R50 (transformers), and nothing else',
+    )
     parser.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--forms', nargs='+', choices=FORMS, default=list(FORMS))
     return parser.parse_args()
@@ -225,6 +277,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
+    if args.rt_detr and find_spec('transformers') is None:
+        raise UserError("--rt-detr needs transformers: pip install 'mmsmca[transformers]'")
     cfg, model = load(args)
     rows, ap = [], {}
     with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,5 @@
 """DINO with SMCA's spatial prior."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from mmdet.models.detectors import DINO, DeformableDETR
@@ -94,7 +92,7 @@ class SMCADINO(LevelDetector, DINO):
     def pre_decoder(
         self, memory: Memory, batch_data_samples: SampleList | None = None
     ) -> tuple[dict, dict]:
-        """Select the queries.
+        """Start the queries from the best cells or from learned boxes, after denoising queries.
 
         Args:
             memory: The encoded levels.
@@ -103,43 +101,29 @@ class SMCADINO(LevelDetector, DINO):
         Returns:
             Arguments of :meth:`forward_decoder`, and of the head.
         """
-        tokens = memory.tokens
+        batch_size, device = memory.tokens.size(0), memory.tokens.device
+        query, logits, proposed = self.query_embedding.weight.expand(batch_size, -1, -1), None, None
         # Half precision would select other queries and round their scores, which enter the loss.
-        with torch.autocast(tokens.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             if self.as_two_stage:
-                decoder_inputs, head_inputs = super().pre_decoder(
-                    tokens.type_as(self.level_embed),
-                    memory.padding,
-                    memory.shapes,
-                    batch_data_samples,
-                )
+                logits, boxes = self.propose(memory)
+                proposed, boxes = boxes.sigmoid(), boxes.detach()
             else:
-                decoder_inputs, head_inputs = self._learned_queries(len(tokens), batch_data_samples)
+                boxes = self.query_boxes.weight.expand(batch_size, -1, -1)
+            dn_mask, head_inputs = None, {}
+            if self.training:
+                labels, noisy_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
+                query = torch.cat((labels, query), dim=1)
+                boxes = torch.cat((noisy_boxes, boxes), dim=1)
+                head_inputs = dict(
+                    enc_outputs_class=logits, enc_outputs_coord=proposed, dn_meta=dn_meta
+                )
+            references = at_least_float32(boxes).sigmoid()
+        decoder_inputs = dict(query=query, reference_points=references, dn_mask=dn_mask)
         return dict(decoder_inputs, memory=memory), head_inputs
 
-    def _learned_queries(
-        self, batch_size: int, batch_data_samples: SampleList | None
-    ) -> tuple[dict, dict]:
-        """Queries with learned initial boxes, after the denoising queries in training."""
-        query = self.query_embedding.weight.expand(batch_size, -1, -1)
-        boxes = self.query_boxes.weight.expand(batch_size, -1, -1)
-        dn_mask = None
-        if self.training:
-            labels, noisy_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
-            query, boxes = torch.cat((labels, query), dim=1), torch.cat((noisy_boxes, boxes), dim=1)
-        decoder_inputs = dict(
-            query=query, reference_points=at_least_float32(boxes).sigmoid(), dn_mask=dn_mask
-        )
-        head_inputs = dict(enc_outputs_class=None, enc_outputs_coord=None)
-        return decoder_inputs, dict(head_inputs, dn_meta=dn_meta) if self.training else {}
-
-    def gen_encoder_output_proposals(
-        self,
-        memory: Tensor,
-        memory_mask: Tensor | None,
-        spatial_shapes: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, Tensor]:
-        """Transform the encoded tokens and place a box at each of them, for query selection.
+    def propose(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Select the cells that the queries start from, and predict classes and boxes there.
 
         The boxes are DINO's, except that their sides depend on a level's stride, not on its index.
         In DINO, tokens that cannot propose a box (padding and the very border of the image) compete
@@ -148,39 +132,48 @@ class SMCADINO(LevelDetector, DINO):
         queries, further copies make up the difference.
 
         Args:
-            memory: Encoded tokens, (B, N, C).
-            memory_mask: True where a token is padding, (B, N), or None.
-            spatial_shapes: Height and width of every level, in cells.
+            memory: The encoded levels.
 
         Returns:
-            Transformed tokens, (B, N', C), and logits of boxes (cx, cy, w, h), (B, N', 4), where N'
-            is the larger of N and the number of queries.
+            Class logits, (B, Q, classes), and logits of boxes (cx, cy, w, h), (B, Q, 4).
         """
         like = at_least_float32(self.level_embed)
-        padding = padding_maps(memory_mask, spatial_shapes)
-        boxes = torch.cat(
+        padding = padding_maps(memory.padding, memory.shapes)
+        anchors = torch.cat(
             [
                 _boxes(shape, beyond, ANCHOR * stride / 8, like)
                 for shape, beyond, stride in zip(
-                    spatial_shapes, padding, self.decoder.strides, strict=True
+                    memory.shapes, padding, self.decoder.strides, strict=True
                 )
             ],
             dim=1,
-        ).expand(memory.size(0), -1, -1)
-        tokens = self.memory_trans_norm(self.memory_trans_fc(memory))
-        cannot = ((boxes <= 0.01) | (boxes >= 0.99)).any(-1)
-        if memory_mask is not None:
-            cannot = cannot | memory_mask
-        scores = self.bbox_head.cls_branches[self.decoder.num_layers](tokens.detach()).amax(-1)
+        ).expand(memory.tokens.size(0), -1, -1)
+        cannot = ((anchors <= 0.01) | (anchors >= 0.99)).any(-1)
+        if memory.padding is not None:
+            cannot = cannot | memory.padding
+        tokens = self.memory_trans_fc(memory.tokens.type_as(self.level_embed))
+        tokens = self.memory_trans_norm(tokens)
+        classify, regress = (
+            branches[self.decoder.num_layers]
+            for branches in (self.bbox_head.cls_branches, self.bbox_head.reg_branches)
+        )
+        logits = classify(tokens)
+        scores = logits.detach().amax(-1)
         lowest = scores.masked_fill(cannot, torch.inf).argmin(-1, keepdim=True)
         # A mask for the copies, not an empty tensor of them: runtimes reject one at a fixed size.
-        missing = max(0, self.num_queries - memory.size(1))
-        cannot = F.pad(cannot, (0, missing), value=True)
-        own = torch.arange(cannot.size(1), device=memory.device)
-        index = torch.where(cannot, lowest, own)
-        index = index.unsqueeze(-1)
-        tokens = tokens.gather(1, index.expand(-1, -1, tokens.size(-1)))
-        return tokens, boxes.gather(1, index.expand(-1, -1, 4)).logit()
+        missing = (0, max(0, self.num_queries - scores.size(1)))
+        copies = F.pad(cannot, missing, value=True)
+        scores = torch.where(copies, scores.gather(1, lowest), F.pad(scores, missing))
+        best = self.best(scores)
+        cells = torch.where(copies.gather(1, best), lowest, best).unsqueeze(-1)
+        logits, tokens, anchors = (
+            x.gather(1, cells.expand(-1, -1, x.size(-1))) for x in (logits, tokens, anchors)
+        )
+        return logits, regress(tokens) + anchors.logit()
+
+    def best(self, scores: Tensor) -> Tensor:
+        """Indices of the cells with the highest scores, (B, Q), from (B, N)."""
+        return scores.topk(self.num_queries, dim=1).indices
 
     def forward_decoder(self, dn_mask: Tensor | None = None, **decoder_inputs) -> dict:
         """Decode; other arguments as in :meth:`.SMCADINODecoder.forward`.

@@ -137,5 +137,4 @@ class SMCAHybridEncoder(LevelEncoder):
 
 def _enlarge(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Give every cell of the finer level the value of the coarser cell that contains it."""
-    height, width = shape
-    return F.interpolate(x, scale_factor=2, mode='nearest')[..., :height, :width]
+    return F.interpolate(x, size=shape, mode='nearest')

@@ -60,13 +60,13 @@ def padding_maps(padding: Tensor | None, shapes: Sequence[tuple[int, int]]) -> l
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
     """Maps of (B, C, H_j, W_j) to (B, N, C)."""
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+    return torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
 
 
 def unflatten_levels(x: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """(B, N, C) to maps of (B, C, H_j, W_j), the inverse of :func:`flatten_levels`."""
     levels = x.split([height * width for height, width in shapes], dim=1)
     return [
-        level.transpose(1, 2).unflatten(2, shape)
+        level.unflatten(1, shape).permute(0, 3, 1, 2)
         for level, shape in zip(levels, shapes, strict=True)
     ]
