@@ -1,10 +1,12 @@
 """Exported detectors detect what the detector does, and are written only if so."""
 
+import argparse
 import json
 import logging
 import runpy
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
@@ -24,6 +26,7 @@ from mmdet.datasets.transforms import Resize
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from rt_detr import DeployedRTDETR
 from utils import ROOT, SMALL_TRANSFORMERS, build_detector, randomise
 
 import mmsmca.deployment.export
@@ -626,6 +629,39 @@ def test_benchmark(folder: Path, tmp_path: Path, monkeypatch, capsys):
     assert rows[1]['ap'] == pytest.approx(rows[0]['ap'], abs=0.1)
     assert result['settings']['rounds'] == 1
     assert '| OpenVINO, int8 |' in capsys.readouterr().out
+
+
+def test_benchmark_against_rt_detr(tmp_path: Path, monkeypatch):
+    """Latency alone, as a ratio to the same form of RT-DETR within a round."""
+    rival = {'RT-DETR, PyTorch': lambda: time.sleep(0.2)}
+    monkeypatch.setattr(benchmark_runtimes, 'rivals', lambda *arguments: rival)
+    args = argparse.Namespace(forms=[], rounds=1, rt_detr=True)
+    (row,) = benchmark_runtimes.measure(build('single_scale'), tmp_path, (64, 80), 1, args)
+    assert row['form'] == 'PyTorch'
+    assert row['rt_detr_ms'] >= 200
+    assert row['time_vs_rt_detr'] == pytest.approx(row['latency_ms'] / row['rt_detr_ms'])
+    assert 'memory_mib' not in row
+
+
+@pytest.mark.slow
+def test_fused_rt_detr_is_rt_detr():
+    transformers = pytest.importorskip('transformers')
+    images, sizes = (
+        torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8),
+        torch.tensor([[128, 128]]),
+    )
+    torch.manual_seed(0)
+    _, scores, _ = DeployedRTDETR()(images, sizes)
+    torch.manual_seed(0)
+    config = transformers.RTDetrConfig(num_labels=80)
+    original = transformers.RTDetrForObjectDetection(config).eval()
+    for module in original.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+    with torch.no_grad():
+        logits = original(images.permute(0, 3, 1, 2).flip(1) / 255).logits
+    expected = logits.sigmoid().flatten().topk(scores.size(1)).values
+    torch.testing.assert_close(scores[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_benchmark_refuses(capsys):
