@@ -229,8 +229,8 @@ def _keep_levels(module: torch.fx.GraphModule) -> None:
     """
     aten = torch.ops.aten
 
-    def source(node: torch.fx.Node, *targets: Callable) -> torch.fx.Node | None:
-        """Input of the first of a chain of operations that ends in ``node``."""
+    def source(node: Any, *targets: Callable) -> Any:
+        """Input of the first of a chain of operations that ends in ``node``, or None."""
         for target in targets:
             if node.target is not target:
                 return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,8 @@ class DeployedRTDETR(nn.Module):
 
         super().__init__()
         # Names of the parts as in SMCA's program: the quantisers go by them.
-        self.model = RTDetrForObjectDetection(RTDetrConfig(num_labels=80)).model.eval()
+        config = RTDetrConfig(num_labels=80)  # type: ignore[call-arg]  # of its base class
+        self.model = RTDetrForObjectDetection(config).model.eval()
         for module in [*self.model.modules()]:
             if isinstance(module, nn.BatchNorm2d):  # Nearly zero: all cells would score alike.
                 nn.init.ones_(module.weight)
@@ -81,7 +83,7 @@ class DeployedRTDETR(nn.Module):
         openvino.save_model(quantised.model, folder / 'int8.xml', compress_to_fp16=False)
 
 
-def _fused(block: nn.Module) -> nn.Module:
+def _fused(block: Any) -> nn.Module:
     """One 3 x 3 convolution in place of a 3 x 3 and a 1 x 1, with their norms."""
     conv, point = (fuse_conv_bn_eval(x.conv, x.norm) for x in (block.conv1, block.conv2))
     with torch.no_grad():
