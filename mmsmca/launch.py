@@ -119,7 +119,6 @@ def run_script(name: str) -> None:
         parser.add_argument('--resume-schedule', choices=('config', 'checkpoint'))
     own, sys.argv[1:] = parser.parse_known_args()
     args = script.parse_args()
-    args.config = config_path(args.config)  # The script takes files only.
     options = args.cfg_options or {}
     if options.get('runner_type') != 'Runner':
         with _way_past_named():
@@ -127,6 +126,7 @@ def run_script(name: str) -> None:
             _check_arguments(args, cfg)
         if vars(args).get('resume') == 'auto' and _nothing_to_resume(args, cfg):
             args.resume = None  # MMDetection's script would ignore the config's load_from.
+    args.config = config_path(args.config)  # The script takes files only.
     if vars(own).get('resume_schedule'):
         options['default_hooks.schedule.keep'] = own.resume_schedule == 'checkpoint'
         args.cfg_options = options
