@@ -1,10 +1,8 @@
 """RT-DETR R50 of transformers, a rival of exported detectors: built, fused and exported."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import openvino
 import torch
@@ -13,7 +11,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmsmca.deployment import onnx_graph, openvino_model
+from mmsmca.deployment.onnx_graph import OPSET
 from mmsmca.deployment.program import INPUTS, OUTPUTS
 
 
@@ -28,7 +26,6 @@ class DeployedRTDETR(nn.Module):
         from transformers import RTDetrConfig, RTDetrForObjectDetection
 
         super().__init__()
-        # Names of the parts as in SMCA's program: the quantisers go by them.
         config = RTDetrConfig(num_labels=80)  # type: ignore[call-arg]  # of its base class
         self.model = RTDetrForObjectDetection(config).model.eval()
         for module in [*self.model.modules()]:
@@ -50,15 +47,14 @@ class DeployedRTDETR(nn.Module):
         boxes = boxes.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
         return boxes * sizes.flip(1).repeat(1, 2)[:, None], best, indices % scores.size(-1)
 
-    def export(self, folder: Path, size: tuple[int, int], images: Sequence[np.ndarray]) -> None:
-        """Write ``float32`` and ``int8`` in both formats, for images of one size.
+    def export(self, folder: Path, size: tuple[int, int]) -> None:
+        """Write ``float32`` in both formats, for images of one size.
 
-        Backbone and encoder are in int8, as in SMCA's. Nothing is kept in float32 in bfloat16.
+        Nothing is kept in float32 in bfloat16.
 
         Args:
             folder: Folder to write to.
             size: Height and width of the images.
-            images: Images of this size to calibrate on, BGR, (H, W, 3), uint8.
         """
         inputs = torch.zeros((1, *size, 3), dtype=torch.uint8), torch.tensor([size])
         traced = torch.export.export(self, inputs, strict=False)
@@ -66,21 +62,17 @@ class DeployedRTDETR(nn.Module):
             traced,
             input_names=INPUTS,
             output_names=OUTPUTS,
-            opset_version=onnx_graph.OPSET,
+            opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
         assert exported is not None  # It is None only without dynamo.
-        graph = exported.model_proto
-        onnx.save(graph, folder / 'float32.onnx')
-        onnx.save(onnx_graph.quantize(graph, images), folder / 'int8.onnx')
+        onnx.save(exported.model_proto, folder / 'float32.onnx')
         model = openvino.convert_model(traced)
         for ports, names in ((model.inputs, INPUTS), (model.outputs, OUTPUTS)):
             for port, name in zip(ports, names, strict=True):
                 port.get_tensor().set_names({name})
         openvino.save_model(model, folder / 'float32.xml', compress_to_fp16=False)
-        quantised = openvino_model.quantize(openvino_model.convert(traced, {}), images)
-        openvino.save_model(quantised.model, folder / 'int8.xml', compress_to_fp16=False)
 
 
 def _fused(block: Any) -> nn.Module:
