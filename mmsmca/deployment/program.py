@@ -64,6 +64,27 @@ class ChannelsFirstConvLayer(nn.Module):
         return self.act(x * (variance + self.eps).rsqrt() * self.weight + self.bias)
 
 
+class RectangularEncoding(nn.Module):
+    """A position encoding that encodes every row and every column once.
+
+    It gives padding the encoding of its row and column, which nothing reads.
+
+    Args:
+        encoding: MMDetection's sine encoding; masks are of images in the upper left corner.
+    """
+
+    def __init__(self, encoding: nn.Module) -> None:
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """Encode the cells, (B, C, H, W), from a mask that is true in the padding, (B, H, W)."""
+        of_rows, _ = self.encoding(mask[:, :, :1]).chunk(2, dim=1)
+        _, of_columns = self.encoding(mask[:, :1]).chunk(2, dim=1)
+        shape = (-1, -1, *mask.shape[-2:])
+        return torch.cat((of_rows.expand(shape), of_columns.expand(shape)), dim=1)
+
+
 class DeployedSMCA(nn.Module):
     """A detector with its pre- and postprocessing, using tensors only.
 
@@ -80,6 +101,7 @@ class DeployedSMCA(nn.Module):
         super().__init__()
         check_supported(model)
         self.model: SMCADETR | SMCADINO = copy.deepcopy(model).eval()
+        self.model.positional_encoding = RectangularEncoding(self.model.positional_encoding)
         for module in [*self.model.encoder.modules()]:
             for name, layer in module.named_children():
                 if isinstance(layer, ConvLayer):

@@ -136,28 +136,16 @@ class LevelDetector(DetectionTransformer):
             maps: Maps of the neck, (B, C, H_j, W_j) each.
             padding: True where a cell is padding, (B, H_j, W_j) each.
         """
-        pos = [self._encode(level, beyond) for level, beyond in enumerate(padding)]
+        dtype = self.query_embedding.weight.dtype
+        pos = [self.positional_encoding(beyond).to(dtype) for beyond in padding]
+        if hasattr(self, 'level_embed'):
+            pos = [p + e[:, None, None] for p, e in zip(pos, self.level_embed, strict=True)]
         return Memory(
             flatten_levels(maps),
-            torch.cat(pos, dim=1),
+            flatten_levels(pos),
             torch.cat([beyond.flatten(1) for beyond in padding], dim=1),
             [(x.shape[-2], x.shape[-1]) for x in maps],
         )
-
-    def _encode(self, level: int, padding: Tensor) -> Tensor:
-        """Position encoding of a level's cells, (B, N, C), from its padding, (B, H, W).
-
-        As the content is a rectangle, every row and every column is encoded once.
-        """
-        dtype, half = self.query_embedding.weight.dtype, self.embed_dims // 2
-        of_rows = self.positional_encoding(padding[:, :, :1]).to(dtype)[:, :half]
-        of_columns = self.positional_encoding(padding[:, :1]).to(dtype)[:, half:]
-        of_rows, of_columns = (x.permute(0, 2, 3, 1) for x in (of_rows, of_columns))
-        of_rows = torch.cat((of_rows, torch.zeros_like(of_rows)), dim=-1)
-        of_columns = torch.cat((torch.zeros_like(of_columns), of_columns), dim=-1)
-        if hasattr(self, 'level_embed'):
-            of_rows = of_rows + self.level_embed[level]
-        return (of_rows + of_columns).flatten(1, 2)
 
     def forward_encoder(self, memory: Memory) -> dict:
         """Encode the levels.

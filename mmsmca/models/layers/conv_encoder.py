@@ -88,7 +88,7 @@ def blank(x: Tensor, padding: Tensor | None) -> Tensor:
 
     So convolutions treat it like the area beyond a map's border.
     """
-    return x if padding is None else x * ~padding
+    return x if padding is None else x.masked_fill(padding, 0.0)
 
 
 def _resize(x: Tensor, shape: Sequence[int], padding: Sequence[Tensor | None]) -> Tensor:
