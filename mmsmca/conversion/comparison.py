@@ -41,6 +41,6 @@ def compare(teacher: BaseModel, student: BaseModel, batches: Iterable[dict]) -> 
     return dict(
         detections=total,
         found=len(iou),
-        iou=iou.median().item() if len(iou) else float('nan'),
-        score=difference.median().item() if len(iou) else float('nan'),
+        iou=iou.median().item(),
+        score=difference.median().item(),
     )

@@ -4,20 +4,20 @@ Two things differ in SMCA. Its queries start at zero, not at learned contents. A
 its priors from its input, before the self-attention.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from mmdet.models.detectors import DeformableDETR
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsmca.checkpoints.warm_start import from_deformable
 from mmsmca.errors import ConfigError
 from mmsmca.models.detectors.smca_detr import SMCADETR
 
 from . import from_dino
-from .from_dino import check_same, observing, run_dino
+from .from_dino import Sample, check_same, observing, run_dino
 from .ridge import Ridge
 from .sampling import level_moments, sampled_points
 
@@ -74,10 +74,8 @@ def carry_over(tensors: Mapping[str, Tensor], smca: SMCADETR) -> list[str]:
         prefix = f'decoder.layers.{i}.cross_attn.'
         # The logits of the content start at zero.
         query, key, _ = layer.cross_attn.attn.in_proj_weight.detach().chunk(3)
-        for kind, rows in (
-            ('weight', (torch.zeros_like(query), key)),
-            ('bias', 2 * (query[0] * 0,)),
-        ):
+        zeros = torch.zeros_like(query)
+        for kind, rows in (('weight', (zeros, key)), ('bias', (zeros[0], zeros[0]))):
             value = named.pop(f'{prefix}value_proj.{kind}')
             named[f'{prefix}attn.in_proj_{kind}'] = torch.cat((*rows, value.to(query)))
             named[f'{prefix}attn.out_proj.{kind}'] = named.pop(f'{prefix}output_proj.{kind}')
@@ -132,7 +130,19 @@ def fit_priors(
         Share of the variance of ``offsets``, ``scales`` and ``scale_selection`` that is not
         explained by the query, for every layer.
     """
-    linears: list[dict[str, nn.Linear]] = [
+
+    def samples(layers: list[dict[str, Tensor]]) -> Iterator[Sample]:
+        for theirs, own, seen, query in zip(
+            detr.decoder.layers, smca.decoder.layers, layers, _inputs(layers), strict=True
+        ):
+            points = sampled_points(
+                theirs.cross_attn, seen['query'] + seen['query_pos'], boxes=False
+            )
+            prior = own.spatial_prior
+            features = prior.features(query, seen['query_pos'])
+            yield features, level_moments(*points, prior.betas)
+
+    linears = [
         dict(
             offsets=layer.spatial_prior.offsets,
             scales=layer.spatial_prior.scales,
@@ -140,26 +150,7 @@ def fit_priors(
         )
         for layer in smca.decoder.layers
     ]
-    fits = [
-        {name: Ridge(linear.in_features, linear.out_features) for name, linear in layer.items()}
-        for layer in linears
-    ]
-    with observing(detr) as layers:
-        for batch in batches:
-            *_, weights = run_dino(detr, batch)
-            for theirs, own, seen, query, fit in zip(
-                detr.decoder.layers, smca.decoder.layers, layers, _inputs(layers), fits, strict=True
-            ):
-                features = own.spatial_prior.features(query, seen['query_pos'])
-                points = sampled_points(
-                    theirs.cross_attn, seen['query'] + seen['query_pos'], boxes=False
-                )
-                for name, target in level_moments(*points, own.spatial_prior.betas).items():
-                    fit[name].add(features, target, weights)
-    return [
-        {name: from_dino.solve(fit[name], linear, zero=True) for name, linear in layer.items()}
-        for layer, fit in zip(linears, fits, strict=True)
-    ]
+    return from_dino.fit_layers(linears, detr, batches, samples)
 
 
 @torch.no_grad()
@@ -200,7 +191,7 @@ def fit_outputs(
                             lambda module, args, record=record: record.update(pooled=args[0])
                         ),
                     ):
-                        stack.callback(handle.remove)
+                        stack.enter_context(handle)
                 smca.forward_transformer(maps, samples)
             for seen, record, fit in zip(layers, records, fits, strict=True):
                 fit.add(record['pooled'], seen['query'] + seen['out'] - record['query'], weights)

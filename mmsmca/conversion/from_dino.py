@@ -6,7 +6,7 @@ of DINO's attention, given the values that the fitted priors pool. If the SMCA-D
 encoder, that learns in between to imitate DINO's (:mod:`.imitation`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,6 +27,8 @@ NAMES = 'DINO', 'SMCA-DINO'
 LEAST_WEIGHT = 0.02
 # A weight that Deformable DETR has and DINO lacks.
 PROPOSALS = 'pos_trans_fc.weight'
+# Inputs of the linear layers of a decoder layer, (B, Q, C), and their targets by name.
+Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 def check_models(dino: Any, smca_dino: Any) -> None:
@@ -226,14 +228,15 @@ def observing(dino: DINO) -> Iterator[list[dict[str, Tensor]]]:
 
     with ExitStack() as stack:
         for layer, record in zip(dino.decoder.layers, layers, strict=True):
-            handle = layer.cross_attn.register_forward_hook(
-                lambda *call, record=record: observe(record, *call), with_kwargs=True
-            )
-            stack.callback(handle.remove)
-            handle = layer.register_forward_pre_hook(
-                lambda module, args, record=record: record.update(before=args[0])
-            )
-            stack.callback(handle.remove)
+            for handle in (
+                layer.cross_attn.register_forward_hook(
+                    lambda *call, record=record: observe(record, *call), with_kwargs=True
+                ),
+                layer.register_forward_pre_hook(
+                    lambda module, args, record=record: record.update(before=args[0])
+                ),
+            ):
+                stack.enter_context(handle)
         yield layers
 
 
@@ -269,10 +272,38 @@ def fit_priors(dino: DINO, smca_dino: SMCADINO, batches: Iterable[dict]) -> list
         query, for every layer.
     """
     names = ('offsets', 'widths', 'gates')
+
+    def samples(layers: list[dict[str, Tensor]]) -> Iterator[Sample]:
+        for layer, seen in zip(dino.decoder.layers, layers, strict=True):
+            features = seen['query'] + seen['query_pos']
+            points = sampled_points(layer.cross_attn, features)
+            targets = (x.flatten(2) for x in moments(*points, smca_dino.decoder.strides))
+            yield features, dict(zip(names, targets, strict=True))
+
     linears = [
         {name: getattr(layer.spatial_prior, name) for name in names}
         for layer in smca_dino.decoder.layers
     ]
+    return fit_layers(linears, dino, batches, samples)
+
+
+def fit_layers(
+    linears: list[dict[str, nn.Linear]],
+    dino: DINO,
+    batches: Iterable[dict],
+    samples: Callable[[list[dict[str, Tensor]]], Iterable[Sample]],
+) -> list[dict[str, float]]:
+    """Fit the linear layers of all decoder layers to what a detector shows on images.
+
+    Args:
+        linears: For every decoder layer, the linear layers by name.
+        dino: Detector in evaluation mode.
+        batches: Batches of images.
+        samples: Inputs and targets of every decoder layer, from what :func:`observing` records.
+
+    Returns:
+        Share of the variance of the targets that is not explained, for every decoder layer.
+    """
     fits = [
         {name: Ridge(linear.in_features, linear.out_features) for name, linear in layer.items()}
         for layer in linears
@@ -280,12 +311,9 @@ def fit_priors(dino: DINO, smca_dino: SMCADINO, batches: Iterable[dict]) -> list
     with observing(dino) as layers:
         for batch in batches:
             *_, weights = run_dino(dino, batch)
-            for layer, seen, fit in zip(dino.decoder.layers, layers, fits, strict=True):
-                features = seen['query'] + seen['query_pos']
-                points = sampled_points(layer.cross_attn, features)
-                targets = moments(*points, smca_dino.decoder.strides)
-                for name, target in zip(names, targets, strict=True):
-                    fit[name].add(features, target.flatten(2), weights)
+            for fit, (features, targets) in zip(fits, samples(layers), strict=True):
+                for name, target in targets.items():
+                    fit[name].add(features, target, weights)
     return [
         {name: solve(fit[name], linear, zero=True) for name, linear in layer.items()}
         for layer, fit in zip(linears, fits, strict=True)
@@ -343,7 +371,7 @@ def _as_dino(
                     lambda module, args, values=values: values.update(pooled=args[0])
                 ),
             ):
-                stack.callback(handle.remove)
+                stack.enter_context(handle)
         yield pooled
 
 

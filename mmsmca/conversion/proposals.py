@@ -40,12 +40,11 @@ def fit_queries(
     with observing(detr) as layers:
         for batch in batches:
             seen: dict = {}
-            handle = detr.decoder.register_forward_hook(
+            with detr.decoder.register_forward_hook(
                 lambda module, args, kwargs, out, seen=seen: seen.update(kwargs, out=out[0]),
                 with_kwargs=True,
-            )
-            *_, weights = run_dino(detr, batch)
-            handle.remove()
+            ):
+                *_, weights = run_dino(detr, batch)
             for layer in layers:
                 encoding = coordinate_to_encoding(layer['boxes'], num_feats=smca_dino.embed_dims)
                 fit.add(encoding, layer['query_pos'], weights)
