@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from argparse import Namespace
+from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from utils import ROOT, load_config
 
 from mmsmca.checks.trial import trial_faults
@@ -132,6 +134,8 @@ def assert_names(message: str, *parts: object) -> None:
 def run(monkeypatch, *arguments: str) -> int:
     """Run a tool in this process."""
     monkeypatch.setattr(sys, 'argv', [f'{arguments[0]}.py', *arguments[1:]])
+    # Runs that start in the same second would share a logger, which writes where the first did.
+    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
     return run_script(arguments[0])
 
 

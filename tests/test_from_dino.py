@@ -197,6 +197,17 @@ def small(cfg):
     return MODELS.build(cfg.model)
 
 
+def initialised(names, options):
+    """Detectors with small backbones and initial weights."""
+    detectors = []
+    for name in names:
+        cfg = load_config(name)
+        shrink(cfg.model)
+        cfg.merge_from_dict(options)
+        detectors.append(build(cfg).eval())
+    return detectors
+
+
 def assert_every_tensor_has_its_place(source, target):
     dino, smca_dino = small(load_config(source)), small(load_config(target))
     kind = from_deformable_detr if isinstance(smca_dino, SMCADETR) else from_dino
@@ -268,12 +279,8 @@ def test_other_detectors_are_refused(detectors, name, kind):
 def test_queries_of_proposals_become_those_of_dino():
     torch.manual_seed(0)
     fewer = {'model.num_queries': 8, 'model.encoder.num_layers': 1, 'model.decoder.num_layers': 2}
-    source = load_config(TWO_STAGES)
-    target = load_config('smca_dino/smca-dino_r50_from-deformable-detr_8xb2-5e_coco.py')
-    for cfg in (source, target):
-        shrink(cfg.model)
-        cfg.merge_from_dict(fewer)
-    detr, smca_dino = build(source).eval(), build(target).eval()
+    target = 'smca_dino/smca-dino_r50_from-deformable-detr_8xb2-5e_coco.py'
+    detr, smca_dino = initialised((TWO_STAGES, target), fewer)
     for layer in detr.decoder.layers:
         layer.norms[2].weight.data.fill_(1.5)
         layer.norms[2].bias.data.fill_(0.3)
@@ -297,12 +304,9 @@ def test_queries_of_proposals_become_those_of_dino():
 def one_stage():
     """A Deformable DETR with random weights that matter, and an SMCA with its encoder."""
     torch.manual_seed(0)
-    source = load_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
-    target = load_config('smca/smca-deformable-encoder_r50_from-deformable-detr_8xb1-5e_coco.py')
-    for cfg in (source, target):
-        shrink(cfg.model)
-        cfg.merge_from_dict(SMALLER)
-    detr, smca = build(source).eval(), build(target).eval()
+    source = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+    target = 'smca/smca-deformable-encoder_r50_from-deformable-detr_8xb1-5e_coco.py'
+    detr, smca = initialised((source, target), SMALLER)
     for layer in detr.decoder.layers:
         randomise(layer.cross_attn.attention_weights)
         layer.cross_attn.sampling_offsets.weight.data.normal_(std=0.03)

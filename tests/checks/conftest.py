@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from runs import CONFIG, assert_names, on_data, write_data
+from runs import assert_names, on_data, write_data
 from utils import load_config
 
 from mmsmca.checks.preflight import check_config
@@ -61,13 +61,3 @@ def refused(cfg: Config, untouched: Callable) -> Callable:
         assert_names(str(caught.value), *words)
 
     return refuse
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A working directory with ``config.py`` and its data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    Path('config.py').write_text(CONFIG)
-    write_data(tmp_path / 'data/shapes128')
-    return tmp_path

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from runs import CONFIG, assert_names, coco, run, write_data, write_json
+from runs import assert_names, coco, run, write_json
 from utils import ROOT
 
 from mmsmca.checks.renumber import write_corrected
@@ -18,14 +18,7 @@ TRAIN, VAL = (f'data/shapes128/annotations/instances_{split}.json' for split in 
 PAGE = Path('work/annotations.png')
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A working directory with ``config.py`` and its data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    Path('config.py').write_text(CONFIG)
-    write_data(tmp_path / 'data/shapes128')
-    return tmp_path
+pytestmark = pytest.mark.usefixtures('folder')
 
 
 def check(monkeypatch, *options: str) -> int:

@@ -6,21 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
-from runs import CLASSES, CONFIG, run, save_checkpoint, write_data
+from runs import CLASSES, CONFIG, run, save_checkpoint
 from scripts import run_python
 from utils import ROOT
 
 from mmsmca import launch
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch) -> Path:
-    """A working directory with ``config.py`` and its data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    Path('config.py').write_text(CONFIG)
-    write_data(tmp_path / 'data/shapes128')
-    return tmp_path
+pytestmark = pytest.mark.usefixtures('folder')
 
 
 def error_line(stderr: str, tool: str) -> str:
