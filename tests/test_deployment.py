@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -641,6 +642,22 @@ def test_benchmark_against_rt_detr(tmp_path: Path, monkeypatch):
     assert row['rt_detr_ms'] >= 200
     assert row['time_vs_rt_detr'] == pytest.approx(row['latency_ms'] / row['rt_detr_ms'])
     assert 'memory_mib' not in row
+
+
+def test_signals_arrive_after_openvino(exported: Path):
+    """The first of two detectors is freed first: signal handlers need a stack nevertheless."""
+    first, second = (
+        runtimes.start_openvino(exported.with_suffix('.xml'), threads=1) for _ in range(2)
+    )
+    del first
+    del second
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert received == [signal.SIGUSR1]
 
 
 @pytest.mark.slow

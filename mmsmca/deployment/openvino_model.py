@@ -25,7 +25,7 @@ from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 from torch.export import ExportedProgram
 
 from .program import FAST_MODULES, INPUTS, OUTPUTS
-from .runtimes import pad, start_openvino
+from .runtimes import openvino_core, pad, start_openvino
 
 SUFFIX, RUNTIME = '.xml', 'OpenVINO'
 start = start_openvino
@@ -198,7 +198,7 @@ def quantize(ir: IR, images: Iterable[np.ndarray]) -> IR:
 
 def fast_precision() -> str:
     """Precision in which OpenVINO runs a model on this processor, unless the IR says otherwise."""
-    hint = openvino.Core().get_property('CPU', 'INFERENCE_PRECISION_HINT')
+    hint = openvino_core().get_property('CPU', 'INFERENCE_PRECISION_HINT')
     return hint.get_type_name()
 
 

@@ -1,7 +1,7 @@
 """Runtimes of an exported detector on the CPU, as functions from images to detections."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ def _run_onnxruntime(session, images: Sequence[np.ndarray]) -> Detections:
     return list(zip(*outputs, strict=True))
 
 
+@cache
+def openvino_core() -> Any:
+    """The process's only ``openvino.Core``.
+
+    The CPU plugin of every core gives the thread a stack for signal handlers and frees it with the
+    core. If cores overlap, OpenVINO 2026.4 may restore one that is already freed: the next signal,
+    such as the end of a child process, then kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def start_openvino(
     model: str | Path,
     threads: int | None = None,
@@ -69,14 +82,12 @@ def start_openvino(
             processor.
         streams: Number of calls that run in parallel and share the threads. Defaults to 1.
     """
-    import openvino
-
     settings: dict[str, Any] = dict(
         INFERENCE_NUM_THREADS=threads or torch.get_num_threads(), NUM_STREAMS=streams
     )
     if precision is not None:
         settings['INFERENCE_PRECISION_HINT'] = precision
-    return partial(_run_openvino, openvino.Core().compile_model(model, 'CPU', settings))
+    return partial(_run_openvino, openvino_core().compile_model(model, 'CPU', settings))
 
 
 def _run_openvino(compiled, images: Sequence[np.ndarray]) -> Detections:
