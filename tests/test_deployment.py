@@ -277,7 +277,7 @@ def of_content(layer: openvino.Node) -> bool:
 
 
 def test_ir_keeps_co_attention_in_float32(exported: Path):
-    core, ir = openvino.Core(), convert('single_scale').ir
+    core, ir = runtimes.openvino_core(), convert('single_scale').ir
     compiled = core.compile_model(
         exported.with_suffix('.xml'), 'CPU', {'INFERENCE_PRECISION_HINT': 'bf16'}
     )

@@ -276,9 +276,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write."""
     args = parse_args()
-    if args.rt_detr and find_spec('transformers') is None:
-        raise UserError("--rt-detr needs transformers: pip install 'mmsmca[transformers]'")
     if args.rt_detr:
+        if find_spec('transformers') is None:
+            raise UserError("--rt-detr needs transformers: pip install 'mmsmca[transformers]'")
         args.forms = [form for form in args.forms if FORMS[form][0].startswith('float32')]
     cfg, model = load(args)
     rows, ap = [], {}
